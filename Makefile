@@ -1,0 +1,35 @@
+# Everything works from a fresh clone: the virtual environment is made where it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: run sweep test checks benchmarks clean
+
+run: $(READY)
+	$(BIN)/bkray run pipelines/recipes/quickstart.yaml --out runs
+
+sweep: $(READY)
+	$(BIN)/bkray sweep tune/sweeps/quickstart.yaml --out runs
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+checks: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmarks: $(READY)
+	$(BIN)/python -m pytest -m benchmark -s tests/benchmarks
+
+# torch first and pinned, so that nothing else decides which build of it comes.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "bkray needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build *.egg-info

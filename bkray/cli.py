@@ -1,0 +1,121 @@
+"""The command line: parses, calls bkray.runtime, prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from bkray.config import load_recipe
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None
+)
+
+RecipeFile = Annotated[Path, typer.Argument(help="YAML file of the recipe")]
+Overrides = Annotated[Optional[list[str]], typer.Argument(metavar="key=value", help="such as training.lr=3e-4")]
+Out = Annotated[Optional[Path], typer.Option(help="folder for runs (default: runs)")]
+Cpus = Annotated[Optional[int], typer.Option(min=1, help="logical CPUs (default: the cores there are)")]
+RunFolder = Annotated[Path, typer.Argument(help="folder of a finished run, for example runs/quickstart")]
+
+
+@app.command()
+def run(recipe: RecipeFile, overrides: Overrides = None, out: Out = None, cpus: Cpus = None) -> None:
+    """Do everything: prepare, train, evaluate, report. Run it again to go on after a stop."""
+    _pipeline(recipe, overrides, out, cpus, until="evaluation")
+
+
+@app.command()
+def prepare(recipe: RecipeFile, overrides: Overrides = None, out: Out = None, cpus: Cpus = None) -> None:
+    """Prepare the ordered training set with Ray Data."""
+    _pipeline(recipe, overrides, out, cpus, until="training_set")
+
+
+@app.command()
+def train(recipe: RecipeFile, overrides: Overrides = None, out: Out = None, cpus: Cpus = None) -> None:
+    """Train the model with Ray Train, preparing its data first where needed."""
+    _pipeline(recipe, overrides, out, cpus, until="model")
+
+
+@app.command()
+def evaluate(recipe: RecipeFile, overrides: Overrides = None, out: Out = None, cpus: Cpus = None) -> None:
+    """Evaluate on the test split, training first where needed, and write the report."""
+    _pipeline(recipe, overrides, out, cpus, until="evaluation")
+
+
+@app.command()
+def plan(recipe: RecipeFile, overrides: Overrides = None, out: Out = None, cpus: Cpus = None) -> None:
+    """Show the stages, what is already there and what it takes, without starting Ray."""
+    from bkray.runtime.overview import print_plan
+
+    print_plan(load_recipe(recipe, overrides or ()), _out(out), cpus)
+
+
+@app.command()
+def generate(
+    folder: RunFolder,
+    prompt: Annotated[str, typer.Option(help="text to go on from")] = "",
+    tokens: Annotated[int, typer.Option(min=1, help="tokens to write at most")] = 100,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token")] = 0.8,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Write text with the model of a finished run."""
+    from bkray.runtime.overview import print_text
+
+    print_text(folder, prompt, tokens, temperature, seed)
+
+
+@app.command()
+def report(folder: RunFolder) -> None:
+    """Write summary.json and report.html of a finished run again, from its artifacts."""
+    from bkray.runtime.pipeline import rewrite_results
+
+    typer.echo(rewrite_results(folder))
+
+
+@app.command()
+def sweep(
+    spec: Annotated[Path, typer.Argument(help="YAML file of the sweep, for example tune/sweeps/quickstart.yaml")],
+    overrides: Overrides = None,
+    out: Out = None,
+    cpus: Cpus = None,
+) -> None:
+    """Explore settings with Ray Tune; leaves a table, a picture and winner.yaml."""
+    from bkray.runtime.sweep import run_sweep
+
+    run_sweep(spec, overrides or (), _out(out), cpus)
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: versions, cores, memory, disk, and whether Ray starts and works."""
+    from bkray.runtime.doctor import examine
+
+    raise typer.Exit(examine())
+
+
+def _pipeline(recipe: Path, overrides: list[str] | None, out: Path | None, cpus: int | None, until: str) -> None:
+    loaded = load_recipe(recipe, overrides or ())
+    from bkray.runtime.pipeline import run_pipeline
+    from bkray.runtime.submission import closing_lines
+
+    result = run_pipeline(loaded, _out(out), until=until, cpus=cpus)
+    typer.echo("\n".join(closing_lines(result)))
+
+
+def _out(out: Path | None) -> Path:
+    from bkray.runtime.submission import default_out
+
+    return (out or default_out()).absolute()
+
+
+def main() -> None:
+    from bkray.runtime.exits import exit_codes
+
+    with exit_codes():
+        app(standalone_mode=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""A sweep: a base recipe, the space that is explored, and how long trials may live."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from bkray.config.errors import UserError
+from bkray.config.loading import apply_overrides, parse_recipe, parse_section, read_yaml
+from bkray.config.recipe import Recipe, Section
+
+
+class Choice(Section):
+    kind: Literal["choice"]
+    values: tuple[Any, ...] = Field(min_length=1)
+
+
+class Uniform(Section):
+    kind: Literal["uniform", "loguniform"]
+    low: float
+    high: float
+
+
+Domain = Annotated[Choice | Uniform, Field(discriminator="kind")]
+
+
+class Sweep(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    recipe: str
+    """Path of the base recipe, relative to the sweep's own file."""
+    overrides: tuple[str, ...] = ()
+    """key=value changes of the base recipe that all trials share."""
+    space: dict[str, Domain]
+    """Dotted recipe keys and what each may be."""
+    trials: Annotated[int, Field(ge=1)] = 6
+    """Sampled trials; the baseline comes on top."""
+    seed: int = 0
+    baseline: dict[str, Any] = {}
+    """Dotted keys and values that turn every explored technique off; this trial is never stopped early."""
+    grace_steps: Annotated[int, Field(ge=1)] = 50
+    """Steps that every trial is given before ASHA may stop it."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 2
+    """ASHA keeps one in so many at each rung."""
+
+    @field_validator("space")
+    @classmethod
+    def _not_empty(cls, space: dict[str, Any]) -> dict[str, Any]:
+        if not space:
+            raise ValueError("the space names no key to explore")
+        return space
+
+
+def load_sweep(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Sweep, dict[str, Any]]:
+    """The sweep at `path` and the values of its base recipe; `overrides` change the sweep's own keys."""
+    sweep = parse_section(Sweep, apply_overrides(read_yaml(path), overrides), str(path))
+    values = apply_overrides(read_yaml(path.parent / sweep.recipe), sweep.overrides)
+    parse_recipe(values, f"{path}: the base recipe")
+    return sweep, values
+
+
+def trial_recipe(sweep: Sweep, values: dict[str, Any], point: dict[str, Any], name: str) -> Recipe:
+    """The recipe of one trial: the base values with `point` (dotted keys) set, one worker, named `name`."""
+    changed = apply_overrides(values, ())
+    for key, value in point.items():
+        _set(changed, key.split("."), value)
+    training = {**(changed.get("training") or {}), "workers": 1}
+    return parse_recipe({**changed, "name": name, "training": training}, f"sweep {sweep.name}, {point}")
+
+
+def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
+    *parents, last = keys
+    for parent in parents:
+        inner = values.get(parent)
+        if not isinstance(inner, dict):
+            raise UserError(f"space or baseline key {'.'.join(keys)}: the base recipe has no section {parent}")
+        values = inner
+    values[last] = value

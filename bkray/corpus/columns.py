@@ -1,0 +1,70 @@
+"""Texts in the columns of Arrow and Parquet tables, a few rows at a time.
+
+Parquet file ─► record batches of one column ─► bytes of each cell (decoded and checked by the caller)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bkray.config import UserError
+from bkray.config.recipe import ParquetCorpus
+from bkray.corpus.shard import Fault, Record, Shard
+
+ROWS = 128
+"""Rows read at once: a bound for memory where texts are long."""
+
+
+def read_parquet(shard: Shard, corpus: ParquetCorpus) -> Iterator[Record]:
+    """The texts of a Parquet file; UserError where the column is missing or holds no text."""
+    try:
+        with fsspec.open(shard.location, "rb") as file:
+            table = pq.ParquetFile(file)
+            check_column(shard.source, corpus.text_field, table.schema_arrow)
+            ordinal = 0
+            for batch in table.iter_batches(ROWS, columns=[corpus.text_field]):
+                for content in cells(batch.column(0)):
+                    yield Record(shard.source, ordinal, content)
+                    ordinal += 1
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{shard.location}: cannot be read as Parquet: {error}") from error
+
+
+def cells(column: pa.Array) -> Iterator[bytes | Fault]:
+    """Each cell's bytes, not yet decoded, so that one that is not UTF-8 does not take the others with it."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    for cell in column.cast(pa.large_binary()):
+        yield Fault("text is not a string", "null") if cell.as_py() is None else cell.as_py()
+
+
+def check_column(place: str, name: str, schema: pa.Schema) -> None:
+    """Raise UserError unless `schema` has a column `name` of text."""
+    texts = [field.name for field in schema if _is_text(field.type)]
+    if name not in schema.names:
+        raise no_such_column(place, name, schema.names, texts)
+    if name not in texts:
+        found = schema.field(name).type
+        raise UserError(
+            f"{place}: corpus.text_field {name!r} holds {found}, not text; "
+            f"columns with text: {', '.join(texts) or 'none'}"
+        )
+
+
+def no_such_column(place: str, name: str, names: list[str], candidates: list[str] | None = None) -> UserError:
+    """The error of a text field that a whole file lacks; the hint is the nearest of `candidates`."""
+    close = difflib.get_close_matches(name, names if candidates is None else candidates, n=1, cutoff=0.4)
+    hint = f"; did you mean corpus.text_field={close[0]}?" if close else ""
+    return UserError(f"{place}: no corpus.text_field {name!r}; there are {', '.join(names)}{hint}")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in (*tests, pa.types.is_binary, pa.types.is_large_binary))

@@ -1,0 +1,109 @@
+"""From the paths in a recipe to one shard a file.
+
+file, folder, glob or fsspec URL ─► files of that kind, sorted ─► Shard each (size, fingerprint, own split)
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import posixpath
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+from fsspec.core import has_magic, url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from bkray.config import UserError
+from bkray.config.recipe import JsonlCorpus, ParquetCorpus, TextCorpus
+from bkray.corpus.lines import COMPRESSION
+from bkray.corpus.shard import Shard, own_splits
+
+_SUFFIXES = {"text": (".txt", ".md"), "jsonl": (".jsonl", ".json", ".ndjson"), "parquet": (".parquet",)}
+_COMPRESSIBLE = ("text", "jsonl")
+
+
+def list_files(corpus: TextCorpus | JsonlCorpus | ParquetCorpus) -> list[Shard]:
+    """One shard a file, sorted by source; raises UserError where a path leads to nothing readable."""
+    found: dict[str, tuple[str, str, int]] = {}  # source: URL, fingerprint, bytes
+    urls = set()
+    for position, path in enumerate(corpus.paths):
+        for fs, file, source in _find(path, _suffixes(corpus.kind)):
+            url = fs.unstrip_protocol(file)
+            if url in urls:
+                continue
+            urls.add(url)
+            # Two of the given paths may hold files of one name: the position of the later's tells them apart.
+            unique = f"{position}/{source}" if source in found else source
+            found[unique] = (url, *_state(fs, file))
+    if not any(size for _, _, size in found.values()):
+        raise UserError(f"corpus.path {corpus.path!r}: the corpus is empty ({len(found)} files of 0 bytes)")
+    sources = sorted(found)
+    return [
+        Shard(corpus.kind, found[source][0], source, split, carve, *found[source][1:])
+        for source, (split, carve) in zip(sources, own_splits(sources), strict=True)
+    ]
+
+
+def _suffixes(kind: str) -> tuple[str, ...]:
+    plain = _SUFFIXES[kind]
+    packed = COMPRESSION if kind in _COMPRESSIBLE else ()
+    return plain + tuple(suffix + compression for suffix in plain for compression in packed)
+
+
+def _find(path: str, suffixes: tuple[str, ...]) -> Iterator[tuple[fsspec.AbstractFileSystem, str, str]]:
+    """File system, path and source name of each file that `path` stands for."""
+    try:
+        fs, root = url_to_fs(path)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"corpus.path {path!r}: {error}") from error
+    if fs.isfile(root):
+        yield fs, root, posixpath.basename(root)
+        return
+    if fs.isdir(root):
+        base, candidates = root, fs.find(root)
+    elif has_magic(root):
+        base, candidates = _folder_before_magic(root), [file for file in fs.glob(root) if not fs.isdir(file)]
+    else:
+        raise UserError(f"corpus.path {path!r}: no such file or folder{_nearby(fs, root)}")
+    named = [(file, posixpath.relpath(file, base)) for file in candidates]
+    kept = [(file, name) for file, name in named if name.lower().endswith(suffixes) and not _hidden(name)]
+    if not kept:
+        raise UserError(f"corpus.path {path!r}: no file with a name in {', '.join(suffixes)} there")
+    for file, name in kept:
+        yield fs, file, name
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+def _folder_before_magic(pattern: str) -> str:
+    while has_magic(pattern):
+        pattern = posixpath.dirname(pattern)
+    return pattern
+
+
+def _nearby(fs: fsspec.AbstractFileSystem, path: str) -> str:
+    folder, name = posixpath.split(path)
+    if not fs.isdir(folder):
+        return f"; nor is there a folder {folder}"
+    names = [posixpath.basename(entry.rstrip("/")) for entry in fs.ls(folder, detail=False)]
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {posixpath.join(folder, close[0])}?" if close else ""
+
+
+def _state(fs: fsspec.AbstractFileSystem, file: str) -> tuple[str, int]:
+    """Fingerprint and size of a file; UserError where it cannot be read."""
+    try:
+        if isinstance(fs, LocalFileSystem):
+            with open(file, "rb") as opened:
+                status = os.stat(opened.fileno())
+            return f"{status.st_size}-{status.st_mtime_ns}", status.st_size
+        info: dict[str, Any] = fs.info(file)
+    except OSError as error:
+        raise UserError(f"corpus.path: {file} cannot be read: {error.strerror or error}") from error
+    keys = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "created")
+    version = next((info[key] for key in keys if info.get(key)), "")
+    return f"{info.get('size')}-{version}", info.get("size") or 0

@@ -1,0 +1,78 @@
+"""Data sets of the Hugging Face hub (or a local folder that `datasets` reads).
+
+name, config, revision ─► one shard a split ─► rows, or documents of several rows (document_start)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bkray.config import UserError
+from bkray.config.recipe import HubCorpus
+from bkray.corpus.columns import ROWS, cells, check_column
+from bkray.corpus.lines import UTF8_MAX_BYTES, group, opens_at
+from bkray.corpus.shard import Fault, Record, Shard, own_splits, split_named
+
+T = TypeVar("T")
+
+
+def list_hub(corpus: HubCorpus) -> list[Shard]:
+    """One shard a split; other splits than train, validation and test are left out where there is a train."""
+    import datasets
+
+    local = os.path.isdir(corpus.name)
+    location = os.path.abspath(corpus.name) if local else corpus.name
+    builder = _load(corpus, datasets.load_dataset_builder, location, corpus.config, revision=corpus.revision)
+    sizes = {name: info.num_bytes or 0 for name, info in (builder.info.splits or {}).items()}
+    names = sorted(str(name) for name in (sizes or builder.config.data_files or ()))
+    if not names:
+        raise UserError(f"corpus.name {corpus.name!r}: the data set has no splits, so the corpus is empty")
+    if "train" in map(split_named, names):
+        names = [name for name in names if split_named(name)]
+    base = "/".join(filter(None, (Path(location).name if local else location, corpus.config)))
+    return [
+        Shard("hub", location, f"{base}/{name}", split, carve, str(builder.hash), sizes.get(name, 0))
+        for name, (split, carve) in zip(names, own_splits(names), strict=True)
+    ]
+
+
+def read_hub(shard: Shard, corpus: HubCorpus, max_chars: int) -> Iterator[Record]:
+    """The texts of one split, row by row or gathered at `corpus.document_start`."""
+    import datasets
+
+    name = shard.source.rsplit("/", 1)[-1]
+    rows = _load(
+        corpus, datasets.load_dataset, shard.location, corpus.config, split=name, revision=corpus.revision
+    )
+    check_column(shard.source, corpus.text_field, rows.features.arrow_schema)
+    contents: Iterator[bytes | bytearray | Fault] = _contents(rows, corpus.text_field)
+    if corpus.document_start is not None:
+        lines = map(_line, _contents(rows, corpus.text_field))
+        contents = group(lines, opens_at(corpus.document_start), max_chars * UTF8_MAX_BYTES)
+    for ordinal, content in enumerate(contents):
+        yield Record(shard.source, ordinal, content)
+
+
+def _contents(rows: Any, column: str) -> Iterator[bytes | Fault]:
+    for table in rows.select_columns([column]).with_format("arrow").iter(ROWS):
+        yield from cells(table.column(0).combine_chunks())
+
+
+def _line(content: bytes | Fault) -> bytes:
+    """A row as a line of a longer document; a null row is an empty one."""
+    text = b"" if isinstance(content, Fault) else content
+    return text if text.endswith(b"\n") else text + b"\n"
+
+
+def _load(corpus: HubCorpus, load: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    try:
+        return load(*arguments, **options)
+    except Exception as error:  # whatever the library, the network or the files raise, the mend is the user's
+        raise UserError(
+            f"corpus.name {corpus.name!r} (config {corpus.config!r}): datasets cannot load it: {error}\n"
+            "Check the name, the configuration and the network; without a network use a file: "
+            "corpus={kind: text, path: ...}"
+        ) from error

@@ -1,0 +1,181 @@
+"""Text and JSON Lines as a stream, never a whole file.
+
+    URL ─► pieces (lines, the longest in parts) ─► documents' bytes ─► text, or the field of a JSON object
+
+A document that outgrows its limit is not held: only its length and its beginning are.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO, cast
+
+import fsspec
+import pyarrow as pa
+
+from bkray.config import UserError
+from bkray.config.recipe import JsonlCorpus, TextCorpus
+from bkray.corpus.columns import no_such_column
+from bkray.corpus.shard import Fault, Record, Shard, not_utf8, too_long
+
+COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
+_PIECE_BYTES = 1 << 20
+_HEAD_BYTES = 320
+UTF8_MAX_BYTES = 4
+_JSON_MAX_BYTES = 12  # a character outside the basic plane as two \uXXXX escapes
+_JSON_OTHER_BYTES = 1 << 20  # room for a row's other fields
+_CONTINUATION = bytes(range(0x80, 0xC0))
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def read_text(shard: Shard, corpus: TextCorpus, max_chars: int) -> Iterator[Record]:
+    """The documents of a text file, cut as `corpus.document` or `corpus.document_start` says."""
+    if corpus.document_start is not None:
+        opens = opens_at(corpus.document_start)
+    else:
+        opens = {"file": _never, "line": _always, "paragraph": _blank}[corpus.document]
+    pieces = read_pieces(shard.location)
+    for ordinal, content in enumerate(group(pieces, opens, max_chars * UTF8_MAX_BYTES)):
+        yield Record(shard.source, ordinal, content)
+
+
+def read_jsonl(shard: Shard, corpus: JsonlCorpus, max_chars: int) -> Iterator[Record]:
+    """The texts of a JSON Lines file; UserError where no row at all has the field."""
+    other_fields: dict[str, None] = {}  # in the order in which they appear
+    field_found = False
+    limit = max_chars * _JSON_MAX_BYTES + _JSON_OTHER_BYTES
+    for ordinal, line in enumerate(group(read_pieces(shard.location), _always, limit)):
+        row = line if isinstance(line, Fault) else _parse(line)
+        if isinstance(row, dict):
+            field_found |= corpus.text_field in row
+            other_fields |= {} if field_found else dict.fromkeys(row)
+        if row is not None:
+            yield Record(
+                shard.source, ordinal, row if isinstance(row, Fault) else _field(row, corpus.text_field)
+            )
+    if other_fields and not field_found:
+        raise no_such_column(shard.source, corpus.text_field, list(other_fields))
+
+
+def read_pieces(url: str) -> Iterator[bytes]:
+    """The lines of a file, uncompressed; those over 1 MiB in several pieces, of which the last ends in LF."""
+    try:
+        with fsspec.open(url, "rb") as file:
+            stream = _uncompressed(cast(BinaryIO, file), url)
+            first = stream.readline(_PIECE_BYTES).removeprefix(_BYTE_ORDER_MARK)
+            if first:
+                yield first
+            yield from iter(lambda: stream.readline(_PIECE_BYTES), b"")
+    except OSError as error:
+        if "Truncated compressed stream" in str(error):
+            raise UserError(
+                f"{url}: the compressed stream ends early; copy or download the file again"
+            ) from error
+        raise UserError(f"{url}: cannot be read: {error}") from error
+
+
+def _uncompressed(file: BinaryIO, url: str) -> BinaryIO:
+    for suffix, codec in COMPRESSION.items():
+        if url.lower().endswith(suffix):
+            # Arrow's stream reports a cut file for both codecs; the zstandard package reads it as complete.
+            stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), codec)
+            return cast(BinaryIO, io.BufferedReader(stream, _PIECE_BYTES))
+    return file
+
+
+def opens_at(pattern: str) -> Callable[[bytes], bool]:
+    """Whether a line (without its end) matches `pattern`."""
+    compiled = re.compile(pattern)
+    return lambda line: compiled.search(line.rstrip(b"\r\n").decode("utf-8", errors="replace")) is not None
+
+
+def _never(line: bytes) -> bool:
+    return False
+
+
+def _always(line: bytes) -> bool:
+    return True
+
+
+def _blank(line: bytes) -> bool:
+    return not line.strip()
+
+
+def group(pieces: Iterable[bytes], opens: Callable[[bytes], bool], limit: int) -> Iterator[bytearray | Fault]:
+    """Join pieces to documents: a line that `opens` begins a new one (blank lines between paragraphs go).
+
+    A document over `limit` bytes becomes the fault `too long`.
+    """
+    document = _Document(limit)
+    line_starts = True
+    for piece in pieces:
+        if line_starts and opens(piece):
+            if document.begun:
+                yield document.take()
+            if opens is _blank:
+                continue
+        document.add(piece)
+        line_starts = piece.endswith(b"\n")
+    if document.begun:
+        yield document.take()
+
+
+class _Document:
+    """The bytes of one document, or past `limit` its length and beginning only."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._bytes = bytearray()
+        self._chars: int | None = None
+
+    @property
+    def begun(self) -> bool:
+        return bool(self._bytes)
+
+    def add(self, piece: bytes) -> None:
+        if self._chars is not None:
+            self._chars += _count_chars(piece)
+            return
+        self._bytes += piece
+        if len(self._bytes) > self._limit:
+            self._chars = _count_chars(self._bytes)
+            self._bytes = self._bytes[:_HEAD_BYTES]
+
+    def take(self) -> bytearray | Fault:
+        """Hand over the document and begin the next."""
+        data, chars = self._bytes, self._chars
+        self._bytes, self._chars = bytearray(), None
+        return data if chars is None else too_long(chars, data.decode("utf-8", errors="replace"))
+
+
+def _count_chars(data: bytes | bytearray) -> int:
+    return len(data.translate(None, _CONTINUATION))
+
+
+def _parse(line: bytearray) -> dict[str, object] | Fault | None:
+    """A JSON object, a fault, or None for an empty line."""
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return not_utf8(error)
+    if not text.strip():
+        return None
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return Fault("malformed JSON", f"{error}: {text[:80].rstrip()}")
+    if not isinstance(row, dict):
+        return Fault(
+            "malformed JSON", f"expected an object, found a {type(row).__name__}: {text[:80].rstrip()}"
+        )
+    return row
+
+
+def _field(row: dict[str, object], name: str) -> str | Fault:
+    if name not in row:
+        return Fault("no text field", f"no {name!r} among {', '.join(row) or 'no fields'}"[:200])
+    text = row[name]
+    return text if isinstance(text, str) else Fault("text is not a string", f"{name!r} is {text!r}"[:200])

@@ -1,0 +1,29 @@
+"""Windows as arrays: what training and evaluation read from a finished artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+
+
+def read_columns(parts: Sequence[Path], columns: Sequence[str], split: str | None = None) -> pa.Table:
+    """The named columns of all `parts` in order, restricted to one split where it is named."""
+    keep = pc.field("split") == split if split else None
+    return pads.dataset([str(part) for part in parts], format="parquet").to_table(list(columns), filter=keep)
+
+
+def tokens_array(table: pa.Table) -> np.ndarray:
+    """Column `tokens` as int32 (W, N + 1)."""
+    column = table.column("tokens")
+    width = column.type.list_size
+    chunks = [
+        np.asarray(chunk.flatten(), dtype=np.int32).reshape(-1, width)
+        for chunk in column.chunks
+        if len(chunk)
+    ]
+    return np.concatenate(chunks) if chunks else np.empty((0, width), dtype=np.int32)

@@ -1,0 +1,22 @@
+"""BK-Core operators, the models built on them, and the comparator."""
+
+from bkray.model.build import build_model
+from bkray.model.generate import generate
+from bkray.model.resnet_bk import ResNetBK, ResNetBKConfig
+from bkray.model.resolvent import operator_of, resolvent_diagonal, resolvent_mix
+from bkray.model.spectral import spectral_mix, spectral_scan
+from bkray.model.transformer import Transformer, TransformerConfig
+
+__all__ = [
+    "ResNetBK",
+    "ResNetBKConfig",
+    "Transformer",
+    "TransformerConfig",
+    "build_model",
+    "generate",
+    "operator_of",
+    "resolvent_diagonal",
+    "resolvent_mix",
+    "spectral_mix",
+    "spectral_scan",
+]

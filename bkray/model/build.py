@@ -1,0 +1,53 @@
+"""From the recipe's `model` section to a module: token ids (B, N) in, logits (B, N, V) out."""
+
+from __future__ import annotations
+
+import importlib
+
+from torch import nn
+
+from bkray.config import UserError
+from bkray.config.recipe import ImportModel, ResNetBKModel, TransformerModel
+from bkray.model.resnet_bk import ResNetBK, ResNetBKConfig
+from bkray.model.transformer import Transformer, TransformerConfig
+
+
+def build_model(model: ResNetBKModel | TransformerModel | ImportModel, vocab_size: int) -> nn.Module:
+    """The untrained model of a recipe section, initialised from torch's global random state.
+
+    Raises UserError where `model.target` of kind import cannot be imported, called or is no nn.Module.
+    """
+    if isinstance(model, ImportModel):
+        return _imported(model, vocab_size)
+    sizes = {
+        "vocab_size": vocab_size,
+        "d_model": model.d_model,
+        "n_layers": model.n_layers,
+        "n_heads": model.n_heads,
+    }
+    if isinstance(model, ResNetBKModel):
+        return ResNetBK(ResNetBKConfig(**sizes))
+    return Transformer(TransformerConfig(**sizes))
+
+
+def _imported(model: ImportModel, vocab_size: int) -> nn.Module:
+    module_name, name = model.target.split(":")
+    where = f"model.target {model.target!r}"
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(
+            f"{where}: importing {module_name} failed ({error}): install it or correct the path"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UserError(f"{where}: module {module_name} has no function {name}")
+    try:
+        built = function(vocab_size, **model.arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{where}: calling {name}({vocab_size}, **{model.arguments}) failed: {error}; see model.arguments"
+        ) from error
+    if not isinstance(built, nn.Module):
+        raise UserError(f"{where}: {name} returned {type(built).__name__}, not a torch.nn.Module")
+    return built

@@ -1,0 +1,88 @@
+"""Causal depthwise convolution of a few taps, in one fused pass each way.
+
+x (B, N, C), taps (C, 1, K) ─► y_i = sum_k taps_k x_{i-K+1+k}, x counting as 0 before the first site
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
+
+from bkray.model.arguments import at_least_float32, check_sequence
+from bkray.model.backends import choose_backend, run_kernel
+
+Tensor = torch.Tensor
+
+
+def causal_convolution(x: Tensor, taps: Tensor, *, backend: str = "auto") -> Tensor:
+    """Depthwise causal convolution of x (B, N, C) with taps (C, 1, K), shaped as for `conv1d` with groups=C.
+
+    Returns (B, N, C) in float32 or the wider dtype given. Raises UserError for an unusable backend or shape.
+    """
+    check_sequence(x, 3, "x")
+    x, taps = at_least_float32(x, taps)
+    if choose_backend(backend, x) == "numba":
+        return _convolve(x.contiguous(), taps.permute(1, 2, 0).contiguous())
+    padded = F.pad(x.transpose(1, 2), (taps.shape[2] - 1, 0))
+    return F.conv1d(padded, taps, groups=x.shape[2]).transpose(1, 2)
+
+
+@torch.library.custom_op("bkray::causal_convolution", mutates_args=())
+def _convolve(x: Tensor, taps: Tensor) -> Tensor:
+    from bkray.model.kernels import convolution_forward
+
+    y = torch.empty_like(x)
+    run_kernel(convolution_forward, x, taps, y)
+    return y
+
+
+@torch.library.custom_op("bkray::causal_convolution_backward", mutates_args=())
+def _convolve_backward(g: Tensor, x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
+    from bkray.model.kernels import convolution_backward
+
+    d_x, d_taps = torch.empty_like(x), x.new_empty(x.shape[0], *taps.shape[1:])
+    run_kernel(convolution_backward, g, x, taps, d_x, d_taps)
+    return d_x, d_taps.sum(0, keepdim=True)
+
+
+@_convolve.register_fake
+def _(x: Tensor, taps: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@_convolve_backward.register_fake
+def _(g: Tensor, x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(taps)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+    return _convolve_backward(g.contiguous(), *ctx.saved_tensors)
+
+
+_convolve.register_autograd(_backward, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.bkray.causal_convolution)
+def _forward_flops(
+    x_shape: tuple[int, ...], taps_shape: tuple[int, ...], *others: Any, **keywords: Any
+) -> int:
+    return 2 * taps_shape[1] * math.prod(x_shape)
+
+
+@register_flop_formula(torch.ops.bkray.causal_convolution_backward)
+def _backward_flops(
+    g_shape: tuple[int, ...],
+    x_shape: tuple[int, ...],
+    taps_shape: tuple[int, ...],
+    *others: Any,
+    **keywords: Any,
+) -> int:
+    return 4 * taps_shape[1] * math.prod(x_shape)

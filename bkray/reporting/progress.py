@@ -1,0 +1,62 @@
+"""Progress for people: one live line a stage on a terminal, one finished line a stage elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.status import Status
+
+_QUIET_INTERVAL_S = 30.0  # off a terminal, a long stage still says so often that it is alive
+
+
+class Line:
+    """The line of one stage."""
+
+    def __init__(self, console: Console, name: str, status: Status | None) -> None:
+        self._console, self._name, self._status = console, name, status
+        self._started = self._said = time.monotonic()
+        self._text = ""
+        self.result = ""
+
+    def update(self, text: str) -> None:
+        """Say how far the stage is."""
+        self._text = text
+        now = time.monotonic()
+        if self._status is None and now - self._said >= _QUIET_INTERVAL_S:
+            self._said = now
+            self._console.print(f"  {self._name}: {text}", highlight=False, markup=False)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show the seconds that have passed."""
+        if self._status is not None:
+            self._status.update(f"{self._name:<13} {self._text}  {self.seconds:.0f} s")
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+
+class Progress:
+    """Prints to `console`; a stage's line is live only where the console is a terminal."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Line]:
+        """A stage from start to end; what it sets as `result` is kept on the finished line."""
+        if self.console.is_terminal:
+            with self.console.status(name) as status:
+                line = Line(self.console, name, status)
+                yield line
+        else:
+            line = Line(self.console, name, None)
+            yield line
+        self.say(f"✓ {name:<13} {line.result}  ({line.seconds:.1f} s)")

@@ -1,0 +1,62 @@
+"""What the reports are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """One run. Every part with a default may be left out; the page then goes without it."""
+
+    name: str
+    summary: Mapping[str, Any]
+    """summary.json: `held_out` (bits_per_byte, nats_per_token, perplexity, split) and `ledger` (total_flops,
+    by_kind: {kind: {flops, tokens, seconds}}, wall_s, tokens_seen, unique_tokens); where there are any also
+    `baselines` ({"unigram": bits per byte, "trigram": bits per byte}), steps, world_size, seed, versions. A
+    null number stands for one that was not finite."""
+    recipe: str
+    """The resolved recipe, YAML."""
+    metrics: Sequence[Mapping[str, Any]] = ()
+    """Lines of metrics.jsonl: step and any of tokens, seconds, loss and validation_loss (nats per token),
+    share, tokens_per_second. A key that a line lacks was not measured there; null is a number not finite."""
+    stages: Sequence[Mapping[str, Any]] = ()
+    """name, rows, rejects, removed, seconds of every stage; cached of all of them or of none."""
+    rejects: Mapping[str, int] = field(default_factory=dict)
+    """Rejected rows by reason."""
+    difficulty: tuple[str, Sequence[float] | np.ndarray] | None = None
+    """Name of the measure and its value for every training window."""
+    easiest: Sequence[tuple[float, str]] = ()
+    """Difficulty and text."""
+    hardest: Sequence[tuple[float, str]] = ()
+    samples: Sequence[tuple[str, str]] = ()
+    """Prompt and what the model wrote after it."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial of a sweep."""
+
+    name: str
+    parameters: Mapping[str, Any]
+    status: Literal["finished", "stopped early", "failed"]
+    bits_per_byte: float | None = None  # held-out; None where the trial never got that far
+    flops: float | None = None
+    seconds: float | None = None
+    baseline: bool = False  # the row with every technique off
+    ratio: tuple[float, float, float] | None = None  # bits per byte over the baseline's: mean, low, high
+    error: str = ""  # what a failed trial failed with
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """A sweep: all of its trials, failed ones included, in the order in which they were started."""
+
+    name: str
+    trials: Sequence[Trial]
+    winner: str | None = None  # name of a trial
+    recipe: str = ""  # the winner's resolved recipe, YAML

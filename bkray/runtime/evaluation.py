@@ -1,0 +1,121 @@
+"""The evaluation stage: the trained model on the test split, window by window, and n-gram baselines beside it."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from ray.data import ActorPoolStrategy
+
+from bkray.corpus import load_tokenizer
+from bkray.corpus.windows import read_columns, tokens_array
+from bkray.evaluation import HeldOut, NGramBaseline, window_nats
+from bkray.model import generate
+from bkray.runtime.cluster import TASK_CPUS
+from bkray.runtime.prepare import Outcome, Work
+from bkray.runtime.stages import read_parts, write_parts
+from bkray.training import Ledger, load_model
+from bkray.training.flops import forward_flops
+
+_BATCH = 32
+_BASELINE_TOKENS = 10_000_000  # training tokens that the n-gram baselines count at most
+_SCHEMA = pa.schema(
+    [
+        pa.field("window_id", pa.int64(), nullable=False),
+        pa.field("nats", pa.float64(), nullable=False),  # summed over the targets
+        pa.field("target_bytes", pa.int32(), nullable=False),
+    ]
+)
+
+
+def evaluation(work: Work) -> Outcome:
+    """Nats of every test window; held-out bits per byte of the model and of the baselines; samples."""
+    split, window = "test", work.recipe.window
+    windows, exported = work.inputs["windows"], work.inputs["model"].path
+    baselines = _fit_baselines.remote(windows.parts, work.inputs["tokenizer"].path / "tokenizer.json", split)
+    dataset = read_parts(windows.parts, split).map_batches(
+        _WindowNats,
+        fn_constructor_args=(exported,),
+        compute=ActorPoolStrategy(size=max(1, work.cpus - 1)),
+        batch_size=_BATCH,
+        batch_format="pyarrow",
+        num_cpus=TASK_CPUS,
+    )
+    rows = write_parts(dataset, work.directory, _SCHEMA, ["window_id"])
+    table = read_columns(sorted(work.directory.glob("part-*")), ["nats", "target_bytes"])
+    held_out = HeldOut(
+        nats=math.fsum(table["nats"].to_pylist()),
+        tokens=rows * window,
+        bytes=sum(table["target_bytes"].to_pylist()),
+        windows=rows,
+    )
+    network = load_model(exported)
+    ledger = Ledger()
+    ledger.charge("evaluation", flops=rows * forward_flops(network, window), tokens=rows * window)
+    details = {
+        "held_out": held_out.as_dict(split),
+        "baselines": ray.get(baselines),
+        "samples": _samples(network, work),
+    }
+    summary = f"{held_out.bits_per_byte:.4f} bits per byte on {rows:,} {split} windows"
+    return Outcome(rows, summary, ledger=ledger, details=details)
+
+
+class _WindowNats:
+    """An actor that holds the trained model and adds its loss on each window."""
+
+    def __init__(self, exported: Path) -> None:
+        torch.set_num_threads(1)
+        self.model = load_model(exported)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        # Window by window: a window's loss must not depend, in its last bits, on its neighbours in the batch.
+        tokens_WN1 = torch.from_numpy(tokens_array(table)).long()
+        nats = [window_nats(self.model, window[None]).item() for window in tokens_WN1]
+        return table.select(["window_id", "target_bytes"]).append_column("nats", pa.array(nats, pa.float64()))
+
+
+@ray.remote(num_cpus=1)
+def _fit_baselines(parts: list[Path], tokenizer: Path, split: str) -> dict[str, Any]:
+    """Held-out bits per byte of a unigram and a 3-gram model, counted on the training split's original windows."""
+    started = time.perf_counter()
+    vocab_size = load_tokenizer(tokenizer).get_vocab_size()
+    counted: list[np.ndarray] = []
+    for part in parts:
+        table = read_columns([part], ["tokens", "augmentation"], "train")
+        counted.append(tokens_array(table.filter(table["augmentation"].is_null())))
+        if sum(map(np.size, counted)) >= _BASELINE_TOKENS:
+            break
+    train_WN1 = np.concatenate(counted)
+    held_out = read_columns(parts, ["tokens", "target_bytes"], split)
+    tokens_WN1 = tokens_array(held_out)
+    held_out_bytes = sum(held_out["target_bytes"].to_pylist())
+    result: dict[str, Any] = {"tokens": int(train_WN1[:, 1:].size)}
+    for name, order in (("unigram", 1), ("trigram", 3)):
+        nats = NGramBaseline.fit(train_WN1, vocab_size, order).nats(tokens_WN1)
+        result[name] = nats / held_out_bytes / math.log(2.0)
+    return {**result, "seconds": time.perf_counter() - started}
+
+
+def _samples(network: torch.nn.Module, work: Work) -> list[tuple[str, str]]:
+    settings = work.recipe.samples
+    if settings is None:
+        return []
+    bpe = load_tokenizer(work.inputs["tokenizer"].path / "tokenizer.json")
+    return [
+        (prompt, write(network, bpe, prompt, settings.tokens, settings.temperature, work.recipe.seed))
+        for prompt in settings.prompts
+    ]
+
+
+def write(network: torch.nn.Module, bpe: Any, prompt: str, tokens: int, temperature: float, seed: int) -> str:
+    """What the model writes after `prompt`: up to `tokens` tokens, ending early at the end of a document."""
+    ids = [0, *bpe.encode(prompt).ids]
+    made = generate(network, ids, tokens, temperature=temperature, seed=seed, stop_id=0)
+    return bpe.decode([int(token) for token in made])

@@ -1,0 +1,53 @@
+"""From exceptions to exit codes: 0 done, 2 for what the user can mend, 1 for a fault of ours, 130 interrupted."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bkray.config import UserError
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn what the block raises into a message and an exit code; SIGTERM is taken like Ctrl-C."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say("interrupted; what is finished is kept: run the same command again to go on")
+        raise SystemExit(130) from None
+    except Exception as error:
+        if (mendable := find_user_error(error)) is not None:
+            _say(f"error: {mendable}")
+            raise SystemExit(2) from None
+        traceback.print_exc()
+        _say("this is a fault of bkray, not of your recipe: please report it with the lines above")
+        raise SystemExit(1) from None
+
+
+def find_user_error(error: BaseException | None) -> UserError | None:
+    """The UserError behind `error`, through causes and what Ray wraps around a worker's exception."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        current = waiting.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, UserError):
+            return current
+        waiting += [getattr(current, name, None) for name in ("cause", "__cause__", "__context__", "_base_exc")]
+        waiting += list(getattr(current, "worker_failures", {}).values())
+    return None
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

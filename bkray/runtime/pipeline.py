@@ -1,0 +1,195 @@
+"""The whole way: from a recipe to a trained model and a report, going on wherever an earlier run stopped.
+
+    recipe ─► shards ─► plan ─► budget ─► each stage that has no artifact yet ─► summary.json, report.html
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bkray.config import Recipe, UserError, dump_yaml, load_recipe, read_yaml
+from bkray.corpus import list_shards
+from bkray.reporting.progress import Progress
+from bkray.runtime import prepare
+from bkray.runtime.artifacts import Artifact, write_manifest, writing
+from bkray.runtime.cluster import check_budget, cluster, inside_job, local_cpus
+from bkray.runtime.evaluation import evaluation
+from bkray.runtime.plan import Plan, Stage, make_plan
+from bkray.runtime.prepare import Outcome, Work
+from bkray.runtime.results import versions, write_results
+from bkray.runtime.training import model
+
+BUILDERS: dict[str, Callable[[Work], Outcome]] = {
+    "documents": prepare.documents,
+    "tokenizer": prepare.tokenizer,
+    "augmented": prepare.augmented,
+    "windows": prepare.windows,
+    "proxy": prepare.proxy,
+    "scored": prepare.scored,
+    "selected": prepare.selected,
+    "training_set": prepare.training_set,
+    "model": model,
+    "evaluation": evaluation,
+}
+
+
+@dataclass(frozen=True)
+class RunResult:
+    folder: Path
+    artifacts: dict[str, Artifact]
+    summary: dict | None
+    """summary.json, where the run went as far as the evaluation."""
+
+
+def plan_run(recipe: Recipe, out: Path, artifacts: Path | None = None) -> Plan:
+    """The plan of `recipe` under `out`; raises UserError where the corpus cannot be read."""
+    return make_plan(recipe, list_shards(recipe.corpus), out / recipe.name, artifacts)
+
+
+def run_pipeline(
+    recipe: Recipe,
+    out: Path,
+    *,
+    until: str = "evaluation",
+    cpus: int | None = None,
+    artifacts: Path | None = None,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Build every stage up to `until`, in order; what is already there is kept.
+
+    Raises UserError before anything is written where the recipe, the folder or the machine does not fit.
+    """
+    progress = progress or Progress()
+    plan = plan_run(recipe, out, artifacts)
+    run = out / recipe.name
+    stages = _up_to(plan, until)
+    _check_folder(run, recipe)
+    found = {name: stage.find() for name, stage in stages.items()}
+    complete = all(found.values()) and (until != "evaluation" or (run / "report.html").exists())
+    if complete:
+        progress.say(f"{run}: already complete, nothing to do")
+        return RunResult(run, {n: a for n, a in found.items() if a}, _summary(run, until))
+    if not inside_job():
+        check_budget(recipe, local_cpus(cpus), out, plan.corpus_bytes)
+    run.mkdir(parents=True, exist_ok=True)
+    with locked(run):
+        (run / "resolved.yaml").write_text(dump_yaml(recipe))
+        built = _build_all(plan, stages, cpus, progress, out)
+        if until == "evaluation":
+            write_results(plan, built, run)
+    return RunResult(run, built, _summary(run, until))
+
+
+def rewrite_results(run: Path) -> str:
+    """Write summary.json and report.html of a finished run again; returns the path of the report."""
+    if not (run / "resolved.yaml").exists():
+        raise UserError(f"{run} holds no run: name the folder of a finished one, for example runs/quickstart")
+    plan = plan_run(load_recipe(run / "resolved.yaml"), run.parent)
+    found = {name: stage.find() for name, stage in plan.stages.items()}
+    missing = [name for name, artifact in found.items() if artifact is None]
+    if missing:
+        raise UserError(f"{run} is not finished, {', '.join(missing)} is missing: run `bkray run` to go on with it")
+    write_results(plan, {name: artifact for name, artifact in found.items() if artifact}, run)
+    return str(run / "report.html")
+
+
+def _build_all(
+    plan: Plan, stages: dict[str, Stage], cpus: int | None, progress: Progress, out: Path
+) -> dict[str, Artifact]:
+    built: dict[str, Artifact] = {}
+    for name, stage in stages.items():
+        if not (artifact := stage.find()):
+            break
+        built[name] = artifact
+        progress.say(f"✓ {name:<13} already there: {artifact.manifest['summary']}")
+    if len(built) == len(stages):
+        return built
+    with cluster(cpus) as there:
+        check_budget(plan.recipe, there, out, plan.corpus_bytes)
+        for name, stage in stages.items():
+            if name not in built:
+                built[name] = build_stage(plan, stage, built, there, progress)
+    return built
+
+
+def build_stage(plan: Plan, stage: Stage, built: dict[str, Artifact], cpus: int, progress: Progress) -> Artifact:
+    """The stage's artifact: the one that is there, or a new one made from `built`."""
+    if artifact := stage.find():
+        return artifact
+    with progress.stage(stage.name) as line, writing(stage.path) as directory:
+        started = time.perf_counter()
+        inputs = {name: built[name] for name in stage.inputs}
+        outcome = BUILDERS[stage.name](Work(stage, plan, directory, inputs, cpus, line))
+        line.result = outcome.summary
+        write_manifest(
+            directory,
+            {
+                "stage": stage.name,
+                "key": stage.key,
+                "inputs": {name: source.key for name, source in stage.inputs.items()},
+                "rows": outcome.rows,
+                "removed": outcome.removed,
+                "rejects": outcome.rejects,
+                "summary": outcome.summary,
+                "seconds": time.perf_counter() - started,
+                "ledger": outcome.ledger.table(),
+                "details": outcome.details,
+                "configuration": plan.recipe.model_dump(mode="json"),
+                "versions": versions(),
+            },
+        )
+    artifact = stage.find()
+    assert artifact is not None
+    return artifact
+
+
+def _up_to(plan: Plan, until: str) -> dict[str, Stage]:
+    names = list(plan.stages)
+    return {name: plan.stages[name] for name in names[: names.index(until) + 1]}
+
+
+def _check_folder(run: Path, recipe: Recipe) -> None:
+    """Refuse a folder that holds the run of another recipe."""
+    path = run / "resolved.yaml"
+    if not path.exists():
+        if run.exists() and any(entry.name not in {"artifacts", ".lock"} for entry in run.iterdir()):
+            raise UserError(f"{run} is not empty and holds no run of bkray: choose another --out or name")
+        return
+    before, now = _flat(read_yaml(path)), _flat(recipe.model_dump(mode="json"))
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if changed:
+        shown = "\n".join(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed[:8])
+        more = f"\n  and {len(changed) - 8} more" if len(changed) > 8 else ""
+        raise UserError(
+            f"{run} holds the run of another recipe:\n{shown}{more}\nchoose another --out, or name=… for this one"
+        )
+
+
+def _flat(values: object, prefix: str = "") -> dict[str, object]:
+    if isinstance(values, dict) and values:
+        return {k: v for key, inner in values.items() for k, v in _flat(inner, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): list(values) if isinstance(values, tuple) else values}
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Keep a second process out of the same folder; clear away what a killed one left half-written."""
+    with open(run / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{run}: another bkray process is at work here: wait for it, or choose another --out") from None
+        for partial in run.glob("**/.partial-*"):
+            shutil.rmtree(partial, ignore_errors=True)
+        yield
+
+
+def _summary(run: Path, until: str) -> dict | None:
+    return json.loads((run / "summary.json").read_text()) if until == "evaluation" else None

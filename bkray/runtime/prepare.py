@@ -1,0 +1,378 @@
+"""The data stages: each reads finished artifacts through Ray Data and fills the folder of a new one.
+
+A stage is a function (Work) -> Outcome. It may be killed at any time: its folder is not an artifact until the end.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+import torch
+from ray.data import ActorPoolStrategy, Dataset
+
+from bkray.augmentation import build_augmentation
+from bkray.config import Recipe, UserError
+from bkray.corpus import Shard, first_of_duplicates, load_tokenizer, pack, read_shard, text_hash, train_tokenizer
+from bkray.corpus.schema import DOCUMENTS, REJECTS, SPLITS, row_rng, windows_schema
+from bkray.corpus.windows import read_columns, tokens_array
+from bkray.difficulty import compression_ratio, rarity, score_windows
+from bkray.reporting.progress import Line
+from bkray.runtime.artifacts import Artifact
+from bkray.runtime.cluster import TASK_CPUS
+from bkray.runtime.plan import Plan, Stage, chosen_scores
+from bkray.runtime.proxy import train_proxy
+from bkray.runtime.stages import bucket_of, read_parts, top_k, write_parts
+from bkray.training import Ledger, load_model
+from bkray.training.flops import forward_flops
+
+_SCORE_BATCH = 64  # windows an actor takes at a time; they are scored one by one
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage gets: where to write, what to read, how many CPUs there are."""
+
+    stage: Stage
+    plan: Plan
+    directory: Path
+    inputs: dict[str, Artifact]
+    cpus: int
+    line: Line
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.plan.recipe
+
+    @property
+    def source(self) -> Artifact:
+        """The first input."""
+        return next(iter(self.inputs.values()))
+
+
+@dataclass
+class Outcome:
+    """What a stage reports; it becomes part of the manifest."""
+
+    rows: int
+    summary: str
+    removed: int = 0
+    rejects: dict[str, int] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def _map(dataset: Dataset, function: Any, **options: Any) -> Dataset:
+    return dataset.map_batches(function, batch_format="pyarrow", num_cpus=TASK_CPUS, **options)
+
+
+# --- documents -----------------------------------------------------------------------------------
+
+
+def documents(work: Work) -> Outcome:
+    """Read every shard, set rejects aside, remove exact duplicates over all splits."""
+    recipe, shards = work.recipe, list(work.plan.shards)
+    rejects = work.directory / ".rejects"
+    rejects.mkdir()
+    items = ray.data.from_items([{"shard": number} for number in range(len(shards))])
+    read = _map(items, _ReadShards(shards, recipe, rejects), batch_size=1).materialize()
+    total = read.count()
+    reasons = _gather_rejects(rejects, work.directory / "rejects.parquet")
+    _check_rejects(reasons, total, recipe, work.directory / "rejects.parquet")
+    if total == 0:
+        raise UserError(f"corpus: {len(shards)} files hold no document: give another path, or look at its text field")
+    kept = read
+    if recipe.cleaning.exact:
+        kept = read.groupby("bucket").map_groups(_drop_duplicates, batch_format="pyarrow", num_cpus=TASK_CPUS)
+    rows = write_parts(kept, work.directory, DOCUMENTS, ["split", "doc_id"])
+    rejected = sum(reasons.values())
+    summary = f"{rows:,} documents, {total - rows:,} duplicates removed, {rejected:,} rejected"
+    return Outcome(rows, summary, removed=total - rows, rejects=dict(reasons))
+
+
+class _ReadShards:
+    """Rows {shard: number} to documents with their text hash; rejects go to one file a shard."""
+
+    def __init__(self, shards: list[Shard], recipe: Recipe, rejects: Path) -> None:
+        self.shards, self.recipe, self.rejects = shards, recipe, rejects
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        for number in batch["shard"].to_pylist():
+            rejected = []
+            for table, rejects in read_shard(
+                self.shards[number], self.recipe.corpus, self.recipe.cleaning, self.recipe.seed
+            ):
+                rejected.append(rejects)
+                yield _with_hash(table)
+            merged = pa.concat_tables([REJECTS.empty_table(), *rejected])
+            if merged.num_rows:
+                pq.write_table(merged, self.rejects / f"{number:08d}.parquet")
+        yield _with_hash(DOCUMENTS.empty_table())
+
+
+def _with_hash(documents: pa.Table) -> pa.Table:
+    hashes = np.array([text_hash(text) for text in documents["text"].to_pylist()], dtype=np.int64)
+    documents = documents.append_column("text_hash", pa.array(hashes))
+    return documents.append_column("bucket", pa.array(bucket_of(hashes, 16)))
+
+
+def _drop_duplicates(bucket: pa.Table) -> pa.Table:
+    return first_of_duplicates(bucket)[0]
+
+
+def _gather_rejects(folder: Path, target: Path) -> Counter[str]:
+    """Merge the shards' rejects in order into one file; count them by reason."""
+    tables = [pq.read_table(path) for path in sorted(folder.iterdir())]
+    merged = pa.concat_tables([REJECTS.empty_table(), *tables])
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    pq.write_table(merged, target)
+    return Counter(merged["reason"].to_pylist())
+
+
+def _check_rejects(reasons: Counter[str], accepted: int, recipe: Recipe, path: Path) -> None:
+    rejected = sum(reasons.values())
+    if rejected > recipe.cleaning.max_rejects * (accepted + rejected):
+        first = pq.read_table(path).slice(0, 1).to_pylist()[0]
+        raise UserError(
+            f"corpus: {rejected:,} of {accepted + rejected:,} documents were rejected, more than "
+            f"cleaning.max_rejects {recipe.cleaning.max_rejects:g}; the first is document {first['ordinal']} of "
+            f"{first['source']}: {first['reason']} ({first['detail']})"
+        )
+
+
+# --- tokenizer, augmentation, windows --------------------------------------------------------------
+
+
+def tokenizer(work: Work) -> Outcome:
+    """Train the byte-level BPE on the training documents."""
+    target = work.directory / "tokenizer.json"
+    size = ray.get(_train_tokenizer.remote(work.source.parts, work.recipe.tokenizer.vocab_size, str(target)))
+    return Outcome(size, f"{size:,} tokens")
+
+
+@ray.remote(num_cpus=1)
+def _train_tokenizer(parts: list[Path], vocab_size: int, target: str) -> int:
+    def texts() -> Iterator[str]:
+        for part in parts:
+            yield from read_columns([part], ["text"], "train")["text"].to_pylist()
+
+    trained = train_tokenizer(texts(), vocab_size)
+    trained.save(target)
+    return trained.get_vocab_size()
+
+
+def augmented(work: Work) -> Outcome:
+    """One augmented document for each training document and each kind."""
+    kinds = [build_augmentation(section, work.recipe.seed) for section in work.recipe.augmentation]
+    made = _map(read_parts(work.source.parts, "train"), _Augment(kinds))
+    rows = write_parts(made, work.directory, DOCUMENTS, ["doc_id"])
+    return Outcome(rows, f"{rows:,} documents")
+
+
+class _Augment:
+    """Documents to their augmented documents, of every kind."""
+
+    def __init__(self, kinds: list[Any]) -> None:
+        self.kinds = kinds
+
+    def __call__(self, documents: pa.Table) -> pa.Table:
+        return pa.concat_tables([kind(documents) for kind in self.kinds])
+
+
+def windows(work: Work) -> Outcome:
+    """Pack documents into windows: a part file at a time, each split and augmentation by itself."""
+    recipe = work.recipe
+    parts = [part for name in ("documents", "augmented") if name in work.inputs for part in work.inputs[name].parts]
+    items = ray.data.from_items([{"part": str(part)} for part in parts], override_num_blocks=len(parts))
+    tokenizer_path = work.inputs["tokenizer"].path / "tokenizer.json"
+    packed = _map(items, _PackParts(tokenizer_path, recipe.window), batch_size=1).materialize()
+    dropped = int(packed.sum("dropped") or 0)
+    packed = _map(packed, _real_windows)
+    rows = write_parts(packed, work.directory, windows_schema(recipe.window), ["window_id"])
+    counts = _split_counts(work.directory, dropped, recipe)
+    summary = f"{rows:,} windows of {recipe.window}: " + ", ".join(f"{counts[split]:,} {split}" for split in SPLITS)
+    return Outcome(rows, summary, details={"windows": counts, "dropped_tokens": dropped})
+
+
+class _PackParts:
+    """Rows {part: path} to windows, with the number of tokens that were left over in column `dropped`."""
+
+    def __init__(self, tokenizer_path: Path, window: int) -> None:
+        self.tokenizer_path, self.window = tokenizer_path, window
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        bpe = load_tokenizer(self.tokenizer_path)
+        for path in batch["part"].to_pylist():
+            table = pq.read_table(path)
+            groups = pa.TableGroupBy(table, ["split", "augmentation"]).aggregate([]).to_pylist()
+            for group in sorted(groups, key=lambda g: (g["split"], g["augmentation"] or "")):
+                made, dropped = pack(_group_of(table, **group), bpe, self.window)
+                yield _with_dropped(made, dropped, self.window)
+
+
+def _group_of(table: pa.Table, split: str, augmentation: str | None) -> pa.Table:
+    same = pc.is_null(table["augmentation"]) if augmentation is None else pc.equal(table["augmentation"], augmentation)
+    return table.filter(pc.and_(pc.equal(table["split"], split), same))
+
+
+def _with_dropped(made: pa.Table, dropped: int, window: int) -> pa.Table:
+    """`made` and one row without tokens that carries the count."""
+    names = made.schema.names
+    counts = pa.array([0] * made.num_rows, pa.int64())
+    carrier = {name: pa.nulls(1, made.schema.field(name).type) for name in names} | {"dropped": pa.array([dropped])}
+    nullable = pa.schema([field.with_nullable(True) for field in made.schema] + [pa.field("dropped", pa.int64())])
+    filled = pa.table({**{name: made[name] for name in names}, "dropped": counts}, schema=nullable)
+    return pa.concat_tables([filled, pa.table(carrier, schema=nullable)])
+
+
+def _real_windows(table: pa.Table) -> pa.Table:
+    return table.filter(pc.is_valid(table["window_id"]))
+
+
+def _split_counts(directory: Path, dropped: int, recipe: Recipe) -> dict[str, int]:
+    counts = Counter(read_columns(sorted(directory.glob("part-*")), ["split"])["split"].to_pylist())
+    for split in SPLITS:
+        if not counts[split]:
+            raise UserError(
+                f"corpus: the {split} split is too small for one window of {recipe.window} tokens "
+                f"({dropped:,} tokens were left over in all splits): set window lower, or bring more text"
+            )
+    return {split: counts[split] for split in SPLITS}
+
+
+# --- scores, selection, order ----------------------------------------------------------------------
+
+
+def proxy(work: Work) -> Outcome:
+    """Train the small scoring model in one process; its cost is charged."""
+    ledger = Ledger(ray.get(train_proxy.remote(work.recipe, work.inputs["windows"].parts, work.inputs["tokenizer"].path, work.directory)))
+    tokens = ledger.table()["proxy_training"]["tokens"]
+    return Outcome(tokens, f"{tokens:,} tokens seen", ledger=ledger)
+
+
+def scored(work: Work) -> Outcome:
+    """Score the training windows: a text statistic, the proxy's loss and uncertainty, and which of them counts."""
+    recipe = work.recipe
+    dataset = read_parts(work.source.parts, "train")
+    tokenizer_path = work.inputs["tokenizer"].path / "tokenizer.json"
+    dataset = _map(dataset, _TextScore(recipe, tokenizer_path, _token_counts(dataset, recipe)))
+    if recipe.needs_proxy:
+        dataset = _map(
+            dataset,
+            _ModelScore,
+            fn_constructor_args=(recipe, work.inputs["proxy"].path),
+            compute=ActorPoolStrategy(size=work.cpus),
+            batch_size=_SCORE_BATCH,
+        )
+    dataset = _map(dataset, _Choose(chosen_scores(recipe)))
+    schema = windows_schema(recipe.window)
+    for column in work.stage.provides[len(schema) :]:
+        schema = schema.append(pa.field(column, pa.float32(), nullable=False))
+    rows = write_parts(dataset, work.directory, schema, ["window_id"])
+    ledger = Ledger()
+    if recipe.needs_proxy:
+        flops = rows * forward_flops(load_model(work.inputs["proxy"].path), recipe.window)
+        ledger.charge("scoring", flops=flops, tokens=rows * recipe.window)
+    return Outcome(rows, f"{rows:,} windows", ledger=ledger)
+
+
+def _token_counts(dataset: Dataset, recipe: Recipe) -> np.ndarray | None:
+    """How often each token occurs in the training windows, where a score needs it: (V,)."""
+    if not recipe.difficulty or recipe.difficulty.kind != "rarity":
+        return None
+    vocab_size = recipe.tokenizer.vocab_size
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for batch in _map(dataset, _CountTokens(vocab_size)).iter_batches(batch_size=None, batch_format="pyarrow"):
+        for row in batch["counts"].to_pylist():
+            counts += np.asarray(row)
+    return counts
+
+
+class _CountTokens:
+    """Windows to one row: the occurrences of every token."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return pa.table({"counts": [np.bincount(tokens_array(table)[:, 1:].ravel(), minlength=self.vocab_size)]})
+
+
+class _TextScore:
+    """Adds the scores that need no model: `compression`, and `rarity` or `random` where they are asked for."""
+
+    def __init__(self, recipe: Recipe, tokenizer_path: Path, counts: np.ndarray | None) -> None:
+        self.recipe, self.tokenizer_path, self.counts = recipe, tokenizer_path, counts
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        tokens_WN1 = tokens_array(table)
+        bpe = load_tokenizer(self.tokenizer_path)
+        texts = bpe.decode_batch([row[1:] for row in tokens_WN1.tolist()], skip_special_tokens=True)
+        table = _append(table, "compression", compression_ratio(texts))
+        if self.counts is not None:
+            table = _append(table, "rarity", rarity(tokens_WN1[:, 1:], self.counts))
+        if self.recipe.selection and self.recipe.selection.kind == "random":
+            ids = table["window_id"].to_pylist()
+            draws = [row_rng(self.recipe.seed, "selection", row).random() for row in ids]
+            table = _append(table, "random", np.array(draws))
+        return table
+
+
+class _ModelScore:
+    """An actor that holds the proxy and adds its `loss` and the uncertainty measure that is asked for."""
+
+    def __init__(self, recipe: Recipe, model_path: Path) -> None:
+        torch.set_num_threads(1)
+        self.model = load_model(model_path)
+        self.measures = [recipe.selection.kind] if recipe.selection and recipe.selection.needs_proxy else []
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        for name, values in score_windows(self.model, tokens_array(table), self.measures).items():
+            table = _append(table, name, values)
+        return table
+
+
+class _Choose:
+    """Copies the scores that the recipe asks for to the columns `difficulty` and `uncertainty`."""
+
+    def __init__(self, chosen: dict[str, str]) -> None:
+        self.chosen = chosen
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        for column, score in self.chosen.items():
+            table = table.append_column(column, table[score])
+        return table
+
+
+def _append(table: pa.Table, name: str, values: np.ndarray) -> pa.Table:
+    return table.append_column(name, pa.array(values.astype(np.float32)))
+
+
+def selected(work: Work) -> Outcome:
+    """Keep the share of windows that is most uncertain: exactly round(keep x rows), ties by id."""
+    assert work.recipe.selection
+    keep = max(1, round(work.recipe.selection.keep * work.source.rows))
+    kept = top_k(read_parts(work.source.parts), "uncertainty", keep)
+    rows = write_parts(kept, work.directory, _schema_of(work.source), ["window_id"])
+    return Outcome(rows, f"{rows:,} of {work.source.rows:,} windows", removed=work.source.rows - rows)
+
+
+def training_set(work: Work) -> Outcome:
+    """The training windows in their final order: easy to hard, or by id."""
+    keys = ["difficulty", "window_id"] if work.recipe.difficulty else ["window_id"]
+    rows = write_parts(read_parts(work.source.parts, "train"), work.directory, _schema_of(work.source), keys)
+    return Outcome(rows, f"{rows:,} windows, {rows * work.recipe.window:,} target tokens")
+
+
+def _schema_of(artifact: Artifact) -> pa.Schema:
+    return pq.read_schema(artifact.parts[0])

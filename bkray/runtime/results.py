@@ -1,0 +1,110 @@
+"""What a finished run leaves for people: summary.json and report.html, made from its artifacts alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bkray.config import dump_yaml
+from bkray.corpus import load_tokenizer
+from bkray.corpus.windows import read_columns, tokens_array
+from bkray.reporting import RunLog, RunReport, write_report
+from bkray.runtime.artifacts import Artifact
+from bkray.runtime.plan import Plan
+from bkray.training import Ledger
+
+_PACKAGES = ("bkray", "torch", "ray", "numpy", "numba", "pyarrow", "tokenizers", "datasets")
+_EXTREMES = 4  # windows shown from either end of the difficulty order
+
+_KINDS = {"proxy": "proxy_training", "scored": "scoring", "evaluation": "evaluation", "model": "training_overhead"}
+"""What a stage's seconds are charged to, beyond those that its own ledger holds; the rest is preparation."""
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+
+
+def write_results(plan: Plan, built: dict[str, Artifact], run: Path) -> dict[str, Any]:
+    """Write both files, each whole or not at all, and return the summary."""
+    summary = summarise(plan, built)
+    partial = run / ".summary.json"
+    partial.write_text(json.dumps(summary, indent=2))
+    os.replace(partial, run / "summary.json")
+    write_report(run / "report.html", _report(plan, built, run, summary))
+    return summary
+
+
+def summarise(plan: Plan, built: dict[str, Artifact]) -> dict[str, Any]:
+    """summary.json: held-out quality, baselines, everything that was spent, and what it was run with."""
+    ledger, wall = Ledger(), 0.0
+    for name, artifact in built.items():
+        spent = artifact.manifest["ledger"]
+        ledger.merge(spent)
+        wall += artifact.manifest["seconds"]
+        rest = artifact.manifest["seconds"] - sum(cost["seconds"] for cost in spent.values())
+        ledger.charge(_KINDS.get(name, "preparation"), seconds=max(0.0, rest))
+    training, test = built["model"].manifest["details"], built["evaluation"].manifest["details"]
+    return {
+        "name": plan.recipe.name,
+        "held_out": test["held_out"],
+        "baselines": test["baselines"],
+        "ledger": {
+            "total_flops": ledger.total_flops,
+            "by_kind": ledger.table(),
+            "wall_s": wall,
+            "tokens_seen": training["tokens"],
+            "unique_tokens": training["unique_tokens"],
+        },
+        "steps": training["steps"],
+        "world_size": plan.recipe.training.workers,
+        "seed": plan.recipe.seed,
+        "versions": versions(),
+    }
+
+
+def _report(plan: Plan, built: dict[str, Artifact], run: Path, summary: dict[str, Any]) -> RunReport:
+    rejects: Counter[str] = Counter()
+    for artifact in built.values():
+        rejects.update(artifact.manifest["rejects"])
+    return RunReport(
+        name=plan.recipe.name,
+        summary=summary,
+        recipe=dump_yaml(plan.recipe),
+        metrics=RunLog.read(run / "metrics.jsonl"),
+        stages=[_stage_row(name, artifact) for name, artifact in built.items()],
+        rejects=dict(rejects),
+        samples=[tuple(sample) for sample in built["evaluation"].manifest["details"]["samples"]],
+        **_difficulty(plan, built),
+    )
+
+
+def _stage_row(name: str, artifact: Artifact) -> dict[str, Any]:
+    manifest = artifact.manifest
+    rows = {"rows": manifest["rows"], "removed": manifest["removed"], "rejects": sum(manifest["rejects"].values())}
+    return {"name": name, **rows, "seconds": manifest["seconds"]}
+
+
+def _difficulty(plan: Plan, built: dict[str, Artifact]) -> dict[str, Any]:
+    """The distribution of the difficulty, and the text at both of its ends."""
+    if plan.recipe.difficulty is None:
+        return {}
+    parts = built["training_set"].parts
+    values = read_columns(parts, ["difficulty"])["difficulty"].to_numpy()
+    bpe = load_tokenizer(built["tokenizer"].path / "tokenizer.json")
+    ends = []
+    for part, rows in ((parts[0], slice(None, _EXTREMES)), (parts[-1], slice(-_EXTREMES, None))):
+        table = read_columns([part], ["difficulty", "tokens"])
+        texts = bpe.decode_batch(tokens_array(table)[rows, 1:].tolist(), skip_special_tokens=False)
+        ends.append([(float(d), t) for d, t in zip(table["difficulty"].to_numpy()[rows], texts, strict=True)])
+    return {
+        "difficulty": (plan.recipe.difficulty.kind, np.asarray(values)),
+        "easiest": ends[0],
+        "hardest": ends[1][::-1],
+    }

@@ -1,0 +1,48 @@
+"""The door for `ray job submit`: python -m pipelines.<name> RECIPE [key=value …] [--out DIR] [--cpus N]."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from bkray.config import load_recipe
+from bkray.runtime.cluster import inside_job
+from bkray.runtime.exits import exit_codes
+from bkray.runtime.pipeline import RunResult, run_pipeline
+
+
+def default_out() -> Path:
+    """`$BKRAY_OUT`, or ./runs; a submitted job works in a copy that vanishes, so there it is ~/bkray-runs."""
+    if given := os.environ.get("BKRAY_OUT"):
+        return Path(given)
+    return Path.home() / "bkray-runs" if inside_job() else Path("runs")
+
+
+def closing_lines(result: RunResult) -> list[str]:
+    """What a person wants to know at the end: where the report is, how good the model, what it cost."""
+    if result.summary is None:
+        return [f"ready: {result.folder}"]
+    held_out, ledger = result.summary["held_out"], result.summary["ledger"]
+    baselines = result.summary["baselines"]
+    return [
+        f"held-out  {held_out['bits_per_byte']:.4f} bits per byte on {held_out['split']} "
+        f"(unigram {baselines['unigram']:.4f}, 3-gram {baselines['trigram']:.4f})",
+        f"cost      {ledger['total_flops']:.3g} FLOPs, {ledger['tokens_seen']:,} tokens seen "
+        f"({ledger['unique_tokens']:,} distinct), {ledger['wall_s']:.0f} s",
+        f"report    {result.folder / 'report.html'}",
+    ]
+
+
+def main(until: str, description: str) -> None:
+    """Parse the command line and run the pipeline up to stage `until`; ends the process with its exit code."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("recipe", help="YAML file of the recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example training.lr=3e-4")
+    parser.add_argument("--out", type=Path, default=default_out(), help="folder for runs, on a disk all nodes reach")
+    parser.add_argument("--cpus", type=int, help="logical CPUs of a local cluster (default: the cores there are)")
+    given = parser.parse_args()
+    with exit_codes():
+        recipe = load_recipe(given.recipe, given.overrides)
+        result = run_pipeline(recipe, given.out.absolute(), until=until, cpus=given.cpus)
+        print("\n".join(closing_lines(result)))

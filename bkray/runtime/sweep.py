@@ -1,0 +1,285 @@
+"""A sweep with Ray Tune: data stages first, once for all trials that share them, then trials in their own process.
+
+    space ─► points ─► training sets (Ray Data, shared artifacts) ─► trials (Ray Tune, ASHA) ─► winner.yaml, report
+
+A trial trains with one worker inside Tune's own process: Train nested in Tune with ASHA hangs on few CPUs (Ray issue
+54305). Points are drawn before anything starts, because each needs its data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ray import tune
+from ray.tune import Result
+from ray.tune.schedulers import ASHAScheduler
+from rich.table import Table
+
+from bkray.config import Recipe, UserError, dump_yaml
+from bkray.config.sweep import Choice, Sweep, Uniform, load_sweep, trial_recipe
+from bkray.corpus import list_shards
+from bkray.corpus.windows import read_columns
+from bkray.reporting import RunLog, SweepReport, Trial, write_sweep_report
+from bkray.reporting.progress import Progress
+from bkray.runtime.artifacts import Artifact
+from bkray.runtime.cluster import check_budget, cluster
+from bkray.runtime.pipeline import build_stage, locked
+from bkray.runtime.plan import Plan, make_plan
+from bkray.runtime.training import Job, run_training
+from bkray.training import Ledger
+
+METRIC = "bits_per_byte"
+BASELINE = "baseline"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One point of the space, its recipe and plan."""
+
+    name: str
+    point: dict[str, Any]
+    recipe: Recipe
+    plan: Plan
+
+
+def run_sweep(
+    path: Path, overrides: tuple[str, ...] = (), out: Path = Path("runs"), cpus: int | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Run the sweep at `path`; leaves trials.json, report.html and winner.yaml in `out`/<sweep name>.
+
+    A trial that has finished is not run again. Raises UserError for what cannot work, before anything is written.
+    """
+    progress = progress or Progress()
+    sweep, values = load_sweep(Path(path), tuple(overrides))
+    folder = out / sweep.name
+    candidates = _candidates(sweep, values, folder)
+    if (folder / "winner.yaml").exists() and _same_sweep(folder, sweep, values):
+        progress.say(f"{folder}: already complete, nothing to do")
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder), cluster(cpus) as there:
+        check_budget(candidates[0].recipe, there, out, candidates[0].plan.corpus_bytes)
+        (folder / "sweep.json").write_text(_identity(sweep, values))
+        prepared = {one.name: _prepare(one, there, progress) for one in candidates}
+        with progress.stage("trials") as line:
+            line.update(f"{len(candidates)} trials, {there} at a time")
+            results = _tune(sweep, candidates, folder, there)
+            line.result = f"{len(candidates)} trials"
+    trials = [_trial(one, results.get(one.name), prepared[one.name]) for one in candidates]
+    _write_results(sweep, candidates, trials, folder, progress)
+    return folder
+
+
+# --- the points ------------------------------------------------------------------------------------
+
+
+def _candidates(sweep: Sweep, values: dict[str, Any], folder: Path) -> list[Candidate]:
+    """The baseline and `sweep.trials` distinct points."""
+    points = [sweep.baseline, *sample_points(sweep)] if sweep.baseline else sample_points(sweep)
+    names = [BASELINE] if sweep.baseline else []
+    names += [f"trial-{number:02d}" for number in range(1, len(points) - len(names) + 1)]
+    recipes = [trial_recipe(sweep, values, point, name) for name, point in zip(names, points, strict=True)]
+    shards = list_shards(recipes[0].corpus)
+    return [
+        Candidate(name, point, recipe, make_plan(recipe, shards, folder / "trials" / name, folder / "artifacts"))
+        for name, point, recipe in zip(names, points, recipes, strict=True)
+    ]
+
+
+def sample_points(sweep: Sweep) -> list[dict[str, Any]]:
+    """Up to `sweep.trials` distinct points of the space, the same for the same seed."""
+    rng = np.random.default_rng(sweep.seed)
+    domains = {key: _domain(domain) for key, domain in sweep.space.items()}
+    points: list[dict[str, Any]] = []
+    for _ in range(20 * sweep.trials):  # a small space may hold fewer distinct points
+        point = {key: _plain(domain.sample(random_state=rng)) for key, domain in domains.items()}
+        if point not in points:
+            points.append(point)
+        if len(points) == sweep.trials:
+            break
+    return points
+
+
+def _domain(domain: Choice | Uniform) -> Any:
+    if isinstance(domain, Choice):
+        return tune.choice(list(domain.values))
+    if domain.low >= domain.high:
+        raise UserError(f"{domain.kind}: low {domain.low} must be below high {domain.high}")
+    return tune.uniform(domain.low, domain.high) if domain.kind == "uniform" else tune.loguniform(domain.low, domain.high)
+
+
+def _plain(value: Any) -> Any:
+    """YAML knows no numpy numbers, and nobody reads more than four digits of a setting."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _identity(sweep: Sweep, values: dict[str, Any]) -> str:
+    return json.dumps([sweep.model_dump(mode="json"), values], sort_keys=True)
+
+
+def _same_sweep(folder: Path, sweep: Sweep, values: dict[str, Any]) -> bool:
+    if (folder / "sweep.json").read_text() != _identity(sweep, values):
+        raise UserError(f"{folder} holds another sweep of this name: choose another --out, or name=… for this one")
+    return True
+
+
+# --- trials ----------------------------------------------------------------------------------------
+
+
+def _prepare(candidate: Candidate, cpus: int, progress: Progress) -> dict[str, Artifact]:
+    """The data stages of a candidate; those that an earlier one shares are there already."""
+    built: dict[str, Artifact] = {}
+    for name, stage in candidate.plan.stages.items():
+        built[name] = build_stage(candidate.plan, stage, built, cpus, progress)
+        if name == "training_set":
+            break
+    return built
+
+
+def _tune(sweep: Sweep, candidates: list[Candidate], folder: Path, cpus: int) -> dict[str, Result]:
+    """Run all candidates; {name: result}."""
+    state = folder / ".ray_tune"
+    shutil.rmtree(state, ignore_errors=True)
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(_trainable, candidates=candidates), {"cpu": 1}),
+        param_space={"number": tune.grid_search(list(range(len(candidates))))},
+        tune_config=tune.TuneConfig(
+            metric=METRIC,
+            mode="min",
+            scheduler=ASHAScheduler(
+                time_attr="step",
+                max_t=candidates[0].recipe.steps,
+                grace_period=min(sweep.grace_steps, candidates[0].recipe.steps),
+                reduction_factor=sweep.reduction_factor,
+            ),
+            max_concurrent_trials=cpus,
+        ),
+        run_config=tune.RunConfig(name="run", storage_path=str(state.absolute()), verbose=0),
+    )
+    grid = tuner.fit()
+    shutil.rmtree(state, ignore_errors=True)
+    return {candidates[result.config["number"]].name: result for result in grid if result.config}
+
+
+def _trainable(config: dict[str, Any], candidates: list[Candidate]) -> None:
+    """One trial, in its own process; a finished one only reports again."""
+    candidate = candidates[config["number"]]
+    stages = candidate.plan.stages
+    run = stages["model"].path.parent
+    run.mkdir(parents=True, exist_ok=True)
+    found = {name: stages[name].find() for name in ("training_set", "windows", "tokenizer")}
+    inputs = {name: artifact for name, artifact in found.items() if artifact}
+    job = Job(
+        recipe=candidate.recipe,
+        key=stages["model"].key,
+        training_parts=inputs["training_set"].parts,
+        window_parts=inputs["windows"].parts,
+        tokenizer=inputs["tokenizer"].path / "tokenizer.json",
+        run=run,
+        export=run / "model",
+    )
+    result = run / "result.json"
+    if not result.exists():
+        started = time.perf_counter()
+        reporter = _TuneReporter(job, quiet=candidate.name == BASELINE)
+        run_training(job, 0, torch.device("cpu"), reporter)
+        details = json.loads((job.export / "config.json").read_text())["training"]
+        flops = Ledger(details["ledger"]).total_flops
+        last = {METRIC: reporter.last, "step": details["steps"], "flops": flops}
+        partial = run / ".result.json"
+        partial.write_text(json.dumps({**last, "seconds": time.perf_counter() - started}))
+        os.replace(partial, result)
+    tune.report({**json.loads(result.read_text()), "finished": True})
+
+
+class _TuneReporter(RunLog):
+    """A run log that also tells Tune the held-out bits per byte, unless it is `quiet` until the end.
+
+    The baseline is quiet: a scheduler stops only trials that report.
+    """
+
+    def __init__(self, job: Job, quiet: bool) -> None:
+        super().__init__(job.metrics)
+        self.quiet, self.steps = quiet, job.recipe.steps
+        self.started = time.perf_counter()
+        self.last: float | None = None
+        windows = read_columns(job.window_parts, ["target_bytes"], "validation")["target_bytes"]
+        shown = windows[: job.recipe.training.eval_windows].to_pylist()
+        self.tokens_per_byte = len(shown) * job.recipe.window / sum(shown)
+
+    def log(self, step: int, **values: Any) -> None:
+        super().log(step, **values)
+        if "validation_loss" in values:
+            self.last = values["validation_loss"] * self.tokens_per_byte / math.log(2.0)
+            if not self.quiet and step < self.steps:
+                seconds = time.perf_counter() - self.started
+                tune.report({METRIC: self.last, "step": step, "flops": values["total_flops"], "seconds": seconds, "finished": False})
+
+
+# --- results ---------------------------------------------------------------------------------------
+
+
+def _trial(candidate: Candidate, result: Result | None, prepared: dict[str, Artifact]) -> Trial:
+    """The row of one trial; its cost includes the stages that prepared its data, paid in full."""
+    common = {"name": candidate.name, "parameters": candidate.point, "baseline": candidate.name == BASELINE}
+    if result is None or result.error is not None or not result.metrics or METRIC not in result.metrics:
+        error = str(result.error).strip().splitlines()[-1] if result and result.error else "it reported nothing"
+        return Trial(status="failed", error=error, **common)
+    metrics = result.metrics
+    flops, seconds = float(metrics["flops"]), float(metrics["seconds"])
+    for artifact in prepared.values():
+        flops += Ledger(artifact.manifest["ledger"]).total_flops
+        seconds += artifact.manifest["seconds"]
+    status = "finished" if metrics["finished"] else "stopped early"
+    return Trial(status=status, bits_per_byte=float(metrics[METRIC]), flops=flops, seconds=seconds, **common)
+
+
+def _write_results(
+    sweep: Sweep, candidates: list[Candidate], trials: list[Trial], folder: Path, progress: Progress
+) -> None:
+    finished = [trial for trial in trials if trial.status == "finished"]
+    if not finished:
+        raise UserError(f"sweep {sweep.name}: no trial finished; the first says: {trials[0].error or trials[0].status}")
+    best = min(finished, key=lambda trial: trial.bits_per_byte or math.inf)
+    winner = next(one for one in candidates if one.name == best.name)
+    recipe = dump_yaml(winner.recipe.model_copy(update={"name": f"{sweep.name}-winner"}))
+    (folder / "trials.json").write_text(json.dumps([_row(trial) for trial in trials], indent=2))
+    report = SweepReport(name=sweep.name, trials=trials, winner=best.name, recipe=recipe)
+    write_sweep_report(folder / "report.html", report)
+    partial = folder / ".winner.yaml"
+    partial.write_text(recipe)
+    os.replace(partial, folder / "winner.yaml")
+    progress.console.print(_table(trials, best))
+    progress.say(f"report  {folder / 'report.html'}\nwinner  {folder / 'winner.yaml'}")
+
+
+def _row(trial: Trial) -> dict[str, Any]:
+    return {
+        "name": trial.name, "parameters": dict(trial.parameters), "status": trial.status, "error": trial.error,
+        METRIC: trial.bits_per_byte, "flops": trial.flops, "seconds": trial.seconds, "baseline": trial.baseline,
+    }
+
+
+def _table(trials: list[Trial], best: Trial) -> Table:
+    keys = sorted({key for trial in trials if not trial.baseline for key in trial.parameters})
+    table = Table("trial", *keys, "bits per byte", "FLOPs", "seconds", "status", box=None, header_style="bold")
+    for trial in trials:
+        values = ["off" if trial.baseline else str(trial.parameters.get(key, "")) for key in keys]
+        numbers = [
+            f"{trial.bits_per_byte:.4f}" if trial.bits_per_byte else "",
+            f"{trial.flops:.3g}" if trial.flops else "",
+            f"{trial.seconds:.0f}" if trial.seconds else "",
+        ]
+        table.add_row(trial.name + (" (best)" if trial is best else ""), *values, *numbers, trial.status)
+    return table

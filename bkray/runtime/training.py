@@ -1,0 +1,193 @@
+"""The training stage: Ray Train starts the workers, `bkray.training.train` is what each of them runs.
+
+Checkpoints, the log and the exported model are files under the run's folder, which every node must reach. They, and
+not Ray's own state, decide where a run goes on; so the loop is the same with and without Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from bkray.config import Recipe
+from bkray.corpus import load_tokenizer
+from bkray.corpus.windows import read_columns, tokens_array
+from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
+from bkray.model import build_model
+from bkray.reporting import RunLog
+from bkray.reporting.progress import Line
+from bkray.runtime.prepare import Outcome, Work
+from bkray.training import Checkpointer, Ledger, Reporter, WindowData, export_model, train
+
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a training worker needs: the recipe, what to read, where to write."""
+
+    recipe: Recipe
+    key: str
+    training_parts: list[Path]
+    window_parts: list[Path]
+    tokenizer: Path
+    run: Path
+    export: Path
+
+    @property
+    def metrics(self) -> Path:
+        return self.run / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run / "checkpoints"
+
+
+def job_of(work: Work) -> Job:
+    return Job(
+        recipe=work.recipe,
+        key=work.stage.key,
+        training_parts=work.inputs["training_set"].parts,
+        window_parts=work.inputs["windows"].parts,
+        tokenizer=work.inputs["tokenizer"].path / "tokenizer.json",
+        run=work.stage.path.parent,
+        export=work.directory / "exported",
+    )
+
+
+def model(work: Work) -> Outcome:
+    """Train with `training.workers` workers and export the model into the stage's folder."""
+    job = job_of(work)
+    state = job.run / ".ray_train"
+    shutil.rmtree(state, ignore_errors=True)
+    gpus = ray.cluster_resources().get("GPU", 0) >= job.recipe.training.workers
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(num_workers=job.recipe.training.workers, use_gpu=gpus),
+        run_config=RunConfig(
+            name="run",
+            storage_path=str(state.absolute()),
+            failure_config=FailureConfig(max_failures=job.recipe.training.max_failures),
+        ),
+    )
+    with _Watch(job, work.line):
+        trainer.fit()
+    shutil.rmtree(state, ignore_errors=True)
+    return collect(work, job)
+
+
+def collect(work: Work, job: Job) -> Outcome:
+    """Move what rank 0 exported into the stage's folder and report it."""
+
+    for file in job.export.iterdir():
+        file.rename(work.directory / file.name)
+    job.export.rmdir()
+    result = json.loads((work.directory / "config.json").read_text())["training"]
+    ledger = Ledger(result.pop("ledger"))
+    summary = f"{result['steps']:,} steps, {result['tokens']:,} tokens, loss {result['loss']:.3f} nats a token"
+    return Outcome(result["tokens"], summary, ledger=ledger, details=result)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    run_training(config["job"], ray.train.get_context().get_world_rank(), ray.train.torch.get_device())
+
+
+def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter | None = None) -> None:
+    """What one training worker does, with or without Ray around it; rank 0 exports the model at the end.
+
+    The log goes to `reporter`, by default a RunLog at `job.metrics`.
+    """
+    torch.set_num_threads(1)  # a core a worker: more cores are used by more workers, and bits stay the same
+    recipe = job.recipe
+    vocab_size = load_tokenizer(job.tokenizer).get_vocab_size()
+    torch.manual_seed(recipe.seed)
+    network = build_model(recipe.model, vocab_size).to(device)
+    train_table = read_columns(job.training_parts, ["tokens", *(["difficulty"] if recipe.difficulty else [])])
+    validation = read_columns(job.window_parts, ["tokens"], "validation")
+    data = WindowData(tokens_array(train_table), tokens_array(validation))
+    difficulty = train_table["difficulty"].to_numpy() if recipe.difficulty else np.zeros(len(data.train))
+    ledger = Ledger()
+    result = train(
+        network,
+        data,
+        build_sampler(recipe, difficulty),
+        recipe,
+        reporter=(reporter or RunLog(job.metrics)) if rank == 0 else None,
+        ledger=ledger,
+        checkpointer=Checkpointer(job.checkpoints, job.key, recipe.training.keep_checkpoints),
+        adjuster=build_adjuster(recipe),
+    )
+    if rank == 0:
+        details = {**asdict(result), "ledger": ledger.table()}
+        export_model(job.export, network, recipe, job.tokenizer, vocab_size, {"training": details})
+
+
+def build_sampler(recipe: Recipe, difficulty: np.ndarray) -> CurriculumSampler:
+    """The sampler of the recipe's curriculum, or plain shuffling where there is none."""
+    pacing: dict[str, Any] = {"start": 1.0}
+    if recipe.curriculum:
+        pacing = {"pacing": recipe.curriculum.pacing, "start": recipe.curriculum.start}
+    return CurriculumSampler(difficulty, recipe.batch_windows, recipe.steps, seed=recipe.seed, **pacing)
+
+
+def build_adjuster(recipe: Recipe) -> DifficultyAdjuster | None:
+    adjuster = recipe.curriculum.adjuster if recipe.curriculum else None
+    return DifficultyAdjuster(**adjuster.model_dump()) if adjuster else None
+
+
+class _Watch:
+    """Shows the newest line of the log while the workers train."""
+
+    def __init__(self, job: Job, line: Line) -> None:
+        self.job, self.line = job, line
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        started = time.monotonic()
+        first_step: int | None = None
+        while not self._done.wait(_POLL_S):
+            last = _last_line(self.job.metrics)
+            if last is None:
+                self.line.update("starting workers")
+                continue
+            step, steps = last["step"], self.job.recipe.steps
+            first_step = step if first_step is None else first_step
+            text = f"step {step:,} of {steps:,}, loss {last['loss'] or float('nan'):.3f}"
+            if step > first_step:
+                left = (time.monotonic() - started) / (step - first_step) * (steps - step)
+                text += f", about {left:.0f} s left"
+            self.line.update(text)
+
+
+def _last_line(path: Path) -> dict[str, Any] | None:
+    """The newest whole line of the log, read from its end."""
+
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - 8192))
+            lines = file.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return None
+    return json.loads(lines[-1]) if lines else None

@@ -1,0 +1,47 @@
+"""Uncertainty of a model on a window: pure functions of its logits.
+
+    logits (B, N, V), targets (B, N) ─► score (B,): the mean over the real positions, in nats
+
+Higher is more uncertain for every measure, so that selection always keeps the largest scores. Positions whose
+target is `IGNORED` are padding and do not count. Sources: Settles, Active Learning Literature Survey (2009).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+IGNORED = -100  # torch's default ignore_index
+
+
+def entropy(logits_BNV: Tensor, targets_BN: Tensor | None = None) -> Tensor:
+    """Mean predictive entropy, Σ −p ln p, in nats: (B,)."""
+    log_p_BNV = logits_BNV.float().log_softmax(-1)
+    return _mean(-(log_p_BNV.exp() * log_p_BNV).sum(-1), targets_BN)
+
+
+def margin(logits_BNV: Tensor, targets_BN: Tensor | None = None) -> Tensor:
+    """Minus the mean log-ratio of the best to the second best token, in nats (breaking ties): (B,), at most 0."""
+    best_BN2 = logits_BNV.float().topk(2, dim=-1).values
+    return _mean(best_BN2[..., 1] - best_BN2[..., 0], targets_BN)
+
+
+def least_confidence(logits_BNV: Tensor, targets_BN: Tensor | None = None) -> Tensor:
+    """Mean surprisal of the most likely token, −ln max p, in nats: (B,)."""
+    return _mean(-logits_BNV.float().log_softmax(-1).amax(-1), targets_BN)
+
+
+def _mean(values_BN: Tensor, targets_BN: Tensor | None) -> Tensor:
+    if targets_BN is None:
+        return values_BN.mean(-1)
+    real_BN = targets_BN != IGNORED
+    return torch.where(real_BN, values_BN, 0.0).sum(-1) / real_BN.sum(-1).clamp(min=1)
+
+
+MEASURES: dict[str, Callable[..., Tensor]] = {
+    "entropy": entropy,
+    "margin": margin,
+    "least_confidence": least_confidence,
+}

@@ -1,0 +1,20 @@
+"""Training without ray: the loop, optimizers and schedules, checkpoints, the cost ledger."""
+
+from bkray.training.checkpoint import Checkpointer
+from bkray.training.export import export_model, load_model
+from bkray.training.ledger import Ledger
+from bkray.training.loop import Reporter, TrainResult, WindowData, train
+from bkray.training.optimizers import build_optimizer, build_schedule
+
+__all__ = [
+    "Checkpointer",
+    "Ledger",
+    "Reporter",
+    "TrainResult",
+    "WindowData",
+    "build_optimizer",
+    "build_schedule",
+    "export_model",
+    "load_model",
+    "train",
+]

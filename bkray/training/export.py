@@ -1,0 +1,75 @@
+"""The finished model as a folder that anyone can load: safetensors, tokenizer.json, config.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from bkray.config import UserError
+from bkray.config.loading import parse_section
+from bkray.config.recipe import ImportModel, Recipe, ResNetBKModel, TransformerModel
+from bkray.model import build_model
+
+_KINDS = {"resnet_bk": ResNetBKModel, "transformer": TransformerModel, "import": ImportModel}
+
+
+def export_model(
+    directory: Path, model: nn.Module, recipe: Recipe, tokenizer: Path, vocab_size: int, extra: dict[str, Any]
+) -> None:
+    """Write `directory` whole or not at all; `extra` joins config.json."""
+    partial = directory.with_name(f".partial-{directory.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _unique_tensors(model).items()}
+    save_file(tensors, partial / "model.safetensors")
+    shutil.copy(tokenizer, partial / "tokenizer.json")
+    config = {
+        "model": recipe.model.model_dump(mode="json"),
+        "vocab_size": vocab_size,
+        "window": recipe.window,
+        **extra,
+    }
+    (partial / "config.json").write_text(json.dumps(config, indent=2))
+    shutil.rmtree(directory, ignore_errors=True)
+    os.replace(partial, directory)
+
+
+def load_model(directory: Path) -> nn.Module:
+    """The model of an exported folder, in eval mode; raises UserError where the folder is not one."""
+    directory = Path(directory)
+    try:
+        config = json.loads((directory / "config.json").read_text())
+        tensors = load_file(directory / "model.safetensors")
+    except FileNotFoundError as error:
+        raise UserError(f"{directory} holds no exported model ({Path(error.filename or '').name} is missing)") from None
+    except Exception as error:
+        raise UserError(f"{directory}: the exported model cannot be read: {error}") from error
+    kind = _KINDS.get(config["model"]["kind"])
+    if kind is None:
+        raise UserError(f"{directory}/config.json: model kind {config['model']['kind']!r} is unknown")
+    model = build_model(parse_section(kind, config["model"], f"{directory}/config.json"), config["vocab_size"])
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    tied = set(model.state_dict()) - set(_unique_tensors(model))
+    if unexpected or set(missing) - tied:
+        raise UserError(
+            f"{directory}: the weights do not fit the model: missing {sorted(set(missing) - tied)}, "
+            f"unexpected {sorted(unexpected)}"
+        )
+    return model.eval()
+
+
+def _unique_tensors(model: nn.Module) -> dict[str, Any]:
+    """The state of the model, tied tensors once (safetensors refuses shared memory)."""
+    seen: set[int] = set()
+    unique = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen or tensor.numel() == 0:
+            unique[name] = tensor
+        seen.add(tensor.data_ptr())
+    return unique

@@ -1,0 +1,261 @@
+"""The training loop. It imports no ray: the world is torch.distributed's, results go to what the caller hands in.
+
+    sampler.ids(step) ─► this rank's windows ─► forward, backward (DDP averages) ─► clip ─► optimizer, schedule
+                                   │
+             every so many steps: reporter (a log line), validation ─► adjuster ─► sampler, checkpointer
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bkray.config import Recipe, UserError
+from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
+from bkray.training.checkpoint import Checkpointer
+from bkray.training.flops import forward_flops, optimizer_flops
+from bkray.training.ledger import Ledger
+from bkray.training.optimizers import build_optimizer, build_schedule
+from bkray.training.parallel import World
+
+_EVAL_BATCH = 16
+
+
+class Reporter(Protocol):
+    """Where log lines go; `bkray.reporting.RunLog` is one."""
+
+    def log(self, step: int, **values: Any) -> None: ...
+
+    def truncate_after(self, step: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class WindowData:
+    """Token ids of the training windows (W, N + 1) and of the validation windows (W', N + 1)."""
+
+    train: np.ndarray
+    validation: np.ndarray
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    steps: int
+    loss: float
+    """Mean training loss of the last logged stretch, nats a token."""
+    validation_loss: float | None
+    tokens: int
+    """Target tokens seen by all ranks together."""
+    unique_tokens: int
+    """Target tokens of the distinct windows among them."""
+
+
+def train(
+    model: nn.Module,
+    data: WindowData,
+    sampler: CurriculumSampler,
+    recipe: Recipe,
+    *,
+    reporter: Reporter | None = None,
+    ledger: Ledger | None = None,
+    checkpointer: Checkpointer | None = None,
+    adjuster: DifficultyAdjuster | None = None,
+) -> TrainResult:
+    """Train `model` in place for `recipe.steps` steps, going on from the newest checkpoint where there is one.
+
+    Every rank of an initialised process group calls this with the same arguments; only rank 0's reporter is used.
+    Raises UserError where loss or gradient stop being finite.
+    """
+    run = _Run(model, data, sampler, recipe, reporter, ledger or Ledger(), adjuster)
+    settings = recipe.training
+    if checkpointer and (state := checkpointer.load()):
+        run.load_state_dict(state)
+    if run.reporter:
+        run.reporter.truncate_after(run.step)
+    while run.step < recipe.steps:
+        run.train_step()
+        last = run.step == recipe.steps
+        if len(data.validation) and (last or run.step % settings.eval_every == 0):
+            run.validate()
+        if last or run.step % settings.log_every == 0:
+            run.log()
+        if checkpointer and (last or run.step % settings.checkpoint_every == 0):
+            state = run.state_dict()
+            if run.world.rank == 0:
+                checkpointer.save(run.step, state)
+    return run.result()
+
+
+class _Run:
+    """The state of one training run between two steps."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: WindowData,
+        sampler: CurriculumSampler,
+        recipe: Recipe,
+        reporter: Reporter | None,
+        ledger: Ledger,
+        adjuster: DifficultyAdjuster | None,
+    ) -> None:
+        self.world = World.current()
+        self.data, self.sampler, self.recipe, self.ledger, self.adjuster = data, sampler, recipe, ledger, adjuster
+        self.reporter = reporter if self.world.rank == 0 else None
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.forward_flops = forward_flops(model, recipe.window)
+        self.parallel_model = self.world.wrap(model)
+        self.optimizer = build_optimizer(model, recipe.training)
+        self.optimizer_flops = optimizer_flops(self.optimizer) * self.world.size
+        self.schedule = build_schedule(self.optimizer, recipe.training, recipe.steps)
+        torch.manual_seed(recipe.seed * 1009 + self.world.rank)
+        self.step = 0
+        self.seconds = 0.0
+        self.seen = np.zeros(len(data.train), dtype=bool)
+        self.loss_sum, self.loss_steps = torch.zeros((), dtype=torch.float64), 0
+        self.logged: dict[str, float] = {}
+        self.validation_loss: float | None = None
+        self._logged_at = (0, 0.0)
+
+    def train_step(self) -> None:
+        """One global batch: forward, backward, clip, update; charges the ledger."""
+        started = time.perf_counter()
+        ids = self.sampler.ids(self.step)
+        mine = self.sampler.ids(self.step, self.world.rank, self.world.size)
+        self.model.train()
+        loss = self._loss(self.data.train[mine])
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.training.clip)
+        self._check_finite(float(loss.detach()), float(norm))
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+        self.step += 1
+        self.seen[ids] = True
+        self.loss_sum += loss.detach().double().cpu()
+        self.loss_steps += 1
+        self.logged["grad_norm"] = float(norm)
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        tokens = len(ids) * self.recipe.window
+        self.ledger.charge("training", flops=3 * self.forward_flops * len(ids), tokens=tokens, seconds=seconds)
+        self.ledger.charge("optimizer", flops=self.optimizer_flops)
+
+    def _loss(self, tokens_BN1: np.ndarray) -> Tensor:
+        tokens = torch.as_tensor(tokens_BN1, dtype=torch.int64, device=self.device)
+        logits_BNV = self.parallel_model(tokens[:, :-1])
+        return F.cross_entropy(logits_BNV.flatten(0, 1).float(), tokens[:, 1:].flatten())
+
+    def _check_finite(self, loss: float, norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        bad = [name for name, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        raise UserError(
+            f"training diverged at step {self.step}: loss {loss}, gradient norm {norm}, first at "
+            f"{bad[0] if bad else 'the loss'}; training.lr is {self.recipe.training.lr}: try a lower one"
+        )
+
+    @torch.no_grad()
+    def validate(self) -> None:
+        """Mean loss in nats a token over the first `eval_windows` validation windows, shared by the ranks."""
+        started = time.perf_counter()
+        windows = self.data.validation[: self.recipe.training.eval_windows]
+        mine = windows[self.world.rank :: self.world.size]
+        self.model.eval()
+        nats = torch.zeros(1, dtype=torch.float64)
+        for begin in range(0, len(mine), _EVAL_BATCH):
+            tokens = torch.as_tensor(mine[begin : begin + _EVAL_BATCH], dtype=torch.int64, device=self.device)
+            logits_BNV = self.model(tokens[:, :-1])
+            nats += F.cross_entropy(
+                logits_BNV.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="sum"
+            ).double().cpu()
+        tokens_seen = len(windows) * self.recipe.window
+        self.validation_loss = float(self.world.total(nats)) / tokens_seen
+        self.logged["validation_loss"] = self.validation_loss
+        if self.adjuster:
+            self.sampler.advance(self.step, self.adjuster.update(self.validation_loss))
+        self.ledger.charge(
+            "validation",
+            flops=self.forward_flops * len(windows),
+            tokens=tokens_seen,
+            seconds=time.perf_counter() - started,
+        )
+
+    def log(self) -> None:
+        """Write one line: the mean over the steps since the last line, over all ranks."""
+        loss = self.world.total(self.loss_sum.reshape(1).clone()).item() / self.loss_steps / self.world.size
+        self.loss_sum, self.loss_steps = torch.zeros((), dtype=torch.float64), 0
+        self.logged["loss"] = loss
+        steps, seconds = self.step - self._logged_at[0], self.seconds - self._logged_at[1]
+        self._logged_at = (self.step, self.seconds)
+        if self.reporter:
+            self.reporter.log(
+                self.step,
+                tokens=self.tokens,
+                seconds=self.seconds,
+                lr=self.schedule.get_last_lr()[0],
+                share=self.sampler.share(self.step),
+                tokens_per_second=steps * self.recipe.batch_windows * self.recipe.window / max(seconds, 1e-9),
+                total_flops=self.ledger.total_flops,
+                **self.logged,
+            )
+        self.logged = {"loss": loss}
+
+    @property
+    def tokens(self) -> int:
+        return self.step * self.recipe.batch_windows * self.recipe.window
+
+    def result(self) -> TrainResult:
+        return TrainResult(
+            steps=self.step,
+            loss=self.logged.get("loss", math.nan),
+            validation_loss=self.validation_loss,
+            tokens=self.tokens,
+            unique_tokens=int(self.seen.sum()) * self.recipe.window,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on; a collective call, since every rank's RNG is in it."""
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "sampler": self.sampler.state_dict(),
+            "adjuster": self.adjuster.state_dict() if self.adjuster else None,
+            "ledger": self.ledger.state_dict(),
+            "rng": self.world.gather(torch.get_rng_state()),
+            "seen": torch.from_numpy(np.packbits(self.seen)),
+            "seconds": self.seconds,
+            "loss_sums": self.world.gather(self.loss_sum.reshape(1)),
+            "loss_steps": self.loss_steps,
+            "logged": dict(self.logged),
+            "validation_loss": self.validation_loss,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.sampler.load_state_dict(state["sampler"])
+        if self.adjuster and state["adjuster"]:
+            self.adjuster.load_state_dict(state["adjuster"])
+        self.ledger.load_state_dict(state["ledger"])
+        if self.world.rank < len(state["rng"]):
+            torch.set_rng_state(state["rng"][self.world.rank])
+            self.loss_sum = state["loss_sums"][self.world.rank].reshape(()).clone()
+        self.loss_steps = state["loss_steps"]
+        self.seen = np.unpackbits(state["seen"].numpy(), count=len(self.seen)).astype(bool)
+        self.seconds = state["seconds"]
+        self._logged_at = (self.step, self.seconds)
+        self.logged = dict(state["logged"])
+        self.validation_loss = state["validation_loss"]

@@ -1,0 +1,107 @@
+"""Optimizers and learning-rate schedules by name.
+
+    matrices ─► Muon          (or AdamW for everything)
+    embeddings, output head, vectors, scalars ─► AdamW
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from bkray.config.recipe import Training
+from bkray.training.muon import Muon
+
+_BETAS = (0.9, 0.95)
+
+
+class Combined(torch.optim.Optimizer):
+    """Several optimizers behind one: `param_groups` are theirs, so that a schedule drives them all."""
+
+    def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        self.optimizers = optimizers
+        super().__init__([group for one in optimizers for group in one.param_groups], {})
+        self._link()
+
+    def _link(self) -> None:
+        self.param_groups = [group for one in self.optimizers for group in one.param_groups]
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        if closure is not None:
+            raise ValueError("a closure is not supported: compute the gradients before step()")
+        for one in self.optimizers:
+            one.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizers": [one.state_dict() for one in self.optimizers]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for one, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
+            one.load_state_dict(state)
+        self._link()
+
+
+def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """AdamW for every parameter, or Muon for the matrices and AdamW for the rest.
+
+    Weight decay applies to matrices and embeddings, not to vectors and scalars.
+    """
+    matrices, embeddings, vectors = _split_parameters(model)
+    if training.optimizer == "muon" and matrices:
+        rest = _adamw([(embeddings, training.weight_decay), (vectors, 0.0)], training.lr)
+        return Combined([Muon(matrices, training.lr, training.weight_decay), rest])
+    return _adamw([(matrices + embeddings, training.weight_decay), (vectors, 0.0)], training.lr)
+
+
+def _adamw(groups: list[tuple[list[nn.Parameter], float]], lr: float) -> torch.optim.Optimizer:
+    given = [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
+    return torch.optim.AdamW(given, lr=lr, betas=_BETAS, fused=True)
+
+
+def _split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """(weights of linear layers, other matrices and tables, vectors and scalars).
+
+    The output head, the one linear layer as wide as the vocabulary, counts as a table.
+    """
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    rows = {m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)}
+    linear = {
+        id(m.weight) for m in model.modules() if isinstance(m, nn.Linear) and m.out_features not in rows
+    } - tables
+    matrices, others, vectors = [], [], []
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in linear:
+            matrices.append(parameter)
+        elif parameter.ndim >= 2:
+            others.append(parameter)
+        else:
+            vectors.append(parameter)
+    return matrices, others, vectors
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, training: Training, steps: int) -> LambdaLR:
+    """Warm-up to `training.lr`, then `training.schedule` over the rest of `steps`."""
+    return LambdaLR(optimizer, lambda step: rate_factor(step, steps, training.warmup, training.schedule))
+
+
+def rate_factor(step: int, steps: int, warmup: float, schedule: str) -> float:
+    """The factor of the base rate at `step` of `steps`.
+
+    The warm-up rises in equal steps and reaches 1 exactly; a decaying schedule would reach 0 at `steps`.
+    """
+    rising = round(warmup * steps)
+    if step < rising:
+        return (step + 1) / rising
+    progress = min(1.0, (step - rising) / max(1, steps - rising))
+    if schedule == "linear":
+        return 1.0 - progress
+    if schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    return 1.0

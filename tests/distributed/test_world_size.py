@@ -1,0 +1,57 @@
+"""The same global batches give the same weights, whatever the number of ranks."""
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from bkray.config import parse_recipe
+from bkray.curriculum import CurriculumSampler
+from bkray.model import build_model
+from bkray.training import Ledger, WindowData, train
+
+pytestmark = pytest.mark.distributed
+
+RECIPE = parse_recipe(
+    {
+        "name": "t",
+        "corpus": {"kind": "docstrings"},
+        "window": 16,
+        "model": {"kind": "resnet_bk", "d_model": 32, "n_layers": 2, "n_heads": 4},
+        "training": {"tokens": 20 * 8 * 16, "batch_tokens": 8 * 16, "eval_every": 10, "eval_windows": 7},
+    }
+)
+
+
+def work(rank, world_size, folder):
+    torch.set_num_threads(1)
+    if world_size > 1:
+        dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
+    rng = np.random.default_rng(0)
+    data = WindowData(*(rng.integers(0, 30, (count, 17)).astype(np.int32) for count in (100, 9)))
+    torch.manual_seed(0)
+    model = build_model(RECIPE.model, 30)
+    sampler = CurriculumSampler(rng.random(100), 8, RECIPE.steps, seed=0)
+    ledger = Ledger()
+    result = train(model, data, sampler, RECIPE, ledger=ledger)
+    if rank == 0:
+        flops = ledger.table()["training"]["flops"]
+        state = {"model": model.state_dict(), "loss": result.validation_loss, "flops": flops}
+        torch.save(state, f"{folder}/{world_size}.pt")
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+def test_weights_agree_at_world_1_2_and_4(tmp_path):
+    results = {}
+    for world_size in (1, 2, 4):
+        folder = tmp_path / str(world_size)
+        folder.mkdir()
+        mp.spawn(work, (world_size, str(folder)), nprocs=world_size)
+        results[world_size] = torch.load(folder / f"{world_size}.pt", weights_only=True)
+    for world_size in (2, 4):
+        assert results[world_size]["flops"] == results[1]["flops"]
+        assert results[world_size]["loss"] == pytest.approx(results[1]["loss"], abs=1e-5)
+        for name, expected in results[1]["model"].items():
+            torch.testing.assert_close(results[world_size]["model"][name], expected, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,101 @@
+import pytest
+import yaml
+
+from bkray.config import UserError, apply_overrides, dump_yaml, load_recipe, parse_recipe
+
+BASE = {"name": "t", "corpus": {"kind": "docstrings"}}
+
+
+def message(values):
+    with pytest.raises(UserError) as caught:
+        parse_recipe(values)
+    return str(caught.value)
+
+
+def test_every_fault_is_reported_at_once_with_the_nearest_known_key():
+    text = message(
+        {
+            **BASE,
+            "trainng": {},
+            "training": {"lrr": 1, "lr": -1, "optimizer": "mun"},
+            "augmentation": [{"kind": "deletion", "probabilty": 0.3}],
+        }
+    )
+    assert "trainng: unknown key; did you mean training?" in text
+    assert "training.lrr: unknown key; did you mean lr?" in text
+    assert "training.optimizer: 'mun' is unknown; did you mean muon?" in text
+    assert "training.lr: Input should be greater than 0, but it is -1" in text
+    assert "augmentation.0.probabilty: unknown key; did you mean probability?" in text
+
+
+def test_an_unknown_kind_names_the_nearest():
+    assert "corpus.kind: 'docstring' is unknown; did you mean docstrings?" in message(
+        {"name": "t", "corpus": {"kind": "docstring"}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"difficulty": {"kind": "rarity"}}, "difficulty has no effect without a curriculum"),
+        ({"proxy": {}}, "proxy has no effect"),
+        ({"training": {"batch_tokens": 1000}}, "must be a multiple of window 256"),
+        ({"training": {"workers": 3}}, "training.workers 3 cannot share evenly"),
+        ({"model": {"kind": "resnet_bk", "d_model": 100}}, "d_model 100 must be a multiple of n_heads 16"),
+        ({"model": {"kind": "transformer", "d_model": 20, "n_heads": 4}}, "heads of odd width"),
+        ({"corpus": {"kind": "docstrings", "test": 0.4, "validation": 0.2}}, "less than half for training"),
+        ({"corpus": {"kind": "text", "path": "x", "document_start": "("}}, "is not a regular expression"),
+        (
+            {"corpus": {"kind": "text", "path": "x", "document_start": "^=", "document": "line"}},
+            "document has no effect beside document_start",
+        ),
+    ],
+)
+def test_impossible_and_inert_settings_are_refused(change, fault):
+    assert fault in message({**BASE, **change})
+
+
+def test_what_a_curriculum_and_a_model_score_need_is_implied():
+    recipe = parse_recipe({**BASE, "curriculum": {}, "selection": {"kind": "entropy"}})
+    assert recipe.difficulty is not None
+    assert recipe.difficulty.kind == "compression"
+    assert recipe.proxy is not None
+    assert parse_recipe({**BASE, "selection": {"kind": "random"}}).proxy is None
+
+
+def test_overrides_set_nested_values_and_whole_sections_without_touching_the_original():
+    changed = apply_overrides(BASE, ["training.lr=3e-4", "corpus={kind: text, path: a.txt}", "selection=null"])
+    recipe = parse_recipe(changed)
+    assert recipe.training.lr == 3e-4
+    assert recipe.corpus.kind == "text"
+    assert BASE == {"name": "t", "corpus": {"kind": "docstrings"}}
+    with pytest.raises(UserError, match="must read key=value"):
+        apply_overrides(BASE, ["training.lr"])
+    with pytest.raises(UserError, match="which has no keys of its own"):
+        apply_overrides(BASE, ["name.first=a"])
+
+
+def test_a_wrong_path_suggests_the_file_beside_it(tmp_path):
+    (tmp_path / "quickstart.yaml").write_text(yaml.safe_dump(BASE))
+    with pytest.raises(UserError, match=r"no such file; did you mean .*quickstart\.yaml"):
+        load_recipe(tmp_path / "quickstat.yaml")
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "!!python/object/apply:os.getcwd []", ""])
+def test_what_is_no_recipe_is_refused(tmp_path, text):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"bad\.yaml"):
+        load_recipe(path)
+
+
+def test_the_dumped_recipe_loads_to_the_same_recipe(tmp_path):
+    recipe = parse_recipe({**BASE, "curriculum": {"adjuster": {}}, "selection": {"kind": "margin", "keep": 0.5}})
+    (tmp_path / "resolved.yaml").write_text(dump_yaml(recipe))
+    assert load_recipe(tmp_path / "resolved.yaml") == recipe
+
+
+def test_steps_see_at_least_the_asked_tokens():
+    recipe = parse_recipe({**BASE, "training": {"tokens": 10_000, "batch_tokens": 4096}})
+    assert recipe.batch_windows == 16
+    assert recipe.steps == 3

@@ -1,0 +1,86 @@
+"""Data sets read with `datasets`: local folders in its formats, and a name that cannot be loaded."""
+
+import subprocess
+import sys
+
+import datasets
+import pyarrow as pa
+import pytest
+
+from bkray.config import UserError
+from bkray.config.recipe import Cleaning, HubCorpus
+from bkray.corpus import list_shards, read_shard
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder that `datasets` reads: Parquet splits train and test."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    root = tmp_path / "sample"
+    root.mkdir()
+    for split, rows in {"train": 300, "test": 10}.items():
+        texts = [f"= {split} {i} =\n" if i % 5 == 0 else None if i == 3 else f"row {i}" for i in range(rows)]
+        datasets.Dataset.from_dict({"text": texts, "n": list(range(rows))}).to_parquet(
+            root / f"{split}.parquet"
+        )
+    return root
+
+
+def read(corpus):
+    tables = [t for shard in list_shards(corpus) for t in read_shard(shard, corpus, Cleaning(), 0)]
+    return pa.concat_tables(t[0] for t in tables).to_pylist(), pa.concat_tables(
+        t[1] for t in tables
+    ).to_pylist()
+
+
+def test_splits_and_rows(folder):
+    corpus = HubCorpus(kind="hub", name=str(folder))
+    shards = list_shards(corpus)
+    assert [(s.source, s.split, s.carve) for s in shards] == [
+        ("sample/test", "test", ()),
+        ("sample/train", "train", ("validation",)),
+    ]
+    documents, rejects = read(corpus)
+    found = {(row["source"], row["split"]) for row in documents}
+    assert found == {("sample/test", "test"), ("sample/train", "train"), ("sample/train", "validation")}
+    assert len(documents) == 308
+    assert documents[1]["text"] == "row 1"
+    assert [(row["source"], row["ordinal"]) for row in rejects] == [("sample/test", 3), ("sample/train", 3)]
+
+
+def test_rows_gathered_at_document_start(folder):
+    documents, _ = read(HubCorpus(kind="hub", name=str(folder), document_start="^= .* =$"))
+    assert len(documents) == 62
+    assert documents[0]["text"] == "= test 0 =\nrow 1\nrow 2\n\nrow 4"
+
+
+def test_fingerprint_follows_the_files(folder):
+    corpus = HubCorpus(kind="hub", name=str(folder))
+    before = [shard.fingerprint for shard in list_shards(corpus)]
+    assert before == [shard.fingerprint for shard in list_shards(corpus)]
+    datasets.Dataset.from_dict({"text": ["new"], "n": [0]}).to_parquet(folder / "train.parquet")
+    assert before != [shard.fingerprint for shard in list_shards(corpus)]
+
+
+def test_wrong_column_and_configuration(folder):
+    with pytest.raises(
+        UserError, match=r"no corpus\.text_field 'txt'; there are text, n; did you mean .*=text\?"
+    ):
+        read(HubCorpus(kind="hub", name=str(folder), text_field="txt"))
+    with pytest.raises(UserError, match=r"config 'nope'.*BuilderConfig 'nope' not found"):
+        list_shards(HubCorpus(kind="hub", name=str(folder), config="nope"))
+
+
+def test_name_that_cannot_be_loaded_says_what_to_do(tmp_path):
+    code = (
+        "from bkray.corpus import list_shards; from bkray.config.recipe import HubCorpus\n"
+        "list_shards(HubCorpus(kind='hub', name='nobody/nothing', config='raw'))"
+    )
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": ""}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1
+    message = run.stderr.rsplit("UserError:", 1)[1]
+    for part in ("'nobody/nothing'", "'raw'", "network", "corpus={kind: text, path: ...}"):
+        assert part in message

@@ -1,0 +1,17 @@
+import numpy as np
+
+from bkray.difficulty import compression_ratio, rarity
+
+
+def test_repetition_compresses_and_noise_does_not():
+    noise = "".join(map(chr, np.random.default_rng(0).integers(33, 127, 500)))
+    repeated, random, empty = compression_ratio(["the cat " * 60, noise, ""])
+    assert repeated < 0.1 < 0.7 < random
+    assert empty == 1.0
+
+
+def test_rare_tokens_are_harder():
+    counts = np.array([998, 0, 0])
+    common, rare = rarity(np.array([[0, 0], [0, 1]]), counts)
+    assert rare > common
+    np.testing.assert_allclose(common, -np.log(999 / 1001))

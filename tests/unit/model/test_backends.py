@@ -1,0 +1,57 @@
+"""The choice of backend, and the work that the kernels share."""
+
+import logging
+import os
+
+import pytest
+import torch
+
+from bkray.config import UserError
+from bkray.model import backends
+from bkray.model.backends import choose_backend
+
+
+def test_auto_takes_the_compiled_kernels_only_where_they_can_run():
+    assert choose_backend("auto", torch.zeros(1)) == "numba"
+    assert choose_backend("auto", torch.zeros(1, dtype=torch.float64)) == "numba"
+    assert choose_backend("auto", torch.zeros(1, dtype=torch.bfloat16)) == "reference"
+    assert choose_backend("auto", torch.zeros(1, device="meta")) == "reference"
+    assert choose_backend("reference", torch.zeros(1)) == "reference"
+
+
+def test_auto_says_once_what_it_chose(caplog):
+    backends._announce.cache_clear()
+    with caplog.at_level(logging.INFO, logger="bkray.model"):
+        for _ in range(3):
+            choose_backend("auto", torch.zeros(1))
+    assert [record.getMessage() for record in caplog.records] == ["backend auto on cpu torch.float32: numba"]
+
+
+def test_unusable_backends_are_refused_with_the_known_ones():
+    with pytest.raises(UserError, match="'cuda' is unknown: choose auto, reference or numba"):
+        choose_backend("cuda", torch.zeros(1))
+    with pytest.raises(UserError, match=r"not available: .*bfloat16.*reference, numba"):
+        choose_backend("numba", torch.zeros(1, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("items", [0, 1, 2, 7])
+def test_every_item_is_run_once(items):
+    done = torch.zeros(items, 1, 3)
+
+    def kernel(first, last, chunk, array, flag):
+        assert flag is True
+        array[first:last] += 1
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        backends.run_kernel(kernel, done, True)
+    finally:
+        torch.set_num_threads(threads)
+    assert (done == 1).all()
+
+
+def test_a_forked_process_gets_threads_of_its_own():
+    pool = backends._pool(os.getpid(), 2)
+    assert backends._pool(os.getpid(), 2) is pool
+    assert backends._pool(os.getpid() + 1, 2) is not pool

@@ -1,0 +1,208 @@
+"""What both language models promise: causality, streaming, clear errors, sensible starts."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from bkray.config import UserError
+from bkray.model import ResNetBK, ResNetBKConfig, Transformer, TransformerConfig
+
+VOCABULARY = 50
+KINDS = [(ResNetBK, ResNetBKConfig), (Transformer, TransformerConfig)]
+
+
+def lively(kind, **sizes):
+    """A model whose zero-initialised matrices are filled, so that every path carries signal."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCABULARY, "d_model": 32, "n_layers": 2, "n_heads": 4} | sizes
+    model = kind[0](kind[1](**sizes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(params=KINDS, ids=["resnet_bk", "transformer"])
+def kind(request):
+    return request.param
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("length", [2, 97])
+def test_a_future_token_changes_no_past_bit(kind, training, length):
+    model = lively(kind).train(training)
+    tokens = torch.randint(VOCABULARY, (2, length))
+    changed = tokens.clone()
+    changed[:, length // 2] = (changed[:, length // 2] + 1) % VOCABULARY
+    before, after = model(tokens), model(changed)
+    past = length // 2
+    assert torch.equal(before[:, :past], after[:, :past])
+    assert not torch.equal(before[:, past:], after[:, past:])
+
+
+def test_every_past_token_reaches_the_last_logits(kind):
+    model = lively(kind)
+    embedded = []
+    model.embedding.register_forward_hook(lambda _, __, out: embedded.append(out) or out.retain_grad())
+    model(torch.randint(VOCABULARY, (1, 12)))[0, -1].square().sum().backward()
+    assert (embedded[0].grad[0].abs().sum(-1) > 0).all()
+
+
+@pytest.mark.parametrize("length", [1, 37])
+def test_decoding_equals_the_parallel_pass(kind, length):
+    model = lively(kind).eval()
+    tokens = torch.randint(VOCABULARY, (3, length))
+    state, steps = model.initial_state(3), []
+    with torch.no_grad():
+        for i in range(length):
+            logits, state = model.step(tokens[:, i], state)
+            steps.append(logits)
+        torch.testing.assert_close(torch.stack(steps, dim=1), model(tokens), rtol=1e-5, atol=1e-5)
+    assert state.position == length
+
+
+def test_resnet_bk_decodes_in_constant_memory():
+    model = lively(KINDS[0])
+    state = model.initial_state(2)
+    size = sum(tensor.numel() for mixer in state.mixers for tensor in mixer)
+    with torch.no_grad():
+        for _ in range(9):
+            _, state = model.step(torch.zeros(2, dtype=torch.long), state)
+    assert sum(tensor.numel() for mixer in state.mixers for tensor in mixer) == size
+
+
+def test_decoding_leaves_the_old_state_valid(kind):
+    model = lively(kind).eval()
+    _, state = model.step(torch.tensor([1]), model.initial_state(1))
+    first, _ = model.step(torch.tensor([2]), state)
+    model.step(torch.tensor([3]), state)
+    assert torch.equal(first, model.step(torch.tensor([2]), state)[0])
+
+
+def test_head_of_hidden_is_the_logits(kind):
+    model, tokens = lively(kind), torch.randint(VOCABULARY, (2, 9))
+    hidden = model.hidden(tokens)
+    assert hidden.shape == (2, 9, 32)
+    parts = torch.cat([model.head(part) for part in hidden.split(4, dim=1)], dim=1)
+    torch.testing.assert_close(parts, model(tokens))
+
+
+def test_starts_near_the_uniform_guess_and_learns(kind):
+    torch.manual_seed(0)
+    model = kind[0](kind[1](vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4))
+    tokens = torch.arange(66).remainder(11).expand(4, -1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(40):
+        loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert abs(losses[0] - math.log(VOCABULARY)) < 0.3
+    assert losses[-1] < 0.5
+
+
+def test_cannot_learn_what_is_not_there(kind):
+    """Fresh random tokens every step: a causal model never gets below ln V, a leaking one does."""
+    torch.manual_seed(0)
+    model = kind[0](kind[1](vocab_size=4, d_model=32, n_layers=2, n_heads=4))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(60):
+        tokens = torch.randint(4, (16, 33))
+        loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-20:]) / 20 > math.log(4) - 0.01
+
+
+def test_every_parameter_gets_a_gradient(kind):
+    model = lively(kind)
+    model(torch.randint(VOCABULARY, (2, 9))).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_resnet_bk_gradients_are_exact():
+    model = lively(KINDS[0], d_model=4, n_layers=1, n_heads=2).double()
+    tokens = torch.randint(VOCABULARY, (2, 5))
+    names = [name for name, _ in model.named_parameters() if not name.startswith("embedding")]
+    values = [model.get_parameter(name).detach().clone().requires_grad_() for name in names]
+
+    def logits(*values):
+        parameters = dict(zip(names, values, strict=True))
+        return torch.func.functional_call(model, parameters, (tokens,))[..., :3]
+
+    assert torch.autograd.gradcheck(logits, values)
+
+
+def test_gates_start_as_documented():
+    torch.manual_seed(0)
+    mixer = ResNetBK(ResNetBKConfig(VOCABULARY)).blocks[0].mixer
+    f, cos, sin = mixer._gates(torch.zeros(1, 1, 192))
+    memory = -1 / f.log()
+    assert memory.min() >= 2 * (1 - 1e-3)
+    assert memory.max() <= 256 * (1 + 1e-2)
+    torch.testing.assert_close(cos**2 + sin**2, torch.ones_like(cos))
+    turns = torch.atan2(sin, cos) * memory
+    assert turns.min() > 0
+    assert turns.max() <= 1.5 * (1 + 1e-2)
+    x = torch.randn(2, 7, 192)
+    assert torch.equal(mixer(x), torch.zeros_like(x))
+
+
+def test_only_true_matrices_have_two_dimensions():
+    """The rule for an optimizer of matrices: two dimensions, and not the embedding."""
+    model = ResNetBK(ResNetBKConfig(VOCABULARY, n_layers=1))
+    matrices = {name.removeprefix("blocks.0.") for name, p in model.named_parameters() if p.dim() == 2}
+    mixer = {f"mixer.{name}.weight" for name in ("forget", "gate", "output")}
+    assert matrices == {"embedding.weight", "feed_forward.up.weight", "feed_forward.down.weight"} | mixer
+
+
+def test_autocast_trains_close_to_float32(kind):
+    model, tokens = lively(kind), torch.randint(VOCABULARY, (2, 33))
+    exact = model(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = model(tokens)
+    rough.float().square().mean().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    assert (rough.float() - exact).norm() / exact.norm() < 0.05
+
+
+def test_flop_counter_sees_the_scan():
+    model = lively(KINDS[0])
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randint(VOCABULARY, (2, 9))).sum().backward()
+    counts = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
+    assert counts["bkray.spectral_scan"] == 2 * 13 * 2 * 9 * 32
+    assert counts["bkray.spectral_scan_backward"] == 2 * 29 * 2 * 9 * 32
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (torch.tensor([[0, VOCABULARY]]), "token id 50 is outside"),
+        (torch.tensor([[-1, 0]]), "token id -1 is outside"),
+        (torch.zeros(2, 0, dtype=torch.long), "not be empty"),
+        (torch.zeros(2, dtype=torch.long), "shape"),
+        (torch.zeros(2, 3), "integer ids"),
+    ],
+)
+def test_bad_tokens_are_named(kind, tokens, message):
+    with pytest.raises(UserError, match=message):
+        lively(kind)(tokens)
+
+
+def test_bad_sizes_are_named(kind):
+    with pytest.raises(UserError, match="d_model 30"):
+        kind[1](vocab_size=10, d_model=30, n_heads=4)
+    with pytest.raises(UserError, match="n_layers must be at least 1"):
+        kind[1](vocab_size=10, n_layers=0)

@@ -1,0 +1,76 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from bkray.config.recipe import ResNetBKModel, Training
+from bkray.model import build_model
+from bkray.training import build_optimizer, build_schedule
+from bkray.training.optimizers import rate_factor
+
+SMALL = ResNetBKModel(kind="resnet_bk", d_model=16, n_layers=1, n_heads=2)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_every_parameter_is_optimized_once_and_state_round_trips(name):
+    torch.manual_seed(0)
+    training = Training(optimizer=name, lr=1e-2)
+    model = build_model(SMALL, 40)
+    optimizer = build_optimizer(model, training)
+    ours = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(ours) == sorted(id(p) for p in model.parameters())
+
+    def step(network, opt):
+        network(torch.arange(12).reshape(2, 6)).logsumexp(-1).sum().backward()
+        opt.step()
+        opt.zero_grad()
+
+    step(model, optimizer)
+    twin = build_model(SMALL, 40)
+    twin.load_state_dict(model.state_dict())
+    other = build_optimizer(twin, training)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    step(model, optimizer)
+    step(twin, other)
+    for (key, a), b in zip(model.state_dict().items(), twin.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+
+
+def test_muon_takes_the_linear_layers_and_not_the_tables():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.body, self.head = nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 50)
+
+    net = Net()
+    optimizer = build_optimizer(net, Training(optimizer="muon"))
+    muon = [id(p) for group in optimizer.param_groups if "momentum" in group for p in group["params"]]
+    assert muon == [id(net.body.weight)]
+    decayed = [id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]]
+    assert id(net.body.bias) not in decayed
+
+
+def test_the_warm_up_reaches_the_rate_exactly_and_the_decay_ends_at_zero():
+    for schedule in ("linear", "cosine"):
+        factors = [rate_factor(step, 100, 0.1, schedule) for step in range(101)]
+        assert factors[:11] == pytest.approx([i / 10 for i in range(1, 11)] + [1.0])
+        assert factors[10:] == sorted(factors[10:], reverse=True)
+        assert factors[100] == pytest.approx(0.0, abs=1e-12)
+    assert rate_factor(55, 100, 0.1, "linear") == pytest.approx(0.5)
+    assert rate_factor(55, 100, 0.1, "cosine") == pytest.approx(0.5)
+    assert rate_factor(99, 100, 0.0, "constant") == 1.0
+
+
+def test_the_schedule_drives_both_optimizers():
+    model = build_model(SMALL, 40)
+    training = Training(optimizer="muon", lr=0.5, warmup=0.5)
+    optimizer = build_optimizer(model, training)
+    schedule = build_schedule(optimizer, training, 10)
+    seen = []
+    for _ in range(10):
+        assert len({group["lr"] for group in optimizer.param_groups}) == 1
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert seen == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.4, 0.3, 0.2, 0.1])

@@ -1,0 +1,1 @@
+"""What a sweep is: its entry point, and the sweeps themselves as YAML."""
