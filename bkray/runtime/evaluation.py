@@ -18,11 +18,12 @@ from bkray.corpus.windows import read_columns, tokens_array
 from bkray.evaluation import HeldOut, NGramBaseline, window_nats
 from bkray.model import generate
 from bkray.runtime.cluster import TASK_CPUS
-from bkray.runtime.prepare import Outcome, Work
-from bkray.runtime.stages import read_parts, write_parts
+from bkray.runtime.stages import map_tables, read_parts, write_parts
+from bkray.runtime.work import Outcome, Work
 from bkray.training import Ledger, load_model
 from bkray.training.flops import forward_flops
 
+_BLOCK_ROWS = 128
 _BATCH = 32
 _BASELINE_TOKENS = 10_000_000  # training tokens that the n-gram baselines count at most
 _SCHEMA = pa.schema(
@@ -39,13 +40,13 @@ def evaluation(work: Work) -> Outcome:
     split, window = "test", work.recipe.window
     windows, exported = work.inputs["windows"], work.inputs["model"].path
     baselines = _fit_baselines.remote(windows.parts, work.inputs["tokenizer"].path / "tokenizer.json", split)
-    dataset = read_parts(windows.parts, split).map_batches(
+    dataset = map_tables(
+        read_parts(windows.parts, split).repartition(target_num_rows_per_block=_BLOCK_ROWS),
         _WindowNats,
+        TASK_CPUS,
         fn_constructor_args=(exported,),
-        compute=ActorPoolStrategy(size=max(1, work.cpus - 1)),
+        compute=ActorPoolStrategy(size=work.cpus),
         batch_size=_BATCH,
-        batch_format="pyarrow",
-        num_cpus=TASK_CPUS,
     )
     rows = write_parts(dataset, work.directory, _SCHEMA, ["window_id"])
     table = read_columns(sorted(work.directory.glob("part-*")), ["nats", "target_bytes"])
@@ -81,7 +82,7 @@ class _WindowNats:
         return table.select(["window_id", "target_bytes"]).append_column("nats", pa.array(nats, pa.float64()))
 
 
-@ray.remote(num_cpus=1)
+@ray.remote(num_cpus=TASK_CPUS)
 def _fit_baselines(parts: list[Path], tokenizer: Path, split: str) -> dict[str, Any]:
     """Held-out bits per byte of a unigram and a 3-gram model, counted on the training split's original windows."""
     started = time.perf_counter()

@@ -19,7 +19,7 @@ _RESOURCES = {
     "tokenizer": "1 task x 1 CPU",
     "proxy": "1 task x 1 CPU",
     "scored": "{cpus} actors x {task:g} CPU",
-    "evaluation": "{rest} actors x {task:g} CPU, 1 task x 1 CPU",
+    "evaluation": "{cpus} actors x {task:g} CPU, 1 task x {task:g} CPU",
     "model": "{workers} workers x 1 CPU",
 }
 
@@ -31,8 +31,8 @@ def print_plan(recipe: Recipe, out: Path, cpus: int | None) -> None:
     table = Table("stage", "state", "rows", "resources", "artifact", box=None, header_style="bold")
     for name, stage in plan.stages.items():
         artifact = stage.find()
-        resources = _RESOURCES.get(name, "tasks x {task:g} CPU").format(
-            cpus=available, rest=max(1, available - 1), task=TASK_CPUS, workers=recipe.training.workers
+        resources = _RESOURCES.get(name, "tasks x 1 CPU").format(
+            cpus=available, task=TASK_CPUS, workers=recipe.training.workers
         )
         rows = f"{artifact.rows:,}" if artifact else ""
         table.add_row(name, "cached" if artifact else "to run", rows, resources, str(stage.path.relative_to(out)))

@@ -17,22 +17,22 @@ from pathlib import Path
 from bkray.config import Recipe, UserError, dump_yaml, load_recipe, read_yaml
 from bkray.corpus import list_shards
 from bkray.reporting.progress import Progress
-from bkray.runtime import prepare
+from bkray.runtime import prepare, scoring
 from bkray.runtime.artifacts import Artifact, write_manifest, writing
 from bkray.runtime.cluster import check_budget, cluster, inside_job, local_cpus
 from bkray.runtime.evaluation import evaluation
 from bkray.runtime.plan import Plan, Stage, make_plan
-from bkray.runtime.prepare import Outcome, Work
 from bkray.runtime.results import versions, write_results
 from bkray.runtime.training import model
+from bkray.runtime.work import Outcome, Work
 
 BUILDERS: dict[str, Callable[[Work], Outcome]] = {
     "documents": prepare.documents,
     "tokenizer": prepare.tokenizer,
     "augmented": prepare.augmented,
     "windows": prepare.windows,
-    "proxy": prepare.proxy,
-    "scored": prepare.scored,
+    "proxy": scoring.proxy,
+    "scored": scoring.scored,
     "selected": prepare.selected,
     "training_set": prepare.training_set,
     "model": model,
@@ -139,7 +139,7 @@ def build_stage(plan: Plan, stage: Stage, built: dict[str, Artifact], cpus: int,
                 "rejects": outcome.rejects,
                 "summary": outcome.summary,
                 "seconds": time.perf_counter() - started,
-                "ledger": outcome.ledger.table(),
+                "ledger": outcome.ledger.table() if outcome.ledger else {},
                 "details": outcome.details,
                 "configuration": plan.recipe.model_dump(mode="json"),
                 "versions": versions(),

@@ -1,13 +1,13 @@
-"""The data stages: each reads finished artifacts through Ray Data and fills the folder of a new one.
+"""The data stages that need no model: each reads finished artifacts through Ray Data and fills a new one's folder.
 
 A stage is a function (Work) -> Outcome. It may be killed at any time: its folder is not an artifact until the end.
+This module imports no torch, so that the workers of these stages start in a second.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,62 +16,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
-import torch
-from ray.data import ActorPoolStrategy, Dataset
 
 from bkray.augmentation import build_augmentation
 from bkray.config import Recipe, UserError
-from bkray.corpus import Shard, first_of_duplicates, load_tokenizer, pack, read_shard, text_hash, train_tokenizer
-from bkray.corpus.schema import DOCUMENTS, REJECTS, SPLITS, row_rng, windows_schema
-from bkray.corpus.windows import read_columns, tokens_array
-from bkray.difficulty import compression_ratio, rarity, score_windows
-from bkray.reporting.progress import Line
+from bkray.corpus import (
+    Shard,
+    first_of_duplicates,
+    load_tokenizer,
+    pack,
+    read_shard,
+    text_hash,
+    train_tokenizer,
+)
+from bkray.corpus.schema import DOCUMENTS, REJECTS, SPLITS, windows_schema
+from bkray.corpus.windows import read_columns
 from bkray.runtime.artifacts import Artifact
-from bkray.runtime.cluster import TASK_CPUS
-from bkray.runtime.plan import Plan, Stage, chosen_scores
-from bkray.runtime.proxy import train_proxy
-from bkray.runtime.stages import bucket_of, read_parts, top_k, write_parts
-from bkray.training import Ledger, load_model
-from bkray.training.flops import forward_flops
+from bkray.runtime.stages import bucket_of, map_tables, read_parts, top_k, write_parts
+from bkray.runtime.work import Outcome, Work
 
-_SCORE_BATCH = 64  # windows an actor takes at a time; they are scored one by one
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a stage gets: where to write, what to read, how many CPUs there are."""
-
-    stage: Stage
-    plan: Plan
-    directory: Path
-    inputs: dict[str, Artifact]
-    cpus: int
-    line: Line
-
-    @property
-    def recipe(self) -> Recipe:
-        return self.plan.recipe
-
-    @property
-    def source(self) -> Artifact:
-        """The first input."""
-        return next(iter(self.inputs.values()))
-
-
-@dataclass
-class Outcome:
-    """What a stage reports; it becomes part of the manifest."""
-
-    rows: int
-    summary: str
-    removed: int = 0
-    rejects: dict[str, int] = field(default_factory=dict)
-    ledger: Ledger = field(default_factory=Ledger)
-    details: dict[str, Any] = field(default_factory=dict)
-
-
-def _map(dataset: Dataset, function: Any, **options: Any) -> Dataset:
-    return dataset.map_batches(function, batch_format="pyarrow", num_cpus=TASK_CPUS, **options)
+_BLOCKS_PER_CPU = 8  # enough to share the work evenly; a shuffle's cost grows with the number of blocks
 
 
 # --- documents -----------------------------------------------------------------------------------
@@ -82,8 +45,9 @@ def documents(work: Work) -> Outcome:
     recipe, shards = work.recipe, list(work.plan.shards)
     rejects = work.directory / ".rejects"
     rejects.mkdir()
-    items = ray.data.from_items([{"shard": number} for number in range(len(shards))])
-    read = _map(items, _ReadShards(shards, recipe, rejects), batch_size=1).materialize()
+    blocks = min(len(shards), _BLOCKS_PER_CPU * work.cpus)
+    items = ray.data.from_items([{"shard": number} for number in range(len(shards))], override_num_blocks=blocks)
+    read = map_tables(items, _ReadShards(shards, recipe, rejects), batch_size=1).materialize()
     total = read.count()
     reasons = _gather_rejects(rejects, work.directory / "rejects.parquet")
     _check_rejects(reasons, total, recipe, work.directory / "rejects.parquet")
@@ -91,7 +55,7 @@ def documents(work: Work) -> Outcome:
         raise UserError(f"corpus: {len(shards)} files hold no document: give another path, or look at its text field")
     kept = read
     if recipe.cleaning.exact:
-        kept = read.groupby("bucket").map_groups(_drop_duplicates, batch_format="pyarrow", num_cpus=TASK_CPUS)
+        kept = read.groupby("bucket").map_groups(_drop_duplicates, batch_format="pyarrow", num_cpus=1)
     rows = write_parts(kept, work.directory, DOCUMENTS, ["split", "doc_id"])
     rejected = sum(reasons.values())
     summary = f"{rows:,} documents, {total - rows:,} duplicates removed, {rejected:,} rejected"
@@ -174,7 +138,7 @@ def _train_tokenizer(parts: list[Path], vocab_size: int, target: str) -> int:
 def augmented(work: Work) -> Outcome:
     """One augmented document for each training document and each kind."""
     kinds = [build_augmentation(section, work.recipe.seed) for section in work.recipe.augmentation]
-    made = _map(read_parts(work.source.parts, "train"), _Augment(kinds))
+    made = map_tables(read_parts(work.source.parts, "train"), _Augment(kinds))
     rows = write_parts(made, work.directory, DOCUMENTS, ["doc_id"])
     return Outcome(rows, f"{rows:,} documents")
 
@@ -195,9 +159,9 @@ def windows(work: Work) -> Outcome:
     parts = [part for name in ("documents", "augmented") if name in work.inputs for part in work.inputs[name].parts]
     items = ray.data.from_items([{"part": str(part)} for part in parts], override_num_blocks=len(parts))
     tokenizer_path = work.inputs["tokenizer"].path / "tokenizer.json"
-    packed = _map(items, _PackParts(tokenizer_path, recipe.window), batch_size=1).materialize()
+    packed = map_tables(items, _PackParts(tokenizer_path, recipe.window), batch_size=1).materialize()
     dropped = int(packed.sum("dropped") or 0)
-    packed = _map(packed, _real_windows)
+    packed = map_tables(packed, _real_windows)
     rows = write_parts(packed, work.directory, windows_schema(recipe.window), ["window_id"])
     counts = _split_counts(work.directory, dropped, recipe)
     summary = f"{rows:,} windows of {recipe.window}: " + ", ".join(f"{counts[split]:,} {split}" for split in SPLITS)
@@ -250,112 +214,7 @@ def _split_counts(directory: Path, dropped: int, recipe: Recipe) -> dict[str, in
     return {split: counts[split] for split in SPLITS}
 
 
-# --- scores, selection, order ----------------------------------------------------------------------
-
-
-def proxy(work: Work) -> Outcome:
-    """Train the small scoring model in one process; its cost is charged."""
-    ledger = Ledger(ray.get(train_proxy.remote(work.recipe, work.inputs["windows"].parts, work.inputs["tokenizer"].path, work.directory)))
-    tokens = ledger.table()["proxy_training"]["tokens"]
-    return Outcome(tokens, f"{tokens:,} tokens seen", ledger=ledger)
-
-
-def scored(work: Work) -> Outcome:
-    """Score the training windows: a text statistic, the proxy's loss and uncertainty, and which of them counts."""
-    recipe = work.recipe
-    dataset = read_parts(work.source.parts, "train")
-    tokenizer_path = work.inputs["tokenizer"].path / "tokenizer.json"
-    dataset = _map(dataset, _TextScore(recipe, tokenizer_path, _token_counts(dataset, recipe)))
-    if recipe.needs_proxy:
-        dataset = _map(
-            dataset,
-            _ModelScore,
-            fn_constructor_args=(recipe, work.inputs["proxy"].path),
-            compute=ActorPoolStrategy(size=work.cpus),
-            batch_size=_SCORE_BATCH,
-        )
-    dataset = _map(dataset, _Choose(chosen_scores(recipe)))
-    schema = windows_schema(recipe.window)
-    for column in work.stage.provides[len(schema) :]:
-        schema = schema.append(pa.field(column, pa.float32(), nullable=False))
-    rows = write_parts(dataset, work.directory, schema, ["window_id"])
-    ledger = Ledger()
-    if recipe.needs_proxy:
-        flops = rows * forward_flops(load_model(work.inputs["proxy"].path), recipe.window)
-        ledger.charge("scoring", flops=flops, tokens=rows * recipe.window)
-    return Outcome(rows, f"{rows:,} windows", ledger=ledger)
-
-
-def _token_counts(dataset: Dataset, recipe: Recipe) -> np.ndarray | None:
-    """How often each token occurs in the training windows, where a score needs it: (V,)."""
-    if not recipe.difficulty or recipe.difficulty.kind != "rarity":
-        return None
-    vocab_size = recipe.tokenizer.vocab_size
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    for batch in _map(dataset, _CountTokens(vocab_size)).iter_batches(batch_size=None, batch_format="pyarrow"):
-        for row in batch["counts"].to_pylist():
-            counts += np.asarray(row)
-    return counts
-
-
-class _CountTokens:
-    """Windows to one row: the occurrences of every token."""
-
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        return pa.table({"counts": [np.bincount(tokens_array(table)[:, 1:].ravel(), minlength=self.vocab_size)]})
-
-
-class _TextScore:
-    """Adds the scores that need no model: `compression`, and `rarity` or `random` where they are asked for."""
-
-    def __init__(self, recipe: Recipe, tokenizer_path: Path, counts: np.ndarray | None) -> None:
-        self.recipe, self.tokenizer_path, self.counts = recipe, tokenizer_path, counts
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        tokens_WN1 = tokens_array(table)
-        bpe = load_tokenizer(self.tokenizer_path)
-        texts = bpe.decode_batch([row[1:] for row in tokens_WN1.tolist()], skip_special_tokens=True)
-        table = _append(table, "compression", compression_ratio(texts))
-        if self.counts is not None:
-            table = _append(table, "rarity", rarity(tokens_WN1[:, 1:], self.counts))
-        if self.recipe.selection and self.recipe.selection.kind == "random":
-            ids = table["window_id"].to_pylist()
-            draws = [row_rng(self.recipe.seed, "selection", row).random() for row in ids]
-            table = _append(table, "random", np.array(draws))
-        return table
-
-
-class _ModelScore:
-    """An actor that holds the proxy and adds its `loss` and the uncertainty measure that is asked for."""
-
-    def __init__(self, recipe: Recipe, model_path: Path) -> None:
-        torch.set_num_threads(1)
-        self.model = load_model(model_path)
-        self.measures = [recipe.selection.kind] if recipe.selection and recipe.selection.needs_proxy else []
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        for name, values in score_windows(self.model, tokens_array(table), self.measures).items():
-            table = _append(table, name, values)
-        return table
-
-
-class _Choose:
-    """Copies the scores that the recipe asks for to the columns `difficulty` and `uncertainty`."""
-
-    def __init__(self, chosen: dict[str, str]) -> None:
-        self.chosen = chosen
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        for column, score in self.chosen.items():
-            table = table.append_column(column, table[score])
-        return table
-
-
-def _append(table: pa.Table, name: str, values: np.ndarray) -> pa.Table:
-    return table.append_column(name, pa.array(values.astype(np.float32)))
+# --- selection, order -------------------------------------------------------------------------------
 
 
 def selected(work: Work) -> Outcome:

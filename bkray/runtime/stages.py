@@ -29,7 +29,12 @@ def read_parts(parts: Sequence[Path], split: str | None = None) -> Dataset:
     dataset = ray.data.read_parquet([str(part) for part in parts], num_cpus=TASK_CPUS)
     if split is None:
         return dataset
-    return dataset.map_batches(_OfSplit(split), batch_format="pyarrow", num_cpus=TASK_CPUS)
+    return map_tables(dataset, _OfSplit(split), TASK_CPUS)
+
+
+def map_tables(dataset: Dataset, function: Any, num_cpus: float = 1, **options: Any) -> Dataset:
+    """`map_batches` of a function of Arrow tables."""
+    return dataset.map_batches(function, batch_format="pyarrow", num_cpus=num_cpus, **options)
 
 
 class _OfSplit:
@@ -48,7 +53,7 @@ def top_k(dataset: Dataset, column: str, k: int, id_column: str = "window_id") -
     Every block first keeps its own k largest, so that no more than k rows a block are exchanged.
     """
     order = [(column, "descending"), (id_column, "ascending")]
-    largest = dataset.map_batches(_Largest(order, k), batch_size=None, batch_format="pyarrow", num_cpus=TASK_CPUS)
+    largest = map_tables(dataset, _Largest(order, k), batch_size=None)
     return largest.sort([column, id_column], descending=[True, False]).limit(k)
 
 

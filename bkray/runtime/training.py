@@ -28,7 +28,7 @@ from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
 from bkray.model import build_model
 from bkray.reporting import RunLog
 from bkray.reporting.progress import Line
-from bkray.runtime.prepare import Outcome, Work
+from bkray.runtime.work import Outcome, Work
 from bkray.training import Checkpointer, Ledger, Reporter, WindowData, export_model, train
 
 _POLL_S = 1.0

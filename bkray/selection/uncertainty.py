@@ -18,8 +18,11 @@ IGNORED = -100  # torch's default ignore_index
 
 def entropy(logits_BNV: Tensor, targets_BN: Tensor | None = None) -> Tensor:
     """Mean predictive entropy, Σ −p ln p, in nats: (B,)."""
-    log_p_BNV = logits_BNV.float().log_softmax(-1)
-    return _mean(-(log_p_BNV.exp() * log_p_BNV).sum(-1), targets_BN)
+    # −Σ p ln p = ln Σ eˣ − Σ x eˣ / Σ eˣ, for logits x less their maximum: one exponential an entry.
+    shifted_BNV = logits_BNV.float() - logits_BNV.float().amax(-1, keepdim=True)
+    weights_BNV = shifted_BNV.exp()
+    total_BN = weights_BNV.sum(-1)
+    return _mean(total_BN.log() - (weights_BNV * shifted_BNV).sum(-1) / total_BN, targets_BN)
 
 
 def margin(logits_BNV: Tensor, targets_BN: Tensor | None = None) -> Tensor:

@@ -1,0 +1,62 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from bkray.runtime.stages import read_parts, top_k, write_parts
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("four_cpus")]
+
+SCHEMA = pa.schema([pa.field("window_id", pa.int64()), pa.field("score", pa.float32()), pa.field("note", pa.string())])
+
+
+def table(rows=1000, seed=0):
+    rng = np.random.default_rng(seed)
+    notes = pa.array([None if i % 3 else f"n{i}" for i in range(rows)], pa.string())
+    ids = rng.permutation(rows).astype(np.int64)
+    return pa.table([ids, rng.integers(0, 20, rows).astype(np.float32), notes], schema=SCHEMA)
+
+
+def blocks(whole, count):
+    """The same rows as a dataset of `count` blocks of unequal size, in another order."""
+    edges = np.unique(np.linspace(0, np.sqrt(len(whole)), count + 1) ** 2).astype(int)
+    pieces = [whole.slice(a, b - a) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    return ray.data.from_arrow(pieces[::-1])
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_parts_are_the_same_bytes_whatever_the_blocks(tmp_path):
+    written = []
+    for count in (1, 3, 17):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        assert write_parts(blocks(table(), count), folder, SCHEMA, ["score", "window_id"], rows_per_part=300) == 1000
+        written.append(contents(folder))
+    assert written[0] == written[1] == written[2]
+    assert list(written[0]) == [f"part-{number:05d}.parquet" for number in range(4)]
+    read = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "3").iterdir()))
+    assert read.equals(table().sort_by([("score", "ascending"), ("window_id", "ascending")]))
+    assert read.schema == SCHEMA
+
+
+def test_an_empty_dataset_makes_one_empty_part(tmp_path):
+    assert write_parts(ray.data.from_arrow(table().slice(0, 0)), tmp_path, SCHEMA, ["window_id"]) == 0
+    assert pq.read_table(tmp_path / "part-00000.parquet").schema == SCHEMA
+
+
+@pytest.mark.parametrize("k", [1, 137, 1000])
+def test_top_k_is_exact_and_breaks_ties_by_the_lower_id(k):
+    expected = table().sort_by([("score", "descending"), ("window_id", "ascending")])["window_id"].to_pylist()[:k]
+    for count in (1, 7):
+        rows = top_k(blocks(table(), count), "score", k).take_all()
+        assert [row["window_id"] for row in rows] == expected
+
+
+def test_only_the_asked_split_is_read(tmp_path):
+    splits = pa.array(["train", "test"] * 50)
+    pq.write_table(pa.table({"split": splits, "n": np.arange(100)}), tmp_path / "part-00000.parquet")
+    assert read_parts([tmp_path / "part-00000.parquet"], "test").sum("n") == sum(range(1, 100, 2))
