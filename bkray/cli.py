@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from bkray.config import load_recipe
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=__doc__,
+    rich_markup_mode=None,
 )
 
 RecipeFile = Annotated[Path, typer.Argument(help="YAML file of the recipe")]
-Overrides = Annotated[Optional[list[str]], typer.Argument(metavar="key=value", help="such as training.lr=3e-4")]
-Out = Annotated[Optional[Path], typer.Option(help="folder for runs (default: runs)")]
-Cpus = Annotated[Optional[int], typer.Option(min=1, help="logical CPUs (default: the cores there are)")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="key=value", help="such as training.lr=3e-4")]
+Out = Annotated[Path | None, typer.Option(help="folder for runs (default: runs)")]
+Cpus = Annotated[int | None, typer.Option(min=1, help="logical CPUs (default: the cores there are)")]
 RunFolder = Annotated[Path, typer.Argument(help="folder of a finished run, for example runs/quickstart")]
 
 
@@ -76,7 +80,9 @@ def report(folder: RunFolder) -> None:
 
 @app.command()
 def sweep(
-    spec: Annotated[Path, typer.Argument(help="YAML file of the sweep, for example tune/sweeps/quickstart.yaml")],
+    spec: Annotated[
+        Path, typer.Argument(help="YAML file of the sweep, for example tune/sweeps/quickstart.yaml")
+    ],
     overrides: Overrides = None,
     out: Out = None,
     cpus: Cpus = None,
@@ -84,7 +90,7 @@ def sweep(
     """Explore settings with Ray Tune; leaves a table, a picture and winner.yaml."""
     from bkray.runtime.sweep import run_sweep
 
-    run_sweep(spec, overrides or (), _out(out), cpus)
+    run_sweep(spec, tuple(overrides or ()), _out(out), cpus)
 
 
 @app.command()
@@ -95,7 +101,9 @@ def doctor() -> None:
     raise typer.Exit(examine())
 
 
-def _pipeline(recipe: Path, overrides: list[str] | None, out: Path | None, cpus: int | None, until: str) -> None:
+def _pipeline(
+    recipe: Path, overrides: list[str] | None, out: Path | None, cpus: int | None, until: str
+) -> None:
     loaded = load_recipe(recipe, overrides or ())
     from bkray.runtime.pipeline import run_pipeline
     from bkray.runtime.submission import closing_lines

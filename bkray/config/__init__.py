@@ -11,4 +11,13 @@ from bkray.config.loading import (
 )
 from bkray.config.recipe import Recipe
 
-__all__ = ["Recipe", "UserError", "apply_overrides", "dump_yaml", "load_recipe", "parse_recipe", "parse_section", "read_yaml"]
+__all__ = [
+    "Recipe",
+    "UserError",
+    "apply_overrides",
+    "dump_yaml",
+    "load_recipe",
+    "parse_recipe",
+    "parse_section",
+    "read_yaml",
+]

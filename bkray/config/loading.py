@@ -74,7 +74,9 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
             if child is None:
                 child = {}
             elif not isinstance(child, dict):
-                raise UserError(f"override {override!r}: {parent} holds {child!r}, which has no keys of its own")
+                raise UserError(
+                    f"override {override!r}: {parent} holds {child!r}, which has no keys of its own"
+                )
             node[parent] = child
             node = child
         node[last] = value
@@ -94,7 +96,7 @@ def _nearby(path: Path) -> str:
     return f"; did you mean {path.parent / close[0]}?" if close else ""
 
 
-def _describe(model: type[BaseModel], fault: Any) -> str:
+def _describe(model: type[BaseModel], fault: Any) -> str:  # noqa: PLR0911 - one return a type of fault
     shown = _shown(model, fault["loc"], last_is_key=fault["type"] == "extra_forbidden")
     if fault["type"] == "extra_forbidden":
         known = _known_keys(model, fault["loc"][:-1])

@@ -128,14 +128,21 @@ class Tokenizer(Section):
 # --- techniques ----------------------------------------------------------------------------------
 
 
-class Deletion(Section):
+class WordAugmentation(Section):
+    """What augmentations share."""
+
+    share: Share = 1.0
+    """Share of the training documents that get an augmented copy; 1 makes exactly one for each."""
+
+
+class Deletion(WordAugmentation):
     """Random deletion of words (EDA, arXiv 1901.11196)."""
 
     kind: Literal["deletion"]
     probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
 
 
-class Swap(Section):
+class Swap(WordAugmentation):
     """Random swap of neighbouring words (EDA, arXiv 1901.11196)."""
 
     kind: Literal["swap"]
@@ -221,7 +228,10 @@ class TransformerModel(Section):
 
 
 class ImportModel(Section):
-    """Your own: `target` names a function (vocab_size, **arguments) -> nn.Module, tokens (B, N) to logits (B, N, V)."""
+    """Your own: `target` names a function (vocab_size, **arguments) -> nn.Module.
+
+    The module takes tokens (B, N) to logits (B, N, V).
+    """
 
     kind: Literal["import"]
     target: str
@@ -322,7 +332,9 @@ class Recipe(Section):
         if values.get("curriculum") is not None and values.get("difficulty") is None:
             values["difficulty"] = {"kind": "compression"}
         kinds = {
-            part.get("kind") for key in ("difficulty", "selection") if isinstance(part := values.get(key), dict)
+            part.get("kind")
+            for key in ("difficulty", "selection")
+            if isinstance(part := values.get(key), dict)
         }
         if kinds & {"loss", "entropy", "margin", "least_confidence"} and values.get("proxy") is None:
             values["proxy"] = {}
@@ -340,7 +352,8 @@ class Recipe(Section):
             )
         if self.training.batch_tokens % self.window:
             faults.append(
-                f"training.batch_tokens {self.training.batch_tokens} must be a multiple of window {self.window}"
+                f"training.batch_tokens {self.training.batch_tokens} must be a multiple of "
+                f"window {self.window}"
             )
         elif self.batch_windows % self.training.workers:
             faults.append(

@@ -37,7 +37,7 @@ class Sweep(Section):
     trials: Annotated[int, Field(ge=1)] = 6
     """Sampled trials; the baseline comes on top."""
     seed: int = 0
-    baseline: dict[str, Any] = {}
+    baseline: dict[str, Any] = Field(default_factory=dict)
     """Dotted keys and values that turn every explored technique off; this trial is never stopped early."""
     grace_steps: Annotated[int, Field(ge=1)] = 50
     """Steps that every trial is given before ASHA may stop it."""
@@ -74,6 +74,8 @@ def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
     for parent in parents:
         inner = values.get(parent)
         if not isinstance(inner, dict):
-            raise UserError(f"space or baseline key {'.'.join(keys)}: the base recipe has no section {parent}")
+            raise UserError(
+                f"space or baseline key {'.'.join(keys)}: the base recipe has no section {parent}"
+            )
         values = inner
     values[last] = value

@@ -2,9 +2,9 @@
 
     difficulty ─► rank ─► available prefix (pacing) ─► passes without replacement ─► ids(step) ─► rank's part
 
-A pass visits every available window once, in random order. Windows that become available in the middle of a pass
-join what is left of it. The same step gives the same ids, whatever was asked before and however many ranks share
-them, so a resumed run needs no more than the step.
+A pass visits every available window once, in random order. Windows that become available in the middle of a
+pass join what is left of it. The same step gives the same ids, whatever was asked before and however many
+ranks share them, so a resumed run needs no more than the step.
 """
 
 from __future__ import annotations

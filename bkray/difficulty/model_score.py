@@ -2,7 +2,8 @@
 
     windows (W, N + 1) ─► one window at a time ─► loss and the asked measures: (W,) each
 
-One window at a time makes a window's score independent of its neighbours in the batch: matrix products of another height may round differently.
+One window at a time makes a window's score independent of its neighbours in the batch: matrix products of
+another height may round differently.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ _CHUNK = 64  # positions whose logits exist at a time: (64, V) stays in a core's
 
 
 @torch.no_grad()
-def score_windows(model: nn.Module, tokens_WN1: np.ndarray, measures: Sequence[str] = ()) -> dict[str, np.ndarray]:
+def score_windows(
+    model: nn.Module, tokens_WN1: np.ndarray, measures: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
     """Mean `loss` in nats a token, and the named measures of `bkray.selection`: (W,) float32 each.
 
-    A model with `hidden(tokens_BN)` and `head(hidden)` never has the logits of a whole window at once. Perplexity
-    orders windows as the loss does: it is its exponential.
+    A model with `hidden(tokens_BN)` and `head(hidden)` never has the logits of a whole window at once.
+    Perplexity orders windows as the loss does: it is its exponential.
     """
     model.eval()
     device = next(model.parameters()).device

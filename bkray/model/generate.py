@@ -12,7 +12,7 @@ from bkray.config import UserError
 
 
 @torch.no_grad()
-def generate(  # noqa: PLR0917
+def generate(
     model: nn.Module,
     prompt_ids: Sequence[int],
     max_tokens: int,

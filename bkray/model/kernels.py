@@ -6,8 +6,6 @@ state of a recursion in small local arrays: the compiler can check such loops fo
 them.
 """
 
-# ruff: noqa: PLR0917 - the kernels take arrays in order
-
 from __future__ import annotations
 
 import math

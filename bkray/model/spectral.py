@@ -8,8 +8,6 @@
 `resolvent.operator_of(f, omega)` gives the tridiagonal operator whose resolvent this is.
 """
 
-# ruff: noqa: PLR0917 - torch.library operators take their arguments in order
-
 from __future__ import annotations
 
 import math

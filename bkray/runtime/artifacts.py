@@ -2,8 +2,8 @@
 
     <root>/<stage>-<key>/part-00000.parquet …  rejects.parquet  manifest.json
 
-The key is a hash of the stage's configuration and of its inputs' keys, so a finished stage is found again and an
-edited recipe makes a new folder. Everything is written to a hidden folder that a rename makes visible.
+The key is a hash of the stage's configuration and of its inputs' keys, so a finished stage is found again and
+an edited recipe makes a new folder. Everything is written to a hidden folder that a rename makes visible.
 """
 
 from __future__ import annotations

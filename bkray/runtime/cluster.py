@@ -1,7 +1,7 @@
 """The Ray cluster a run works on, and the budget that is checked before anything starts.
 
-Inside a submitted job (RAY_ADDRESS is set) a run joins that cluster; anywhere else it starts one of its own on this
-machine and takes it down again.
+Inside a submitted job (RAY_ADDRESS is set) a run joins that cluster; anywhere else it starts one of its own
+on this machine and takes it down again.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from ray.data.context import DataContext, ShuffleStrategy
 from bkray.config import Recipe, UserError
 
 TASK_CPUS = 0.5
-"""CPUs a data task or scoring actor asks for: an actor a core still leaves room for the tasks that feed it."""
+"""CPUs a data task or scoring actor asks for: an actor a core leaves room for the tasks that feed it."""
 
 _WORKER_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
-"""glibc keeps freed memory in the process: a step of a small model spent a third of its time on page faults."""
+"""glibc keeps freed memory in the process: a small model's step spent a third of its time on page faults."""
 
 _OBJECT_STORE_BYTES = 1 << 30
 _WORKER_BYTES = 1 << 30  # resident memory to expect of a training worker beside its model's states
@@ -40,20 +40,20 @@ def local_cpus(asked: int | None = None) -> int:
 
 @contextmanager
 def cluster(cpus: int | None = None) -> Iterator[int]:
-    """Join or start a cluster, yield its CPUs, and leave it. A cluster that is already joined is used and kept."""
+    """Join or start a cluster, yield its CPUs, and leave it; one that is already joined is used and kept."""
     owned = not ray.is_initialized()
     if owned and inside_job():
-        ray.init(logging_level="ERROR", log_to_driver=False, runtime_env={"env_vars": _WORKER_ENVIRONMENT})
+        environment = {"env_vars": _WORKER_ENVIRONMENT}
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env=environment)
     elif owned:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", **_WORKER_ENVIRONMENT})  # workers inherit it
         ray.init(
             address="local",
             num_cpus=local_cpus(cpus),
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             object_store_memory=_OBJECT_STORE_BYTES,
-            runtime_env={"env_vars": _WORKER_ENVIRONMENT},
         )
     _configure_data()
     try:
@@ -67,10 +67,10 @@ def _configure_data() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = 300
-    # On a small cluster the default shuffle starts 200 partitions and took 10 s for 25,000 rows; this one took 2.
+    # On a small cluster the default shuffle starts 200 partitions: 10 s for 25,000 rows; this one took 2.
     context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
     for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def check_budget(recipe: Recipe, cpus: int, out: Path, corpus_bytes: int) -> None:
@@ -88,21 +88,22 @@ def check_budget(recipe: Recipe, cpus: int, out: Path, corpus_bytes: int) -> Non
     free, needed = shutil.disk_usage(folder).free, disk_bytes(recipe, corpus_bytes)
     if needed > free:
         raise UserError(
-            f"{out}: {_mib(corpus_bytes)} of corpus need about {_mib(needed)} of disk for artifacts and checkpoints, "
-            f"but {_mib(free)} are free: choose another --out"
+            f"{out}: {_mib(corpus_bytes)} of corpus need about {_mib(needed)} of disk for artifacts and "
+            f"checkpoints, but {_mib(free)} are free: choose another --out"
         )
     if inside_job():
         return  # the workers' memory is that of other machines
     available, needed = available_memory(), _OBJECT_STORE_BYTES + workers * _WORKER_BYTES
     if needed > available:
         raise UserError(
-            f"{workers} workers x {_mib(_WORKER_BYTES)} + object store {_mib(_OBJECT_STORE_BYTES)} = {_mib(needed)} "
-            f"of memory, but {_mib(available)} are available: set training.workers lower or close other programs"
+            f"{workers} workers x {_mib(_WORKER_BYTES)} + object store {_mib(_OBJECT_STORE_BYTES)} = "
+            f"{_mib(needed)} of memory, but {_mib(available)} are available: "
+            "set training.workers lower or close other programs"
         )
 
 
 def disk_bytes(recipe: Recipe, corpus_bytes: int) -> int:
-    """An upper estimate of what a run writes: text and tokens (4 bytes each) once a stage, and checkpoints."""
+    """An upper estimate of what a run writes: text and tokens (4 bytes each) once a stage; checkpoints."""
     copies = 1 + len(recipe.augmentation)
     stages = 2 + bool(recipe.difficulty or recipe.selection) + bool(recipe.selection)
     return int(corpus_bytes * copies * (1.5 + stages)) + (64 << 20) * (recipe.training.keep_checkpoints + 2)

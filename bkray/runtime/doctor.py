@@ -26,7 +26,10 @@ def examine() -> int:
         ("accelerator", _accelerator),
         ("kernels", _kernels),
         ("ray", _ray),
-        ("browser", lambda: shutil.which("chromium") or "no chromium: the report opens in any browser of yours"),
+        (
+            "browser",
+            lambda: shutil.which("chromium") or "no chromium: the report opens in any browser of yours",
+        ),
     ]
     failed = 0
     for name, check in checks:

@@ -1,4 +1,4 @@
-"""The evaluation stage: the trained model on the test split, window by window, and n-gram baselines beside it."""
+"""The evaluation stage: the trained model on the test split, window by window, beside n-gram baselines."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class _WindowNats:
 
 @ray.remote(num_cpus=TASK_CPUS)
 def _fit_baselines(parts: list[Path], tokenizer: Path, split: str) -> dict[str, Any]:
-    """Held-out bits per byte of a unigram and a 3-gram model, counted on the training split's original windows."""
+    """Held-out bits per byte of a unigram and a 3-gram model of the training split's original windows."""
     started = time.perf_counter()
     vocab_size = load_tokenizer(tokenizer).get_vocab_size()
     counted: list[np.ndarray] = []

@@ -1,4 +1,4 @@
-"""From exceptions to exit codes: 0 done, 2 for what the user can mend, 1 for a fault of ours, 130 interrupted."""
+"""From exceptions to exit codes: 0 done, 2 what the user can mend, 1 a fault of ours, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def find_user_error(error: BaseException | None) -> UserError | None:
         seen.add(id(current))
         if isinstance(current, UserError):
             return current
-        waiting += [getattr(current, name, None) for name in ("cause", "__cause__", "__context__", "_base_exc")]
+        waiting += [
+            getattr(current, name, None) for name in ("cause", "__cause__", "__context__", "_base_exc")
+        ]
         waiting += list(getattr(current, "worker_failures", {}).values())
     return None
 

@@ -35,11 +35,17 @@ def print_plan(recipe: Recipe, out: Path, cpus: int | None) -> None:
             cpus=available, task=TASK_CPUS, workers=recipe.training.workers
         )
         rows = f"{artifact.rows:,}" if artifact else ""
-        table.add_row(name, "cached" if artifact else "to run", rows, resources, str(stage.path.relative_to(out)))
+        table.add_row(
+            name, "cached" if artifact else "to run", rows, resources, str(stage.path.relative_to(out))
+        )
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     workers = recipe.training.workers
-    verdict = "fits" if workers <= available else f"does not fit: set training.workers={available} or --cpus {workers}"
+    verdict = (
+        "fits"
+        if workers <= available
+        else f"does not fit: set training.workers={available} or --cpus {workers}"
+    )
     console.print(
         f"corpus    {len(plan.shards):,} shards, {plan.corpus_bytes / 1e6:,.1f} MB; "
         f"about {disk_bytes(recipe, plan.corpus_bytes) / 1e6:,.0f} MB of disk at most\n"
@@ -53,6 +59,8 @@ def print_text(folder: Path, prompt: str, tokens: int, temperature: float, seed:
     """Print what the model of a run's folder, or of an exported model's folder, writes after `prompt`."""
     exported = folder / "model" if (folder / "model" / "config.json").exists() else folder
     if not (exported / "config.json").exists():
-        raise UserError(f"{folder} holds no trained model: name the folder of a finished run, for example runs/quickstart")
+        raise UserError(
+            f"{folder} holds no trained model: name the folder of a finished run, for example runs/quickstart"
+        )
     network, bpe = load_model(exported), load_tokenizer(exported / "tokenizer.json")
     print(prompt + write(network, bpe, prompt, tokens, temperature, seed))

@@ -1,6 +1,6 @@
 """The whole way: from a recipe to a trained model and a report, going on wherever an earlier run stopped.
 
-    recipe ─► shards ─► plan ─► budget ─► each stage that has no artifact yet ─► summary.json, report.html
+recipe ─► shards ─► plan ─► budget ─► each stage that has no artifact yet ─► summary.json, report.html
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def rewrite_results(run: Path) -> str:
     found = {name: stage.find() for name, stage in plan.stages.items()}
     missing = [name for name, artifact in found.items() if artifact is None]
     if missing:
-        raise UserError(f"{run} is not finished, {', '.join(missing)} is missing: run `bkray run` to go on with it")
+        raise UserError(
+            f"{run} is not finished, {', '.join(missing)} is missing: run `bkray run` to go on with it"
+        )
     write_results(plan, {name: artifact for name, artifact in found.items() if artifact}, run)
     return str(run / "report.html")
 
@@ -119,7 +121,9 @@ def _build_all(
     return built
 
 
-def build_stage(plan: Plan, stage: Stage, built: dict[str, Artifact], cpus: int, progress: Progress) -> Artifact:
+def build_stage(
+    plan: Plan, stage: Stage, built: dict[str, Artifact], cpus: int, progress: Progress
+) -> Artifact:
     """The stage's artifact: the one that is there, or a new one made from `built`."""
     if artifact := stage.find():
         return artifact
@@ -168,7 +172,8 @@ def _check_folder(run: Path, recipe: Recipe) -> None:
         shown = "\n".join(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed[:8])
         more = f"\n  and {len(changed) - 8} more" if len(changed) > 8 else ""
         raise UserError(
-            f"{run} holds the run of another recipe:\n{shown}{more}\nchoose another --out, or name=… for this one"
+            f"{run} holds the run of another recipe:\n{shown}{more}\n"
+            "choose another --out, or name=… for this one"
         )
 
 
@@ -185,7 +190,9 @@ def locked(run: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{run}: another bkray process is at work here: wait for it, or choose another --out") from None
+            raise UserError(
+                f"{run}: another bkray process is at work here: wait for it, or choose another --out"
+            ) from None
         for partial in run.glob("**/.partial-*"):
             shutil.rmtree(partial, ignore_errors=True)
         yield

@@ -1,4 +1,4 @@
-"""The plan of a run: its stages, what each depends on, and whether its artifact is already there. No cluster needed.
+"""The plan of a run: its stages, what each depends on, and whether it is already there. No cluster needed.
 
     documents ─► tokenizer ─► windows ─► scored ─► selected ─► training_set ─► model ─► evaluation
         └─► augmented ──────────┘ └─► proxy ─┘
@@ -71,15 +71,21 @@ class _Builder:
 
 
 def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | None = None) -> Plan:
-    """The stages of `recipe` over `shards`, in order; artifacts go under `artifacts` (`run`/artifacts), the model
-    under `run`."""
+    """The stages of `recipe` over `shards`, in order.
+
+    Artifacts go under `artifacts` (`run`/artifacts), the model under `run`.
+    """
     builder = _Builder(artifacts or run / "artifacts", run)
     add = builder.add
     seed, proxy = recipe.seed, _section(recipe.proxy)
     windows = "windows"
 
     prints = [[shard.source, shard.split, shard.fingerprint] for shard in shards]
-    add("documents", [_section(recipe.corpus, "path"), _section(recipe.cleaning), seed, prints], provides=_DOCUMENT)
+    add(
+        "documents",
+        [_section(recipe.corpus, "path"), _section(recipe.cleaning), seed, prints],
+        provides=_DOCUMENT,
+    )
     add("tokenizer", _section(recipe.tokenizer), ("documents",), ("text", "split"))
     if recipe.augmentation:
         kinds = [_section(kind) for kind in recipe.augmentation]
@@ -94,10 +100,27 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
         add("scored", [chosen, seed], ("windows", "tokenizer", "proxy"), _WINDOW, provided)
         windows = "scored"
     if recipe.selection:
-        add("selected", recipe.selection.keep, (windows,), ("uncertainty", "window_id"), builder.stages[windows].provides)
+        add(
+            "selected",
+            recipe.selection.keep,
+            (windows,),
+            ("uncertainty", "window_id"),
+            builder.stages[windows].provides,
+        )
         windows = "selected"
-    add("training_set", bool(recipe.difficulty), (windows,), ("window_id", "tokens"), builder.stages[windows].provides)
-    training = [_section(recipe.training, "max_failures", "keep_checkpoints"), _section(recipe.curriculum), _section(recipe.model), seed]
+    add(
+        "training_set",
+        bool(recipe.difficulty),
+        (windows,),
+        ("window_id", "tokens"),
+        builder.stages[windows].provides,
+    )
+    training = [
+        _section(recipe.training, "max_failures", "keep_checkpoints"),
+        _section(recipe.curriculum),
+        _section(recipe.model),
+        seed,
+    ]
     add("model", training, ("training_set", "windows", "tokenizer"), ("tokens",))
     add("evaluation", "test", ("windows", "model", "tokenizer"), ("tokens", "target_bytes", "split"))
     _check_columns(builder.stages)
@@ -106,7 +129,7 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
 
 def chosen_scores(recipe: Recipe) -> dict[str, str]:
     """Which score becomes `difficulty` and which `uncertainty`, where the recipe asks for them."""
-    chosen = {}
+    chosen: dict[str, str] = {}
     if recipe.difficulty:
         chosen["difficulty"] = recipe.difficulty.kind
     if recipe.selection:
@@ -123,4 +146,6 @@ def _check_columns(stages: dict[str, Stage]) -> None:
     for stage in stages.values():
         first = next(iter(stage.inputs.values()), None)
         missing = set(stage.requires) - set(first.provides if first else ())
-        assert not missing, f"stage {stage.name} requires {sorted(missing)}, which {first and first.name} lacks"
+        assert not missing, (
+            f"stage {stage.name} requires {sorted(missing)}, which {first and first.name} lacks"
+        )

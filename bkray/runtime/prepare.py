@@ -1,7 +1,7 @@
-"""The data stages that need no model: each reads finished artifacts through Ray Data and fills a new one's folder.
+"""The data stages that need no model: each reads finished artifacts through Ray Data and fills a new folder.
 
-A stage is a function (Work) -> Outcome. It may be killed at any time: its folder is not an artifact until the end.
-This module imports no torch, so that the workers of these stages start in a second.
+A stage is a function (Work) -> Outcome. It may be killed at any time: its folder is not an artifact until the
+end. This module imports no torch, so that the workers of these stages start in a second.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +27,7 @@ from bkray.corpus import (
     text_hash,
     train_tokenizer,
 )
-from bkray.corpus.schema import DOCUMENTS, REJECTS, SPLITS, windows_schema
+from bkray.corpus.schema import DOCUMENTS, REJECTS, SPLITS, row_rng, windows_schema
 from bkray.corpus.windows import read_columns
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.stages import bucket_of, map_tables, read_parts, top_k, write_parts
@@ -46,13 +45,17 @@ def documents(work: Work) -> Outcome:
     rejects = work.directory / ".rejects"
     rejects.mkdir()
     blocks = min(len(shards), _BLOCKS_PER_CPU * work.cpus)
-    items = ray.data.from_items([{"shard": number} for number in range(len(shards))], override_num_blocks=blocks)
+    items = ray.data.from_items(
+        [{"shard": number} for number in range(len(shards))], override_num_blocks=blocks
+    )
     read = map_tables(items, _ReadShards(shards, recipe, rejects), batch_size=1).materialize()
     total = read.count()
     reasons = _gather_rejects(rejects, work.directory / "rejects.parquet")
     _check_rejects(reasons, total, recipe, work.directory / "rejects.parquet")
     if total == 0:
-        raise UserError(f"corpus: {len(shards)} files hold no document: give another path, or look at its text field")
+        raise UserError(
+            f"corpus: {len(shards)} files hold no document: give another path, or look at its text field"
+        )
     kept = read
     if recipe.cleaning.exact:
         kept = read.groupby("bucket").map_groups(_drop_duplicates, batch_format="pyarrow", num_cpus=1)
@@ -109,8 +112,8 @@ def _check_rejects(reasons: Counter[str], accepted: int, recipe: Recipe, path: P
         first = pq.read_table(path).slice(0, 1).to_pylist()[0]
         raise UserError(
             f"corpus: {rejected:,} of {accepted + rejected:,} documents were rejected, more than "
-            f"cleaning.max_rejects {recipe.cleaning.max_rejects:g}; the first is document {first['ordinal']} of "
-            f"{first['source']}: {first['reason']} ({first['detail']})"
+            f"cleaning.max_rejects {recipe.cleaning.max_rejects:g}; the first is document {first['ordinal']} "
+            f"of {first['source']}: {first['reason']} ({first['detail']})"
         )
 
 
@@ -136,9 +139,8 @@ def _train_tokenizer(parts: list[Path], vocab_size: int, target: str) -> int:
 
 
 def augmented(work: Work) -> Outcome:
-    """One augmented document for each training document and each kind."""
-    kinds = [build_augmentation(section, work.recipe.seed) for section in work.recipe.augmentation]
-    made = map_tables(read_parts(work.source.parts, "train"), _Augment(kinds))
+    """One augmented document for each training document that a kind takes."""
+    made = map_tables(read_parts(work.source.parts, "train"), _Augment(work.recipe))
     rows = write_parts(made, work.directory, DOCUMENTS, ["doc_id"])
     return Outcome(rows, f"{rows:,} documents")
 
@@ -146,17 +148,28 @@ def augmented(work: Work) -> Outcome:
 class _Augment:
     """Documents to their augmented documents, of every kind."""
 
-    def __init__(self, kinds: list[Any]) -> None:
-        self.kinds = kinds
+    def __init__(self, recipe: Recipe) -> None:
+        self.kinds = [
+            (section.share, build_augmentation(section, recipe.seed)) for section in recipe.augmentation
+        ]
+        self.seed = recipe.seed
 
     def __call__(self, documents: pa.Table) -> pa.Table:
-        return pa.concat_tables([kind(documents) for kind in self.kinds])
+        return pa.concat_tables([kind(self._taken(documents, share)) for share, kind in self.kinds])
+
+    def _taken(self, documents: pa.Table, share: float) -> pa.Table:
+        draws = [
+            row_rng(self.seed, "augmented", doc_id).random() for doc_id in documents["doc_id"].to_pylist()
+        ]
+        return documents.filter(pa.array(np.array(draws) < share))
 
 
 def windows(work: Work) -> Outcome:
     """Pack documents into windows: a part file at a time, each split and augmentation by itself."""
     recipe = work.recipe
-    parts = [part for name in ("documents", "augmented") if name in work.inputs for part in work.inputs[name].parts]
+    parts = [
+        part for name in ("documents", "augmented") if name in work.inputs for part in work.inputs[name].parts
+    ]
     items = ray.data.from_items([{"part": str(part)} for part in parts], override_num_blocks=len(parts))
     tokenizer_path = work.inputs["tokenizer"].path / "tokenizer.json"
     packed = map_tables(items, _PackParts(tokenizer_path, recipe.window), batch_size=1).materialize()
@@ -164,7 +177,9 @@ def windows(work: Work) -> Outcome:
     packed = map_tables(packed, _real_windows)
     rows = write_parts(packed, work.directory, windows_schema(recipe.window), ["window_id"])
     counts = _split_counts(work.directory, dropped, recipe)
-    summary = f"{rows:,} windows of {recipe.window}: " + ", ".join(f"{counts[split]:,} {split}" for split in SPLITS)
+    summary = f"{rows:,} windows of {recipe.window}: " + ", ".join(
+        f"{counts[split]:,} {split}" for split in SPLITS
+    )
     return Outcome(rows, summary, details={"windows": counts, "dropped_tokens": dropped})
 
 
@@ -185,7 +200,11 @@ class _PackParts:
 
 
 def _group_of(table: pa.Table, split: str, augmentation: str | None) -> pa.Table:
-    same = pc.is_null(table["augmentation"]) if augmentation is None else pc.equal(table["augmentation"], augmentation)
+    same = (
+        pc.is_null(table["augmentation"])
+        if augmentation is None
+        else pc.equal(table["augmentation"], augmentation)
+    )
     return table.filter(pc.and_(pc.equal(table["split"], split), same))
 
 
@@ -193,8 +212,12 @@ def _with_dropped(made: pa.Table, dropped: int, window: int) -> pa.Table:
     """`made` and one row without tokens that carries the count."""
     names = made.schema.names
     counts = pa.array([0] * made.num_rows, pa.int64())
-    carrier = {name: pa.nulls(1, made.schema.field(name).type) for name in names} | {"dropped": pa.array([dropped])}
-    nullable = pa.schema([field.with_nullable(True) for field in made.schema] + [pa.field("dropped", pa.int64())])
+    carrier = {name: pa.nulls(1, made.schema.field(name).type) for name in names} | {
+        "dropped": pa.array([dropped])
+    }
+    nullable = pa.schema(
+        [field.with_nullable(True) for field in made.schema] + [pa.field("dropped", pa.int64())]
+    )
     filled = pa.table({**{name: made[name] for name in names}, "dropped": counts}, schema=nullable)
     return pa.concat_tables([filled, pa.table(carrier, schema=nullable)])
 

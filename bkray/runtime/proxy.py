@@ -35,11 +35,13 @@ def proxy_recipe(recipe: Recipe) -> Recipe:
 
 
 @ray.remote(num_cpus=1)
-def train_proxy(recipe: Recipe, parts: list[Path], tokenizer: Path, directory: Path) -> dict[str, dict[str, Any]]:
+def train_proxy(
+    recipe: Recipe, parts: list[Path], tokenizer: Path, directory: Path
+) -> dict[str, dict[str, Any]]:
     """Train and export the proxy into `directory`; return its ledger table.
 
-    Windows lie in the order of their ids, which are hashes: the first ones are a random sample. One thread, so that
-    the weights do not depend on the machine's cores.
+    Windows lie in the order of their ids, which are hashes: the first ones are a random sample. One thread,
+    so that the weights do not depend on the machine's cores.
     """
     torch.set_num_threads(1)
     small = proxy_recipe(recipe)
@@ -49,7 +51,9 @@ def train_proxy(recipe: Recipe, parts: list[Path], tokenizer: Path, directory: P
     path = tokenizer / "tokenizer.json"
     vocab_size = load_tokenizer(path).get_vocab_size()
     model = build_model(small.model, vocab_size)
-    sampler = CurriculumSampler(np.zeros(len(sample)), small.batch_windows, small.steps, start=1.0, seed=recipe.seed)
+    sampler = CurriculumSampler(
+        np.zeros(len(sample)), small.batch_windows, small.steps, start=1.0, seed=recipe.seed
+    )
     spent = Ledger()
     train(model, WindowData(sample, sample[:0]), sampler, small, ledger=spent)
     export_model(directory / "exported", model, small, path, vocab_size, {})

@@ -23,7 +23,12 @@ from bkray.training import Ledger
 _PACKAGES = ("bkray", "torch", "ray", "numpy", "numba", "pyarrow", "tokenizers", "datasets")
 _EXTREMES = 4  # windows shown from either end of the difficulty order
 
-_KINDS = {"proxy": "proxy_training", "scored": "scoring", "evaluation": "evaluation", "model": "training_overhead"}
+_KINDS = {
+    "proxy": "proxy_training",
+    "scored": "scoring",
+    "evaluation": "evaluation",
+    "model": "training_overhead",
+}
 """What a stage's seconds are charged to, beyond those that its own ledger holds; the rest is preparation."""
 
 
@@ -87,7 +92,11 @@ def _report(plan: Plan, built: dict[str, Artifact], run: Path, summary: dict[str
 
 def _stage_row(name: str, artifact: Artifact) -> dict[str, Any]:
     manifest = artifact.manifest
-    rows = {"rows": manifest["rows"], "removed": manifest["removed"], "rejects": sum(manifest["rejects"].values())}
+    rows = {
+        "rows": manifest["rows"],
+        "removed": manifest["removed"],
+        "rejects": sum(manifest["rejects"].values()),
+    }
     return {"name": name, **rows, "seconds": manifest["seconds"]}
 
 

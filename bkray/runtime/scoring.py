@@ -1,10 +1,11 @@
 """The stages that need a model to prepare data: the proxy, and the scores of every training window.
 
-    windows ─► proxy (one small training run) ─► scored: actors that hold the proxy, one window at a time
+windows ─► proxy (one small training run) ─► scored: actors that hold the proxy, one window at a time
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -32,34 +33,38 @@ _SCORE_BATCH = 64  # windows an actor takes at a time; they are scored one by on
 
 def proxy(work: Work) -> Outcome:
     """Train the small scoring model in one process; its cost is charged."""
-    ledger = Ledger(ray.get(train_proxy.remote(work.recipe, work.inputs["windows"].parts, work.inputs["tokenizer"].path, work.directory)))
+    ledger = Ledger(
+        ray.get(
+            train_proxy.remote(
+                work.recipe, work.inputs["windows"].parts, work.inputs["tokenizer"].path, work.directory
+            )
+        )
+    )
     tokens = ledger.table()["proxy_training"]["tokens"]
     return Outcome(tokens, f"{tokens:,} tokens seen", ledger=ledger)
 
 
 def scored(work: Work) -> Outcome:
-    """Score the training windows: a text statistic, the proxy's loss and uncertainty, and which of them counts."""
+    """Score the training windows: text statistic, the proxy's loss and uncertainty, and which counts."""
     recipe = work.recipe
-    dataset = read_parts(work.source.parts, "train").repartition(target_num_rows_per_block=_BLOCK_ROWS)
+    windows = read_parts(work.source.parts, "train")
     tokenizer_path = work.inputs["tokenizer"].path / "tokenizer.json"
-    dataset = map_tables(dataset, _TextScore(recipe, tokenizer_path, _token_counts(dataset, recipe)))
-    if recipe.needs_proxy:
-        dataset = map_tables(
-            dataset,
-            _ModelScore,
-            fn_constructor_args=(recipe, work.inputs["proxy"].path),
-            compute=ActorPoolStrategy(size=work.cpus),
-            batch_size=_SCORE_BATCH,
-            num_cpus=TASK_CPUS,
-        )
-    dataset = map_tables(dataset, _Choose(chosen_scores(recipe)))
+    proxy_path = work.inputs["proxy"].path if recipe.needs_proxy else None
+    dataset = map_tables(
+        windows.repartition(target_num_rows_per_block=_BLOCK_ROWS),
+        _Score,
+        TASK_CPUS,
+        fn_constructor_args=(recipe, tokenizer_path, proxy_path, _token_counts(windows, recipe)),
+        compute=ActorPoolStrategy(size=work.cpus),
+        batch_size=_SCORE_BATCH,
+    )
     schema = windows_schema(recipe.window)
     for column in work.stage.provides[len(schema) :]:
         schema = schema.append(pa.field(column, pa.float32(), nullable=False))
     rows = write_parts(dataset, work.directory, schema, ["window_id"])
     ledger = Ledger()
-    if recipe.needs_proxy:
-        flops = rows * forward_flops(load_model(work.inputs["proxy"].path), recipe.window)
+    if proxy_path:
+        flops = rows * forward_flops(load_model(proxy_path), recipe.window)
         ledger.charge("scoring", flops=flops, tokens=rows * recipe.window)
     return Outcome(rows, f"{rows:,} windows", ledger=ledger)
 
@@ -70,7 +75,9 @@ def _token_counts(dataset: Dataset, recipe: Recipe) -> np.ndarray | None:
         return None
     vocab_size = recipe.tokenizer.vocab_size
     counts = np.zeros(vocab_size, dtype=np.int64)
-    for batch in map_tables(dataset, _CountTokens(vocab_size)).iter_batches(batch_size=None, batch_format="pyarrow"):
+    counted = map_tables(dataset, _CountTokens(vocab_size))
+    batches: Iterable[pa.Table] = counted.iter_batches(batch_size=None, batch_format="pyarrow")
+    for batch in batches:
         for row in batch["counts"].to_pylist():
             counts += np.asarray(row)
     return counts
@@ -83,54 +90,41 @@ class _CountTokens:
         self.vocab_size = vocab_size
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        return pa.table({"counts": [np.bincount(tokens_array(table)[:, 1:].ravel(), minlength=self.vocab_size)]})
+        return pa.table(
+            {"counts": [np.bincount(tokens_array(table)[:, 1:].ravel(), minlength=self.vocab_size)]}
+        )
 
 
-class _TextScore:
-    """Adds the scores that need no model: `compression`, and `rarity` or `random` where they are asked for."""
+class _Score:
+    """An actor that adds every score to its windows, and copies the ones asked for to their final columns."""
 
-    def __init__(self, recipe: Recipe, tokenizer_path: Path, counts: np.ndarray | None) -> None:
-        self.recipe, self.tokenizer_path, self.counts = recipe, tokenizer_path, counts
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        tokens_WN1 = tokens_array(table)
-        bpe = load_tokenizer(self.tokenizer_path)
-        texts = bpe.decode_batch([row[1:] for row in tokens_WN1.tolist()], skip_special_tokens=True)
-        table = _append(table, "compression", compression_ratio(texts))
-        if self.counts is not None:
-            table = _append(table, "rarity", rarity(tokens_WN1[:, 1:], self.counts))
-        if self.recipe.selection and self.recipe.selection.kind == "random":
-            ids = table["window_id"].to_pylist()
-            draws = [row_rng(self.recipe.seed, "selection", row).random() for row in ids]
-            table = _append(table, "random", np.array(draws))
-        return table
-
-
-class _ModelScore:
-    """An actor that holds the proxy and adds its `loss` and the uncertainty measure that is asked for."""
-
-    def __init__(self, recipe: Recipe, model_path: Path) -> None:
+    def __init__(
+        self, recipe: Recipe, tokenizer_path: Path, proxy_path: Path | None, counts: np.ndarray | None
+    ) -> None:
         torch.set_num_threads(1)
-        self.model = load_model(model_path)
+        self.recipe, self.counts = recipe, counts
+        self.tokenizer = load_tokenizer(tokenizer_path)
+        self.proxy = load_model(proxy_path) if proxy_path else None
         self.measures = [recipe.selection.kind] if recipe.selection and recipe.selection.needs_proxy else []
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        for name, values in score_windows(self.model, tokens_array(table), self.measures).items():
-            table = _append(table, name, values)
+        scores = self._scores(tokens_array(table), table["window_id"].to_pylist())
+        for column, name in chosen_scores(self.recipe).items():
+            scores[column] = scores[name]
+        for name, values in scores.items():
+            table = table.append_column(name, pa.array(values.astype(np.float32)))
         return table
 
-
-class _Choose:
-    """Copies the scores that the recipe asks for to the columns `difficulty` and `uncertainty`."""
-
-    def __init__(self, chosen: dict[str, str]) -> None:
-        self.chosen = chosen
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        for column, score in self.chosen.items():
-            table = table.append_column(column, table[score])
-        return table
-
-
-def _append(table: pa.Table, name: str, values: np.ndarray) -> pa.Table:
-    return table.append_column(name, pa.array(values.astype(np.float32)))
+    def _scores(self, tokens_WN1: np.ndarray, window_ids: list[int]) -> dict[str, np.ndarray]:
+        texts = self.tokenizer.decode_batch(
+            [row[1:] for row in tokens_WN1.tolist()], skip_special_tokens=True
+        )
+        scores = {"compression": compression_ratio(texts)}
+        if self.counts is not None:
+            scores["rarity"] = rarity(tokens_WN1[:, 1:], self.counts)
+        if self.recipe.selection and self.recipe.selection.kind == "random":
+            rngs = (row_rng(self.recipe.seed, "selection", window_id) for window_id in window_ids)
+            scores["random"] = np.array([rng.random() for rng in rngs])
+        if self.proxy is not None:
+            scores |= score_windows(self.proxy, tokens_WN1, self.measures)
+        return scores

@@ -2,8 +2,8 @@
 
     read_parts ─► map_batches … ─► write_parts: globally sorted by unique keys, a fixed number of rows a file
 
-Rows are sorted by their own ids and cut at fixed positions, so the files are the same bytes whatever blocks, batches
-and CPUs they came from. Nothing is pulled to the driver.
+Rows are sorted by their own ids and cut at fixed positions, so the files are the same bytes whatever blocks,
+batches and CPUs they came from. Nothing is pulled to the driver.
 """
 
 from __future__ import annotations
@@ -68,16 +68,24 @@ class _Largest:
 
 
 def write_parts(
-    dataset: Dataset, directory: Path, schema: pa.Schema, keys: Sequence[str], rows_per_part: int = ROWS_PER_PART
+    dataset: Dataset,
+    directory: Path,
+    schema: pa.Schema,
+    keys: Sequence[str],
+    rows_per_part: int = ROWS_PER_PART,
 ) -> int:
-    """Sort by `keys` (unique together), write part files of `rows_per_part` rows under `schema`; return the rows."""
+    """Sort by `keys` (unique together) into parts of `rows_per_part` rows under `schema`; return the rows."""
     dataset = dataset.materialize()
     rows = dataset.count()
     if rows == 0:
         _write_table(pa.table({field.name: [] for field in schema}), directory, 0, schema)
         return 0
     ordered = dataset.sort(list(keys)).materialize()
-    pieces = ordered.split_at_indices(list(range(rows_per_part, rows, rows_per_part))) if rows > rows_per_part else [ordered]
+    pieces = (
+        ordered.split_at_indices(list(range(rows_per_part, rows, rows_per_part)))
+        if rows > rows_per_part
+        else [ordered]
+    )
     ray.get(
         [
             _write_blocks.remote(str(directory), number, schema, *_blocks(piece))
@@ -94,7 +102,12 @@ def _blocks(dataset: Dataset) -> list[Any]:
 @ray.remote(num_cpus=TASK_CPUS)
 def _write_blocks(directory: str, number: int, schema: pa.Schema, *blocks: pa.Table) -> None:
     filled = [block for block in blocks if block.num_rows]
-    _write_table(pa.concat_tables([block.select(schema.names) for block in filled], promote_options="permissive"), Path(directory), number, schema)
+    _write_table(
+        pa.concat_tables([block.select(schema.names) for block in filled], promote_options="permissive"),
+        Path(directory),
+        number,
+        schema,
+    )
 
 
 def _write_table(table: pa.Table, directory: Path, number: int, schema: pa.Schema) -> None:

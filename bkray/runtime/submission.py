@@ -35,12 +35,16 @@ def closing_lines(result: RunResult) -> list[str]:
 
 
 def main(until: str, description: str) -> None:
-    """Parse the command line and run the pipeline up to stage `until`; ends the process with its exit code."""
+    """Parse the command line and run the pipeline up to stage `until`; exits with the run's code."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("recipe", help="YAML file of the recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example training.lr=3e-4")
-    parser.add_argument("--out", type=Path, default=default_out(), help="folder for runs, on a disk all nodes reach")
-    parser.add_argument("--cpus", type=int, help="logical CPUs of a local cluster (default: the cores there are)")
+    parser.add_argument(
+        "--out", type=Path, default=default_out(), help="folder for runs, on a disk all nodes reach"
+    )
+    parser.add_argument(
+        "--cpus", type=int, help="logical CPUs of a local cluster (default: the cores there are)"
+    )
     given = parser.parse_args()
     with exit_codes():
         recipe = load_recipe(given.recipe, given.overrides)

@@ -1,9 +1,9 @@
-"""A sweep with Ray Tune: data stages first, once for all trials that share them, then trials in their own process.
+"""A sweep with Ray Tune: data stages first, once for all trials that share them, then the trials.
 
-    space ─► points ─► training sets (Ray Data, shared artifacts) ─► trials (Ray Tune, ASHA) ─► winner.yaml, report
+    space ─► points ─► training sets (Ray Data, shared) ─► trials (Ray Tune, ASHA) ─► winner.yaml, report
 
-A trial trains with one worker inside Tune's own process: Train nested in Tune with ASHA hangs on few CPUs (Ray issue
-54305). Points are drawn before anything starts, because each needs its data.
+A trial trains with one worker inside Tune's own process: Train nested in Tune with ASHA hangs on few CPUs
+(Ray issue 54305). Points are drawn before anything starts, because each needs its data.
 """
 
 from __future__ import annotations
@@ -52,12 +52,16 @@ class Candidate:
 
 
 def run_sweep(
-    path: Path, overrides: tuple[str, ...] = (), out: Path = Path("runs"), cpus: int | None = None,
+    path: Path,
+    overrides: tuple[str, ...] = (),
+    out: Path = Path("runs"),
+    cpus: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Run the sweep at `path`; leaves trials.json, report.html and winner.yaml in `out`/<sweep name>.
 
-    A trial that has finished is not run again. Raises UserError for what cannot work, before anything is written.
+    A trial that has finished is not run again. Raises UserError for what cannot work, before anything is
+    written.
     """
     progress = progress or Progress()
     sweep, values = load_sweep(Path(path), tuple(overrides))
@@ -91,7 +95,9 @@ def _candidates(sweep: Sweep, values: dict[str, Any], folder: Path) -> list[Cand
     recipes = [trial_recipe(sweep, values, point, name) for name, point in zip(names, points, strict=True)]
     shards = list_shards(recipes[0].corpus)
     return [
-        Candidate(name, point, recipe, make_plan(recipe, shards, folder / "trials" / name, folder / "artifacts"))
+        Candidate(
+            name, point, recipe, make_plan(recipe, shards, folder / "trials" / name, folder / "artifacts")
+        )
         for name, point, recipe in zip(names, points, recipes, strict=True)
     ]
 
@@ -115,7 +121,11 @@ def _domain(domain: Choice | Uniform) -> Any:
         return tune.choice(list(domain.values))
     if domain.low >= domain.high:
         raise UserError(f"{domain.kind}: low {domain.low} must be below high {domain.high}")
-    return tune.uniform(domain.low, domain.high) if domain.kind == "uniform" else tune.loguniform(domain.low, domain.high)
+    return (
+        tune.uniform(domain.low, domain.high)
+        if domain.kind == "uniform"
+        else tune.loguniform(domain.low, domain.high)
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -130,7 +140,9 @@ def _identity(sweep: Sweep, values: dict[str, Any]) -> str:
 
 def _same_sweep(folder: Path, sweep: Sweep, values: dict[str, Any]) -> bool:
     if (folder / "sweep.json").read_text() != _identity(sweep, values):
-        raise UserError(f"{folder} holds another sweep of this name: choose another --out, or name=… for this one")
+        raise UserError(
+            f"{folder} holds another sweep of this name: choose another --out, or name=… for this one"
+        )
     return True
 
 
@@ -169,7 +181,8 @@ def _tune(sweep: Sweep, candidates: list[Candidate], folder: Path, cpus: int) ->
     )
     grid = tuner.fit()
     shutil.rmtree(state, ignore_errors=True)
-    return {candidates[result.config["number"]].name: result for result in grid if result.config}
+    results = [grid[number] for number in range(len(grid))]
+    return {candidates[result.config["number"]].name: result for result in results if result.config}
 
 
 def _trainable(config: dict[str, Any], candidates: list[Candidate]) -> None:
@@ -224,7 +237,15 @@ class _TuneReporter(RunLog):
             self.last = values["validation_loss"] * self.tokens_per_byte / math.log(2.0)
             if not self.quiet and step < self.steps:
                 seconds = time.perf_counter() - self.started
-                tune.report({METRIC: self.last, "step": step, "flops": values["total_flops"], "seconds": seconds, "finished": False})
+                tune.report(
+                    {
+                        METRIC: self.last,
+                        "step": step,
+                        "flops": values["total_flops"],
+                        "seconds": seconds,
+                        "finished": False,
+                    }
+                )
 
 
 # --- results ---------------------------------------------------------------------------------------
@@ -232,17 +253,26 @@ class _TuneReporter(RunLog):
 
 def _trial(candidate: Candidate, result: Result | None, prepared: dict[str, Artifact]) -> Trial:
     """The row of one trial; its cost includes the stages that prepared its data, paid in full."""
-    common = {"name": candidate.name, "parameters": candidate.point, "baseline": candidate.name == BASELINE}
+    name, point, baseline = candidate.name, candidate.point, candidate.name == BASELINE
     if result is None or result.error is not None or not result.metrics or METRIC not in result.metrics:
-        error = str(result.error).strip().splitlines()[-1] if result and result.error else "it reported nothing"
-        return Trial(status="failed", error=error, **common)
+        error = (
+            str(result.error).strip().splitlines()[-1] if result and result.error else "it reported nothing"
+        )
+        return Trial(name, point, "failed", baseline=baseline, error=error)
     metrics = result.metrics
     flops, seconds = float(metrics["flops"]), float(metrics["seconds"])
     for artifact in prepared.values():
         flops += Ledger(artifact.manifest["ledger"]).total_flops
         seconds += artifact.manifest["seconds"]
-    status = "finished" if metrics["finished"] else "stopped early"
-    return Trial(status=status, bits_per_byte=float(metrics[METRIC]), flops=flops, seconds=seconds, **common)
+    return Trial(
+        name,
+        point,
+        status="finished" if metrics["finished"] else "stopped early",
+        bits_per_byte=float(metrics[METRIC]),
+        flops=flops,
+        seconds=seconds,
+        baseline=baseline,
+    )
 
 
 def _write_results(
@@ -250,7 +280,9 @@ def _write_results(
 ) -> None:
     finished = [trial for trial in trials if trial.status == "finished"]
     if not finished:
-        raise UserError(f"sweep {sweep.name}: no trial finished; the first says: {trials[0].error or trials[0].status}")
+        raise UserError(
+            f"sweep {sweep.name}: no trial finished; the first says: {trials[0].error or trials[0].status}"
+        )
     best = min(finished, key=lambda trial: trial.bits_per_byte or math.inf)
     winner = next(one for one in candidates if one.name == best.name)
     recipe = dump_yaml(winner.recipe.model_copy(update={"name": f"{sweep.name}-winner"}))
@@ -266,14 +298,22 @@ def _write_results(
 
 def _row(trial: Trial) -> dict[str, Any]:
     return {
-        "name": trial.name, "parameters": dict(trial.parameters), "status": trial.status, "error": trial.error,
-        METRIC: trial.bits_per_byte, "flops": trial.flops, "seconds": trial.seconds, "baseline": trial.baseline,
+        "name": trial.name,
+        "parameters": dict(trial.parameters),
+        "status": trial.status,
+        "error": trial.error,
+        METRIC: trial.bits_per_byte,
+        "flops": trial.flops,
+        "seconds": trial.seconds,
+        "baseline": trial.baseline,
     }
 
 
 def _table(trials: list[Trial], best: Trial) -> Table:
     keys = sorted({key for trial in trials if not trial.baseline for key in trial.parameters})
-    table = Table("trial", *keys, "bits per byte", "FLOPs", "seconds", "status", box=None, header_style="bold")
+    table = Table(
+        "trial", *keys, "bits per byte", "FLOPs", "seconds", "status", box=None, header_style="bold"
+    )
     for trial in trials:
         values = ["off" if trial.baseline else str(trial.parameters.get(key, "")) for key in keys]
         numbers = [

@@ -1,7 +1,7 @@
 """The training stage: Ray Train starts the workers, `bkray.training.train` is what each of them runs.
 
-Checkpoints, the log and the exported model are files under the run's folder, which every node must reach. They, and
-not Ray's own state, decide where a run goes on; so the loop is the same with and without Ray.
+Checkpoints, the log and the exported model are files under the run's folder, which every node must reach.
+They, and not Ray's own state, decide where a run goes on; so the loop is the same with and without Ray.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ def collect(work: Work, job: Job) -> Outcome:
     job.export.rmdir()
     result = json.loads((work.directory / "config.json").read_text())["training"]
     ledger = Ledger(result.pop("ledger"))
-    summary = f"{result['steps']:,} steps, {result['tokens']:,} tokens, loss {result['loss']:.3f} nats a token"
+    summary = (
+        f"{result['steps']:,} steps, {result['tokens']:,} tokens, loss {result['loss']:.3f} nats a token"
+    )
     return Outcome(result["tokens"], summary, ledger=ledger, details=result)
 
 

@@ -26,7 +26,7 @@ def entropy(logits_BNV: Tensor, targets_BN: Tensor | None = None) -> Tensor:
 
 
 def margin(logits_BNV: Tensor, targets_BN: Tensor | None = None) -> Tensor:
-    """Minus the mean log-ratio of the best to the second best token, in nats (breaking ties): (B,), at most 0."""
+    """Minus the mean log-ratio of best to second best token (breaking ties), nats: (B,), at most 0."""
     best_BN2 = logits_BNV.float().topk(2, dim=-1).values
     return _mean(best_BN2[..., 1] - best_BN2[..., 0], targets_BN)
 

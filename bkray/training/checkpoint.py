@@ -1,7 +1,7 @@
 """Checkpoints: a folder a step, complete or not there, read without unpickling foreign code.
 
-    checkpoints/step-00000100/state.pt        tensors and plain values (weights_only)
-    checkpoints/step-00000100/manifest.json   step, digest of state.pt, key of the run
+checkpoints/step-00000100/state.pt        tensors and plain values (weights_only)
+checkpoints/step-00000100/manifest.json   step, digest of state.pt, key of the run
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ logger = logging.getLogger(__name__)
 class Checkpointer:
     """Keeps the last `keep` checkpoints of the run identified by `key` under `directory`.
 
-    Saving writes a hidden folder first and renames it, so that a kill leaves either no checkpoint or a whole one.
-    Loading takes the newest that is whole; a damaged one is named in a warning and the one before it is used.
+    Saving writes a hidden folder first and renames it, so that a kill leaves either no checkpoint or a whole
+    one. Loading takes the newest that is whole; a damaged one is named in a warning and the one before it is
+    used.
     """
 
     def __init__(self, directory: Path, key: str, keep: int = 2) -> None:

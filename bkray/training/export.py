@@ -16,7 +16,11 @@ from bkray.config.loading import parse_section
 from bkray.config.recipe import ImportModel, Recipe, ResNetBKModel, TransformerModel
 from bkray.model import build_model
 
-_KINDS = {"resnet_bk": ResNetBKModel, "transformer": TransformerModel, "import": ImportModel}
+_KINDS: dict[str, type[ResNetBKModel | TransformerModel | ImportModel]] = {
+    "resnet_bk": ResNetBKModel,
+    "transformer": TransformerModel,
+    "import": ImportModel,
+}
 
 
 def export_model(
@@ -47,13 +51,17 @@ def load_model(directory: Path) -> nn.Module:
         config = json.loads((directory / "config.json").read_text())
         tensors = load_file(directory / "model.safetensors")
     except FileNotFoundError as error:
-        raise UserError(f"{directory} holds no exported model ({Path(error.filename or '').name} is missing)") from None
+        raise UserError(
+            f"{directory} holds no exported model ({Path(error.filename or '').name} is missing)"
+        ) from None
     except Exception as error:
         raise UserError(f"{directory}: the exported model cannot be read: {error}") from error
     kind = _KINDS.get(config["model"]["kind"])
     if kind is None:
         raise UserError(f"{directory}/config.json: model kind {config['model']['kind']!r} is unknown")
-    model = build_model(parse_section(kind, config["model"], f"{directory}/config.json"), config["vocab_size"])
+    model = build_model(
+        parse_section(kind, config["model"], f"{directory}/config.json"), config["vocab_size"]
+    )
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     tied = set(model.state_dict()) - set(_unique_tensors(model))
     if unexpected or set(missing) - tied:

@@ -1,7 +1,7 @@
 """What a step costs in FLOPs: counted by torch on one window, never assumed.
 
-Matrix products, attention and BK-Core's scan are counted (a multiplication and an addition are two); element-wise
-work is not. A backward pass costs twice its forward pass.
+Matrix products, attention and BK-Core's scan are counted (a multiplication and an addition are two);
+element-wise work is not. A backward pass costs twice its forward pass.
 """
 
 from __future__ import annotations

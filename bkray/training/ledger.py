@@ -24,7 +24,9 @@ class Ledger:
     def charge(self, kind: str, *, flops: float = 0.0, tokens: int = 0, seconds: float = 0.0) -> None:
         """Add a cost; raises ValueError for a negative one."""
         if flops < 0 or tokens < 0 or seconds < 0:
-            raise ValueError(f"{kind}: a cost is never negative (flops {flops}, tokens {tokens}, seconds {seconds})")
+            raise ValueError(
+                f"{kind}: a cost is never negative (flops {flops}, tokens {tokens}, seconds {seconds})"
+            )
         cost = self._costs.setdefault(kind, Cost())
         cost.flops += flops
         cost.tokens += int(tokens)

@@ -1,8 +1,8 @@
-"""The training loop. It imports no ray: the world is torch.distributed's, results go to what the caller hands in.
+"""The training loop. It imports no ray: the world is torch.distributed's, results go to the reporter.
 
-    sampler.ids(step) ─► this rank's windows ─► forward, backward (DDP averages) ─► clip ─► optimizer, schedule
-                                   │
-             every so many steps: reporter (a log line), validation ─► adjuster ─► sampler, checkpointer
+sampler.ids(step) ─► this rank's windows ─► forward, backward (DDP averages) ─► clip ─► optimizer, schedule
+                               │
+         every so many steps: reporter (a log line), validation ─► adjuster ─► sampler, checkpointer
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ def train(
     checkpointer: Checkpointer | None = None,
     adjuster: DifficultyAdjuster | None = None,
 ) -> TrainResult:
-    """Train `model` in place for `recipe.steps` steps, going on from the newest checkpoint where there is one.
+    """Train `model` in place for `recipe.steps` steps, going on from the newest checkpoint if there is one.
 
-    Every rank of an initialised process group calls this with the same arguments; only rank 0's reporter is used.
-    Raises UserError where loss or gradient stop being finite.
+    Every rank of an initialised process group calls this with the same arguments; only rank 0's reporter is
+    used. Raises UserError where loss or gradient stop being finite.
     """
     run = _Run(model, data, sampler, recipe, reporter, ledger or Ledger(), adjuster)
     settings = recipe.training
@@ -106,7 +106,13 @@ class _Run:
         adjuster: DifficultyAdjuster | None,
     ) -> None:
         self.world = World.current()
-        self.data, self.sampler, self.recipe, self.ledger, self.adjuster = data, sampler, recipe, ledger, adjuster
+        self.data, self.sampler, self.recipe, self.ledger, self.adjuster = (
+            data,
+            sampler,
+            recipe,
+            ledger,
+            adjuster,
+        )
         self.reporter = reporter if self.world.rank == 0 else None
         self.model = model
         self.device = next(model.parameters()).device
@@ -146,7 +152,9 @@ class _Run:
         seconds = time.perf_counter() - started
         self.seconds += seconds
         tokens = len(ids) * self.recipe.window
-        self.ledger.charge("training", flops=3 * self.forward_flops * len(ids), tokens=tokens, seconds=seconds)
+        self.ledger.charge(
+            "training", flops=3 * self.forward_flops * len(ids), tokens=tokens, seconds=seconds
+        )
         self.ledger.charge("optimizer", flops=self.optimizer_flops)
 
     def _loss(self, tokens_BN1: np.ndarray) -> Tensor:
@@ -157,7 +165,11 @@ class _Run:
     def _check_finite(self, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
             return
-        bad = [name for name, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        bad = [
+            name
+            for name, p in self.model.named_parameters()
+            if p.grad is not None and not p.grad.isfinite().all()
+        ]
         raise UserError(
             f"training diverged at step {self.step}: loss {loss}, gradient norm {norm}, first at "
             f"{bad[0] if bad else 'the loss'}; training.lr is {self.recipe.training.lr}: try a lower one"
@@ -174,9 +186,11 @@ class _Run:
         for begin in range(0, len(mine), _EVAL_BATCH):
             tokens = torch.as_tensor(mine[begin : begin + _EVAL_BATCH], dtype=torch.int64, device=self.device)
             logits_BNV = self.model(tokens[:, :-1])
-            nats += F.cross_entropy(
-                logits_BNV.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="sum"
-            ).double().cpu()
+            nats += (
+                F.cross_entropy(logits_BNV.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="sum")
+                .double()
+                .cpu()
+            )
         tokens_seen = len(windows) * self.recipe.window
         self.validation_loss = float(self.world.total(nats)) / tokens_seen
         self.logged["validation_loss"] = self.validation_loss

@@ -1,8 +1,8 @@
 """Muon: momentum, orthogonalised by Newton-Schulz, for matrices (Jordan et al. 2024; arXiv 2502.16982).
 
-torch.optim.Muon iterates in bfloat16, which a CPU without bfloat16 units emulates: 85 ms for a 192 x 192 matrix
-where float32 takes 4 (`tests/benchmarks/README.md`). This one keeps float32 on the CPU and iterates all matrices of
-one shape together; a test holds it to torch's.
+torch.optim.Muon iterates in bfloat16, which a CPU without bfloat16 units emulates: 85 ms for a 192 x 192
+matrix where float32 takes 4 (`tests/benchmarks/README.md`). This one keeps float32 on the CPU and iterates
+all matrices of one shape together; a test holds it to torch's.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.ndim != 2:
-                    raise ValueError(f"Muon takes matrices only, got a parameter of shape {tuple(parameter.shape)}")
+                    raise ValueError(
+                        f"Muon takes matrices only, got a parameter of shape {tuple(parameter.shape)}"
+                    )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]

@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules by name.
 
-    matrices ─► Muon          (or AdamW for everything)
-    embeddings, output head, vectors, scalars ─► AdamW
+matrices ─► Muon          (or AdamW for everything)
+embeddings, output head, vectors, scalars ─► AdamW
 """
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,7 +10,9 @@ from bkray.runtime.stages import read_parts, top_k, write_parts
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("four_cpus")]
 
-SCHEMA = pa.schema([pa.field("window_id", pa.int64()), pa.field("score", pa.float32()), pa.field("note", pa.string())])
+SCHEMA = pa.schema(
+    [pa.field("window_id", pa.int64()), pa.field("score", pa.float32()), pa.field("note", pa.string())]
+)
 
 
 def table(rows=1000, seed=0):
@@ -21,7 +25,7 @@ def table(rows=1000, seed=0):
 def blocks(whole, count):
     """The same rows as a dataset of `count` blocks of unequal size, in another order."""
     edges = np.unique(np.linspace(0, np.sqrt(len(whole)), count + 1) ** 2).astype(int)
-    pieces = [whole.slice(a, b - a) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    pieces = [whole.slice(a, b - a) for a, b in pairwise(edges) if b > a]
     return ray.data.from_arrow(pieces[::-1])
 
 
@@ -34,7 +38,10 @@ def test_parts_are_the_same_bytes_whatever_the_blocks(tmp_path):
     for count in (1, 3, 17):
         folder = tmp_path / str(count)
         folder.mkdir()
-        assert write_parts(blocks(table(), count), folder, SCHEMA, ["score", "window_id"], rows_per_part=300) == 1000
+        assert (
+            write_parts(blocks(table(), count), folder, SCHEMA, ["score", "window_id"], rows_per_part=300)
+            == 1000
+        )
         written.append(contents(folder))
     assert written[0] == written[1] == written[2]
     assert list(written[0]) == [f"part-{number:05d}.parquet" for number in range(4)]
@@ -50,7 +57,9 @@ def test_an_empty_dataset_makes_one_empty_part(tmp_path):
 
 @pytest.mark.parametrize("k", [1, 137, 1000])
 def test_top_k_is_exact_and_breaks_ties_by_the_lower_id(k):
-    expected = table().sort_by([("score", "descending"), ("window_id", "ascending")])["window_id"].to_pylist()[:k]
+    expected = (
+        table().sort_by([("score", "descending"), ("window_id", "ascending")])["window_id"].to_pylist()[:k]
+    )
     for count in (1, 7):
         rows = top_k(blocks(table(), count), "score", k).take_all()
         assert [row["window_id"] for row in rows] == expected

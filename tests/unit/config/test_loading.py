@@ -64,7 +64,9 @@ def test_what_a_curriculum_and_a_model_score_need_is_implied():
 
 
 def test_overrides_set_nested_values_and_whole_sections_without_touching_the_original():
-    changed = apply_overrides(BASE, ["training.lr=3e-4", "corpus={kind: text, path: a.txt}", "selection=null"])
+    changed = apply_overrides(
+        BASE, ["training.lr=3e-4", "corpus={kind: text, path: a.txt}", "selection=null"]
+    )
     recipe = parse_recipe(changed)
     assert recipe.training.lr == 3e-4
     assert recipe.corpus.kind == "text"
@@ -90,7 +92,9 @@ def test_what_is_no_recipe_is_refused(tmp_path, text):
 
 
 def test_the_dumped_recipe_loads_to_the_same_recipe(tmp_path):
-    recipe = parse_recipe({**BASE, "curriculum": {"adjuster": {}}, "selection": {"kind": "margin", "keep": 0.5}})
+    recipe = parse_recipe(
+        {**BASE, "curriculum": {"adjuster": {}}, "selection": {"kind": "margin", "keep": 0.5}}
+    )
     (tmp_path / "resolved.yaml").write_text(dump_yaml(recipe))
     assert load_recipe(tmp_path / "resolved.yaml") == recipe
 

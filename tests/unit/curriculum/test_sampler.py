@@ -16,7 +16,9 @@ def test_ids_are_a_pure_function_of_the_step():
     one = sampler()
     for step in np.random.default_rng(1).permutation(150)[:40]:
         np.testing.assert_array_equal(one.ids(int(step)), forward[step])
-    assert any((a != b).any() for a, b in zip(forward, (sampler(seed=4).ids(s) for s in range(150)), strict=True))
+    assert any(
+        (a != b).any() for a, b in zip(forward, (sampler(seed=4).ids(s) for s in range(150)), strict=True)
+    )
 
 
 def test_only_the_easiest_available_windows_are_drawn():
@@ -40,7 +42,9 @@ def test_a_pass_visits_every_window_once():
 
 
 def test_growth_does_not_repeat_a_window_before_the_others_had_their_turn():
-    one = sampler(batch_size=5, total_steps=200)  # 1,000 draws for 1,000 windows, the pool grows all the while
+    one = sampler(
+        batch_size=5, total_steps=200
+    )  # 1,000 draws for 1,000 windows, the pool grows all the while
     visits = np.bincount(np.concatenate([one.ids(step) for step in range(200)]), minlength=1000)
     assert visits.max() <= 2
 

@@ -27,13 +27,15 @@ def recipe(**training):
 
 
 def windows(count, seed=0):
-    """Windows of a language that can be learnt: every token follows from the one before, but for some noise."""
+    """Windows of a language that can be learnt: every token follows from the last, but for some noise."""
     rng = np.random.default_rng(seed)
     tokens = np.empty((count, WINDOW + 1), dtype=np.int32)
     tokens[:, 0] = rng.integers(0, VOCAB, count)
     for position in range(WINDOW):
         random = rng.integers(0, VOCAB, count)
-        tokens[:, position + 1] = np.where(rng.random(count) < 0.1, random, (5 * tokens[:, position] + 3) % VOCAB)
+        tokens[:, position + 1] = np.where(
+            rng.random(count) < 0.1, random, (5 * tokens[:, position] + 3) % VOCAB
+        )
     return tokens
 
 
@@ -41,7 +43,9 @@ def run(settings, data, **parts):
     torch.manual_seed(settings.seed)
     model = build_model(settings.model, VOCAB)
     difficulty = np.random.default_rng(1).random(len(data.train))
-    sampler = CurriculumSampler(difficulty, settings.batch_windows, settings.steps, start=0.3, seed=settings.seed)
+    sampler = CurriculumSampler(
+        difficulty, settings.batch_windows, settings.steps, start=0.3, seed=settings.seed
+    )
     return model, train(model, data, sampler, settings, **parts)
 
 
@@ -87,12 +91,20 @@ def test_a_killed_run_ends_bit_equal_to_an_uninterrupted_one(data, tmp_path, opt
     plain_log, log = tmp_path / "plain.jsonl", tmp_path / "killed.jsonl"
     adjuster = {"patience": 1, "acceleration": 0.2, "min_delta": 0.3}
     expected, plain = run(
-        settings, data, reporter=RunLog(plain_log), ledger=plain_ledger, adjuster=DifficultyAdjuster(**adjuster)
+        settings,
+        data,
+        reporter=RunLog(plain_log),
+        ledger=plain_ledger,
+        adjuster=DifficultyAdjuster(**adjuster),
     )
     saver = Checkpointer(tmp_path / "checkpoints", "key")
     with pytest.raises(Killed):
         run(
-            settings, data, reporter=KillAt(log, killed_at), checkpointer=saver, adjuster=DifficultyAdjuster(**adjuster)
+            settings,
+            data,
+            reporter=KillAt(log, killed_at),
+            checkpointer=saver,
+            adjuster=DifficultyAdjuster(**adjuster),
         )
     model, result = run(
         settings,
@@ -108,11 +120,16 @@ def test_a_killed_run_ends_bit_equal_to_an_uninterrupted_one(data, tmp_path, opt
     assert result.unique_tokens == plain.unique_tokens
     assert ledger.total_flops == plain_ledger.total_flops
     timeless = [
-        [{k: v for k, v in line.items() if k not in {"seconds", "tokens_per_second"}} for line in RunLog.read(path)]
+        [
+            {k: v for k, v in line.items() if k not in {"seconds", "tokens_per_second"}}
+            for line in RunLog.read(path)
+        ]
         for path in (plain_log, log)
     ]
     assert timeless[0] == timeless[1]
-    assert any(line["share"] > 0.3 + 0.7 * line["step"] / 40 + 0.01 for line in timeless[0])  # the adjuster acted
+    assert any(
+        line["share"] > 0.3 + 0.7 * line["step"] / 40 + 0.01 for line in timeless[0]
+    )  # the adjuster acted
 
 
 def test_another_seed_is_another_run(data):
@@ -122,7 +139,7 @@ def test_another_seed_is_another_run(data):
 
 
 def test_on_random_tokens_the_held_out_loss_never_falls_below_the_entropy():
-    """A model that sees its own targets would: see the first trap of BK-Core, a diagonal that leaks the future."""
+    """A model that sees its targets would: the first trap of BK-Core is a diagonal that leaks the future."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 4, (1500, WINDOW + 1)).astype(np.int32)
     settings = recipe(tokens=150 * 8 * WINDOW, checkpoint_every=1000)

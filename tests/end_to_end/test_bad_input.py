@@ -1,0 +1,89 @@
+"""What users get wrong: one clear message, exit code 2, nothing half-written."""
+
+import gzip
+import json
+
+import pytest
+import yaml
+
+from bkray.config import dump_yaml, load_recipe
+
+pytestmark = pytest.mark.end_to_end
+
+
+def recipe(tmp_path, **changes):
+    values = {"name": "bad", "corpus": {"kind": "text", "path": str(tmp_path / "text.txt")}, "window": 32}
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump({**values, **changes}))
+    return path
+
+
+def refused(bkray, path, out, *arguments):
+    finished = bkray("run", path, *arguments, "--out", out)
+    assert finished.returncode == 2, finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert not list(out.rglob(".partial-*")), "something is half-written"
+    return finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["training.lrr=1", "modl=1"], "did you mean lr?"),
+        (["training.workers=4", "--cpus", "2"], "training.workers 4 x 1 CPU = 4 CPUs, but there are 2"),
+        ([], "text.txt"),
+    ],
+)
+def test_before_anything_starts(bkray, tmp_path, arguments, message):
+    if message != "text.txt":
+        (tmp_path / "text.txt").write_text("words " * 1000)
+    assert message in refused(bkray, recipe(tmp_path), tmp_path / "out", *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_that_is_not_there(bkray, tmp_path):
+    assert "no such file" in refused(bkray, tmp_path / "none.yaml", tmp_path / "out")
+
+
+@pytest.mark.ray
+def test_a_corpus_too_small_for_one_window(bkray, tmp_path):
+    (tmp_path / "text.txt").write_text("\n\n".join(f"paragraph {i}" for i in range(30)))
+    assert "too small for one window of 512 tokens" in refused(
+        bkray, recipe(tmp_path, window=512, training={"batch_tokens": 4096}), tmp_path / "out"
+    )
+
+
+@pytest.mark.ray
+def test_a_cut_gz_and_an_empty_file(bkray, tmp_path):
+    data = gzip.compress(("words and words \n\n" * 5000).encode())
+    (tmp_path / "cut.txt.gz").write_bytes(data[: len(data) // 2])
+    path = recipe(tmp_path, corpus={"kind": "text", "path": str(tmp_path / "cut.txt.gz")})
+    assert "cut.txt.gz" in refused(bkray, path, tmp_path / "out")
+
+
+@pytest.mark.ray
+def test_too_many_rejects_name_the_first(bkray, tmp_path):
+    lines = [json.dumps({"text": "x" * 100}) for _ in range(20)] + ["{broken"] * 20
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    path = recipe(tmp_path, corpus={"kind": "jsonl", "path": str(tmp_path / "rows.jsonl")})
+    stderr = refused(bkray, path, tmp_path / "out")
+    assert "20 of 40 documents were rejected" in stderr
+    assert "document 20 of rows.jsonl" in stderr
+
+
+def test_an_output_folder_of_another_recipe(bkray, tmp_path):
+    (tmp_path / "text.txt").write_text("words " * 1000)
+    run = tmp_path / "out" / "bad"
+    run.mkdir(parents=True)
+    finished = bkray("plan", recipe(tmp_path), "--out", tmp_path / "out")
+    assert finished.returncode == 0, finished.stderr
+    (run / "resolved.yaml").write_text(dump_yaml(load_recipe(recipe(tmp_path), ["window=64"])))
+    stderr = refused(bkray, recipe(tmp_path), tmp_path / "out")
+    assert "window: 64 there, 32 now" in stderr
+
+
+def test_generate_and_report_want_a_finished_run(bkray, tmp_path):
+    for command in ("generate", "report"):
+        finished = bkray(command, tmp_path)
+        assert finished.returncode == 2
+        assert "name the folder of a finished" in finished.stderr

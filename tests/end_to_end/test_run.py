@@ -1,0 +1,132 @@
+"""The whole way on a small corpus: results, repetition, kills, other CPUs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.ray]
+
+ROOT = Path(__file__).parents[2]
+
+
+def files(run):
+    """The bytes of every file that must not depend on how the run went."""
+    kept = [*run.glob("artifacts/*/part-*.parquet"), *run.glob("artifacts/*/*.safetensors")]
+    kept += [
+        *run.glob("artifacts/*/tokenizer.json"),
+        *run.glob("artifacts/*/rejects.parquet"),
+        run / "model/model.safetensors",
+    ]
+    return {str(path.relative_to(run)): path.read_bytes() for path in kept}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The files of an undisturbed run, by recipe text; made once."""
+    made = {}
+
+    def get(bkray, small):
+        if "run" not in made:
+            out = tmp_path_factory.mktemp("reference")
+            finished = bkray("run", small, "--out", out, "--cpus", 2)
+            assert finished.returncode == 0, finished.stderr
+            made["run"], made["finished"] = out / "small", finished
+        return made["run"], made["finished"]
+
+    return get
+
+
+def test_a_run_leaves_what_is_promised_and_changes_nothing_when_repeated(bkray, small, reference):
+    run, finished = reference(bkray, small)
+    summary = json.loads((run / "summary.json").read_text())
+    assert f"{summary['held_out']['bits_per_byte']:.4f} bits per byte" in finished.stdout
+    assert str(run / "report.html") in finished.stdout
+    assert {"bits_per_byte", "nats_per_token", "perplexity", "split"} <= summary["held_out"].keys()
+    assert {"total_flops", "by_kind", "wall_s", "tokens_seen", "unique_tokens"} <= summary["ledger"].keys()
+    assert {"training", "optimizer", "validation", "proxy_training", "scoring", "evaluation"} <= summary[
+        "ledger"
+    ]["by_kind"].keys()
+    assert all(
+        summary["ledger"]["by_kind"][kind]["flops"] > 0 for kind in ("training", "proxy_training", "scoring")
+    )
+    assert summary["world_size"] == 2
+    assert summary["held_out"]["bits_per_byte"] < summary["baselines"]["unigram"]
+    assert {path.name for path in (run / "model").iterdir()} >= {
+        "model.safetensors",
+        "tokenizer.json",
+        "config.json",
+    }
+    assert (run / "metrics.jsonl").exists()
+    assert (run / "resolved.yaml").exists()
+    assert list((run / "checkpoints").glob("step-*"))
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    again = bkray("run", small, "--out", run.parent, "--cpus", 2)
+    assert again.returncode == 0
+    assert "already complete, nothing to do" in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+
+    text = bkray("generate", run, "--prompt", "the scan", "--tokens", "8")
+    assert text.returncode == 0
+    assert text.stdout.startswith("the scan")
+    report = (run / "report.html").read_bytes()
+    assert bkray("report", run).returncode == 0
+    assert (run / "report.html").read_bytes() == report
+    plan = bkray("plan", small, "--out", run.parent)
+    assert plan.stdout.count("cached") == 10
+
+
+def test_other_cpus_make_the_same_bytes(bkray, small, reference, tmp_path):
+    run, _ = reference(bkray, small)
+    other = bkray("run", small, "--out", tmp_path / "out", "--cpus", 3)
+    assert other.returncode == 0, other.stderr
+    assert files(tmp_path / "out" / "small") == files(run)
+
+
+@pytest.mark.parametrize("stage", ["windows", "scored", "training"])
+def test_killed_anywhere_it_goes_on_to_the_same_weights(bkray, small, reference, tmp_path, stage):
+    run, _ = reference(bkray, small)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "bkray.cli", "run", str(small), "--out", str(out), "--cpus", "2"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: reached(out / "small", stage), process)
+    process.kill()
+    process.wait()
+    again = bkray("run", small, "--out", out, "--cpus", 2)
+    assert again.returncode == 0, again.stderr
+    assert "already there" in again.stderr
+    assert files(out / "small") == files(run)
+    assert not list(out.rglob(".partial-*"))
+
+
+def test_ctrl_c_says_how_to_go_on(small, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "bkray.cli", "run", str(small), "--out", str(out), "--cpus", "2"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: reached(out / "small", "training"), process)
+    os.kill(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command again to go on" in stderr
+    assert "Traceback" not in stderr
+
+
+def reached(run, stage):
+    if stage == "training":
+        return any(run.glob("checkpoints/step-*"))
+    return any(run.glob(f"artifacts/.partial-{stage}-*"))
+
+
+def wait_for(condition, process, seconds=300):
+    started = time.monotonic()
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be disturbed"
+        assert time.monotonic() - started < seconds
+        time.sleep(0.02)
