@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from bkray.config import load_recipe
+from bkray.runtime.exits import exit_codes
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,30 +26,35 @@ RunFolder = Annotated[Path, typer.Argument(help="folder of a finished run, for e
 
 
 @app.command()
+@exit_codes()
 def run(recipe: RecipeFile, overrides: Overrides = None, out: Out = None, cpus: Cpus = None) -> None:
     """Do everything: prepare, train, evaluate, report. Run it again to go on after a stop."""
     _pipeline(recipe, overrides, out, cpus, until="evaluation")
 
 
 @app.command()
+@exit_codes()
 def prepare(recipe: RecipeFile, overrides: Overrides = None, out: Out = None, cpus: Cpus = None) -> None:
     """Prepare the ordered training set with Ray Data."""
     _pipeline(recipe, overrides, out, cpus, until="training_set")
 
 
 @app.command()
+@exit_codes()
 def train(recipe: RecipeFile, overrides: Overrides = None, out: Out = None, cpus: Cpus = None) -> None:
     """Train the model with Ray Train, preparing its data first where needed."""
     _pipeline(recipe, overrides, out, cpus, until="model")
 
 
 @app.command()
+@exit_codes()
 def evaluate(recipe: RecipeFile, overrides: Overrides = None, out: Out = None, cpus: Cpus = None) -> None:
     """Evaluate on the test split, training first where needed, and write the report."""
     _pipeline(recipe, overrides, out, cpus, until="evaluation")
 
 
 @app.command()
+@exit_codes()
 def plan(recipe: RecipeFile, overrides: Overrides = None, out: Out = None, cpus: Cpus = None) -> None:
     """Show the stages, what is already there and what it takes, without starting Ray."""
     from bkray.runtime.overview import print_plan
@@ -57,11 +63,12 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, out: Out = None, cpus:
 
 
 @app.command()
+@exit_codes()
 def generate(
     folder: RunFolder,
     prompt: Annotated[str, typer.Option(help="text to go on from")] = "",
     tokens: Annotated[int, typer.Option(min=1, help="tokens to write at most")] = 100,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token")] = 0.8,
+    temperature: Annotated[float, typer.Option(min=0.01, help="lower is more certain")] = 0.8,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Write text with the model of a finished run."""
@@ -71,6 +78,7 @@ def generate(
 
 
 @app.command()
+@exit_codes()
 def report(folder: RunFolder) -> None:
     """Write summary.json and report.html of a finished run again, from its artifacts."""
     from bkray.runtime.pipeline import rewrite_results
@@ -79,6 +87,7 @@ def report(folder: RunFolder) -> None:
 
 
 @app.command()
+@exit_codes()
 def sweep(
     spec: Annotated[
         Path, typer.Argument(help="YAML file of the sweep, for example tune/sweeps/quickstart.yaml")
@@ -94,11 +103,12 @@ def sweep(
 
 
 @app.command()
+@exit_codes()
 def doctor() -> None:
     """Check this machine: versions, cores, memory, disk, and whether Ray starts and works."""
     from bkray.runtime.doctor import examine
 
-    raise typer.Exit(examine())
+    raise SystemExit(examine())
 
 
 def _pipeline(
@@ -119,10 +129,7 @@ def _out(out: Path | None) -> Path:
 
 
 def main() -> None:
-    from bkray.runtime.exits import exit_codes
-
-    with exit_codes():
-        app(standalone_mode=True)
+    app()
 
 
 if __name__ == "__main__":

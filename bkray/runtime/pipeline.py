@@ -14,8 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from bkray.config import Recipe, UserError, dump_yaml, load_recipe, read_yaml
 from bkray.corpus import list_shards
+from bkray.model import build_model
 from bkray.reporting.progress import Progress
 from bkray.runtime import prepare, scoring
 from bkray.runtime.artifacts import Artifact, write_manifest, writing
@@ -71,6 +74,7 @@ def run_pipeline(
     run = out / recipe.name
     stages = _up_to(plan, until)
     _check_folder(run, recipe)
+    _check_model(recipe)
     found = {name: stage.find() for name, stage in stages.items()}
     complete = all(found.values()) and (until != "evaluation" or (run / "report.html").exists())
     if complete:
@@ -175,6 +179,12 @@ def _check_folder(run: Path, recipe: Recipe) -> None:
             f"{run} holds the run of another recipe:\n{shown}{more}\n"
             "choose another --out, or name=… for this one"
         )
+
+
+def _check_model(recipe: Recipe) -> None:
+    """Refuse a model that cannot be built, before any data is prepared; takes no memory."""
+    with torch.device("meta"):
+        build_model(recipe.model, recipe.tokenizer.vocab_size)
 
 
 def _flat(values: object, prefix: str = "") -> dict[str, object]:
