@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.status import Status
 
+_PLAIN_WIDTH = 160  # columns off a terminal
 _QUIET_INTERVAL_S = 30.0  # off a terminal, a long stage still says so often that it is alive
 
 
@@ -44,7 +46,7 @@ class Progress:
     """Prints to `console`; a stage's line is live only where the console is a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True, width=None if sys.stderr.isatty() else _PLAIN_WIDTH)
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False)

@@ -1,0 +1,82 @@
+"""The whole main job as a user submits it: a real head on loopback, `ray job submit`, exit codes."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.ray]
+
+ROOT = Path(__file__).parents[2]
+RAY = Path(sys.executable).with_name("ray")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def head(tmp_path_factory):
+    """A head node of its own ports and temporary folder: (environment, dashboard address)."""
+    state = Path(tmp_path_factory.mktemp("r", numbered=True))
+    ports = {
+        name: free_port()
+        for name in ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
+    }
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{RAY.parent}:{os.environ['PATH']}"}
+    environment.pop("RAY_ADDRESS", None)
+    command = [
+        RAY,
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=2",
+        "--node-ip-address=127.0.0.1",
+        "--disable-usage-stats",
+    ]
+    command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--temp-dir={short(state)}"]
+    command += [f"--{name}={number}" for name, number in ports.items()]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    yield environment, f"http://127.0.0.1:{ports['dashboard-port']}"
+    process.terminate()
+    process.wait(timeout=60)
+
+
+def short(folder):
+    """Ray's socket paths must stay below 107 characters."""
+    target = Path("/tmp") / f"bkray-{os.getpid()}"
+    shutil.rmtree(target, ignore_errors=True)
+    return target
+
+
+def submit(head, *arguments):
+    environment, address = head
+    command = [RAY, "job", "submit", "--address", address, "--working-dir", ".", "--", *map(str, arguments)]
+    for _ in range(30):
+        finished = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
+        if "Failed to connect" not in finished.stdout + finished.stderr:
+            return finished
+        time.sleep(2)
+    return finished
+
+
+def test_the_main_job_by_ray_job_submit(head, small, tmp_path):
+    out = tmp_path / "out"
+    finished = submit(head, "python", "-m", "pipelines.end_to_end", small, "--out", out)
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    summary = json.loads((out / "small" / "summary.json").read_text())
+    assert summary["held_out"]["bits_per_byte"] < summary["baselines"]["unigram"]
+    assert "bits per byte" in finished.stdout
+    wrong = submit(head, "python", "-m", "pipelines.end_to_end", small, "training.lrr=1", "--out", out)
+    assert wrong.returncode != 0
+    assert "did you mean lr?" in wrong.stdout + wrong.stderr
