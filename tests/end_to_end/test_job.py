@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -24,37 +25,21 @@ def free_port():
 
 
 @pytest.fixture
-def head(tmp_path_factory):
-    """A head node of its own ports and temporary folder: (environment, dashboard address)."""
-    state = Path(tmp_path_factory.mktemp("r", numbered=True))
-    ports = {
-        name: free_port()
-        for name in ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
-    }
+def head():
+    """A head node with ports and a temporary folder of its own: (environment, dashboard address)."""
+    names = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
+    ports = {name: free_port() for name in names}
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{RAY.parent}:{os.environ['PATH']}"}
     environment.pop("RAY_ADDRESS", None)
-    command = [
-        RAY,
-        "start",
-        "--head",
-        "--block",
-        "--num-cpus=2",
-        "--node-ip-address=127.0.0.1",
-        "--disable-usage-stats",
-    ]
-    command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--temp-dir={short(state)}"]
+    state = tempfile.mkdtemp(prefix="bkray")  # short: a socket's path must stay below 107 characters
+    command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
+    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={state}"]
     command += [f"--{name}={number}" for name, number in ports.items()]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     yield environment, f"http://127.0.0.1:{ports['dashboard-port']}"
     process.terminate()
     process.wait(timeout=60)
-
-
-def short(folder):
-    """Ray's socket paths must stay below 107 characters."""
-    target = Path("/tmp") / f"bkray-{os.getpid()}"
-    shutil.rmtree(target, ignore_errors=True)
-    return target
+    shutil.rmtree(state, ignore_errors=True)
 
 
 def submit(head, *arguments):
@@ -65,7 +50,7 @@ def submit(head, *arguments):
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
         )
         if "Failed to connect" not in finished.stdout + finished.stderr:
-            return finished
+            break
         time.sleep(2)
     return finished
 
