@@ -7,9 +7,11 @@ They, and not Ray's own state, decide where a run goes on; so the loop is the sa
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import threading
 import time
+from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,8 +86,7 @@ def model(work: Work) -> Outcome:
             failure_config=FailureConfig(max_failures=job.recipe.training.max_failures),
         ),
     )
-    with _Watch(job, work.line):
-        trainer.fit()
+    _fit(trainer, job, work.line)
     shutil.rmtree(state, ignore_errors=True)
     return collect(work, job)
 
@@ -151,36 +152,39 @@ def build_adjuster(recipe: Recipe) -> DifficultyAdjuster | None:
     return DifficultyAdjuster(**adjuster.model_dump()) if adjuster else None
 
 
-class _Watch:
-    """Shows the newest line of the log while the workers train."""
+def _fit(trainer: TorchTrainer, job: Job, line: Line) -> None:
+    """Run `fit` and meanwhile show the newest line of the log.
 
-    def __init__(self, job: Job, line: Line) -> None:
-        self.job, self.line = job, line
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+    It runs in a thread of its own: in the main thread Ray takes SIGINT over and ends the process its own way.
+    """
+    outcome: Future[Any] = Future()
 
-    def __enter__(self) -> None:
-        self._thread.start()
+    def fit() -> None:
+        try:
+            outcome.set_result(trainer.fit())
+        except BaseException as error:
+            outcome.set_exception(error)
 
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
+    threading.Thread(target=fit, daemon=True).start()
+    started = time.monotonic()
+    first_step: int | None = None
+    while not wait([outcome], timeout=_POLL_S).done:
+        last = _last_line(job.metrics)
+        if last is None:
+            line.update("starting workers")
+            continue
+        first_step = last["step"] if first_step is None else first_step
+        line.update(_progress(last, first_step, job.recipe.steps, time.monotonic() - started))
+    outcome.result()
 
-    def _watch(self) -> None:
-        started = time.monotonic()
-        first_step: int | None = None
-        while not self._done.wait(_POLL_S):
-            last = _last_line(self.job.metrics)
-            if last is None:
-                self.line.update("starting workers")
-                continue
-            step, steps = last["step"], self.job.recipe.steps
-            first_step = step if first_step is None else first_step
-            text = f"step {step:,} of {steps:,}, loss {last['loss'] or float('nan'):.3f}"
-            if step > first_step:
-                left = (time.monotonic() - started) / (step - first_step) * (steps - step)
-                text += f", about {left:.0f} s left"
-            self.line.update(text)
+
+def _progress(last: dict[str, Any], first_step: int, steps: int, seconds: float) -> str:
+    """Step, loss, and the time that is left at the pace of this attempt."""
+    step = last["step"]
+    text = f"step {step:,} of {steps:,}, loss {last['loss'] or math.nan:.3f}"
+    if step > first_step:
+        text += f", about {seconds / (step - first_step) * (steps - step):.0f} s left"
+    return text
 
 
 def _last_line(path: Path) -> dict[str, Any] | None:
