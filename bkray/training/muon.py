@@ -1,8 +1,7 @@
 """Muon: momentum, orthogonalised by Newton-Schulz, for matrices (Jordan et al. 2024; arXiv 2502.16982).
 
-torch.optim.Muon iterates in bfloat16, which a CPU without bfloat16 units emulates: 85 ms for a 192 x 192
-matrix where float32 takes 4 (`tests/benchmarks/README.md`). This one keeps float32 on the CPU and iterates
-all matrices of one shape together; a test holds it to torch's.
+torch.optim.Muon iterates in bfloat16, which a CPU without bfloat16 units emulates, many times slower than float32. This
+one keeps float32 on the CPU and iterates all matrices of one shape together; a test holds it to torch's.
 """
 
 from __future__ import annotations
