@@ -1,7 +1,8 @@
 """Muon: momentum, orthogonalised by Newton-Schulz, for matrices (Jordan et al. 2024; arXiv 2502.16982).
 
-torch.optim.Muon iterates in bfloat16, which a CPU without bfloat16 units emulates, many times slower than float32. This
-one keeps float32 on the CPU and iterates all matrices of one shape together; a test holds it to torch's.
+torch.optim.Muon iterates in bfloat16, which a CPU without bfloat16 units emulates, many times slower than
+float32. This one keeps float32 on the CPU and iterates all matrices of one shape together; a test holds it to
+torch's.
 """
 
 from __future__ import annotations
