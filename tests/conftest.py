@@ -1,7 +1,62 @@
 """Tests run on few cores beside each other's processes: one thread each."""
 
+import json
 import os
+import random
+
+import pytest
+import yaml
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAYON_NUM_THREADS", "2")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+WORDS = (  # noqa: SIM905 - a list literal would take a line a word
+    "the scan of a matrix returns every row that an operator keeps while values and keys are sorted by size "
+    "in linear time so each state holds only what was read before it"
+).split()
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory):
+    """A small corpus of two JSON Lines files; made here, so that nothing has to be downloaded."""
+    folder = tmp_path_factory.mktemp("corpus")
+    random_ = random.Random(0)
+    for name in ("a.jsonl", "b.jsonl"):
+        lines = []
+        for _ in range(60):
+            start = random_.randrange(len(WORDS))
+            count = random_.randrange(60, 160)
+            lines.append(
+                " ".join(WORDS[(start + i + (random_.random() < 0.1)) % len(WORDS)] for i in range(count))
+            )
+        (folder / name).write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture
+def small(tmp_path, texts):
+    """A recipe with every technique, of a size that trains in seconds: the path of its YAML file."""
+    recipe = {
+        "name": "small",
+        "corpus": {"kind": "jsonl", "path": str(texts), "validation": 0.1, "test": 0.1},
+        "tokenizer": {"vocab_size": 300},
+        "window": 48,
+        "augmentation": [{"kind": "deletion", "probability": 0.1}, {"kind": "swap"}],
+        "difficulty": {"kind": "loss"},
+        "proxy": {"d_model": 16, "n_layers": 1, "tokens": 8000},
+        "selection": {"kind": "entropy", "keep": 0.7},
+        "curriculum": {"pacing": "root", "start": 0.3, "adjuster": {"patience": 1}},
+        "model": {"kind": "resnet_bk", "d_model": 32, "n_layers": 1},
+        "training": {
+            "tokens": 20_000,
+            "batch_tokens": 384,
+            "eval_every": 10,
+            "eval_windows": 16,
+            "checkpoint_every": 10,
+        },
+        "samples": {"prompts": ["the scan"], "tokens": 12},
+    }
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path

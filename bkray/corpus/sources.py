@@ -13,6 +13,7 @@ from typing import Any, assert_never
 
 import pyarrow as pa
 
+from bkray.config import UserError
 from bkray.config.recipe import (
     AnyCorpus,
     Cleaning,
@@ -28,7 +29,7 @@ from bkray.corpus.files import list_files
 from bkray.corpus.hub import list_hub, read_hub
 from bkray.corpus.lines import read_jsonl, read_text
 from bkray.corpus.schema import DOCUMENTS, REJECTS, stable_id
-from bkray.corpus.shard import Fault, Record, Shard, not_utf8, split_of, too_long
+from bkray.corpus.shard import HELD_OUT, Fault, Record, Shard, not_utf8, split_of, too_long
 
 BATCH_ROWS = 1000
 BATCH_CHARS = 16_000_000
@@ -38,8 +39,22 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 def list_shards(corpus: AnyCorpus) -> list[Shard]:
     """The shards of a corpus, sorted; reads names and sizes, no text.
 
-    Raises UserError for a path, package or data set that is not there, not readable or empty.
+    Raises UserError for a path, package or data set that is not there, not readable or empty, and for a share
+    of held-out text that the recipe changes although the corpus brings that split itself.
     """
+    shards = _listed(corpus)
+    for split in HELD_OUT:
+        share = getattr(corpus, split)
+        carved = any(split in shard.carve for shard in shards)
+        if share != type(corpus).model_fields[split].default and not carved:
+            raise UserError(
+                f"corpus.{split} {share:g} has no effect: the corpus brings a {split} split of its own; "
+                "remove the key"
+            )
+    return shards
+
+
+def _listed(corpus: AnyCorpus) -> list[Shard]:
     match corpus:
         case DocstringsCorpus():
             return list_packages(corpus)

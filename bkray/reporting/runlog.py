@@ -41,10 +41,14 @@ class RunLog:
         *lines, _torn = Path(path).read_bytes().split(b"\n")
         return [_parsed(line, number, path) for number, line in enumerate(lines, start=1)]
 
-    def truncate_after(self, step: int) -> None:
-        """Drop every line with a step beyond `step`: what a resumed run will do again."""
-        if self.path.exists():
-            self._rewrite([values for values in self.read(self.path) if values["step"] <= step])
+    def truncate_after(self, step: int) -> dict[str, Any] | None:
+        """Drop the lines beyond `step`, which a resumed run will write again; return the last of them."""
+        rows = self.read(self.path) if self.path.exists() else []
+        dropped = [values for values in rows if values["step"] > step]
+        if not dropped:
+            return None
+        self._rewrite([values for values in rows if values["step"] <= step])
+        return dropped[-1]
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         write_atomically(self.path, "".join(map(_line, rows)))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,8 +25,10 @@ from bkray.runtime.cluster import check_budget, cluster, inside_job, local_cpus
 from bkray.runtime.evaluation import evaluation
 from bkray.runtime.plan import Plan, Stage, make_plan
 from bkray.runtime.results import versions, write_results
+from bkray.runtime.stopwatch import counting
 from bkray.runtime.training import model
 from bkray.runtime.work import Outcome, Work
+from bkray.training import Checkpointer
 
 BUILDERS: dict[str, Callable[[Work], Outcome]] = {
     "documents": prepare.documents,
@@ -76,6 +77,8 @@ def run_pipeline(
     _check_folder(run, recipe)
     _check_model(recipe)
     found = {name: stage.find() for name, stage in stages.items()}
+    if "model" in found and not found["model"]:
+        Checkpointer(run / "checkpoints", stages["model"].key).check()
     complete = all(found.values()) and (until != "evaluation" or (run / "report.html").exists())
     if complete:
         progress.say(f"{run}: already complete, nothing to do")
@@ -131,8 +134,11 @@ def build_stage(
     """The stage's artifact: the one that is there, or a new one made from `built`."""
     if artifact := stage.find():
         return artifact
-    with progress.stage(stage.name) as line, writing(stage.path) as directory:
-        started = time.perf_counter()
+    with (
+        progress.stage(stage.name) as line,
+        counting(stage.path) as watch,
+        writing(stage.path) as directory,
+    ):
         inputs = {name: built[name] for name in stage.inputs}
         outcome = BUILDERS[stage.name](Work(stage, plan, directory, inputs, cpus, line))
         line.result = outcome.summary
@@ -146,7 +152,7 @@ def build_stage(
                 "removed": outcome.removed,
                 "rejects": outcome.rejects,
                 "summary": outcome.summary,
-                "seconds": time.perf_counter() - started,
+                "seconds": watch.seconds,
                 "ledger": outcome.ledger.table() if outcome.ledger else {},
                 "details": outcome.details,
                 "configuration": plan.recipe.model_dump(mode="json"),

@@ -62,12 +62,7 @@ class Checkpointer:
         """
         for path in reversed(self._all()):
             try:
-                manifest = json.loads((path / "manifest.json").read_text())
-                if manifest["key"] != self.key:
-                    raise UserError(
-                        f"{path} belongs to another run (other data, model or training settings): "
-                        "choose another --out or name, or remove that folder"
-                    )
+                manifest = self._own_manifest(path)
                 if manifest["sha256"] != _digest(path / "state.pt"):
                     raise ValueError("its contents do not match its manifest")
                 return torch.load(path / "state.pt", map_location="cpu", weights_only=True)
@@ -76,6 +71,26 @@ class Checkpointer:
             except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
                 logger.warning("checkpoint %s is damaged (%s): trying the one before it", path, error)
         return None
+
+    def check(self) -> None:
+        """Raise UserError where the newest checkpoint belongs to another run; reads no state."""
+        for path in self._all()[-1:]:
+            try:
+                self._own_manifest(path)
+            except UserError:
+                raise
+            except (OSError, ValueError, KeyError):
+                return  # damaged: `load` names it and takes the one before
+
+    def _own_manifest(self, path: Path) -> dict[str, Any]:
+        manifest = json.loads((path / "manifest.json").read_text())
+        if manifest["key"] != self.key:
+            raise UserError(
+                f"{path} belongs to another run (other data, model or training settings, for example because "
+                "the corpus or an installed version has changed): choose another --out or name, or remove "
+                f"{self.directory} to train anew here"
+            )
+        return manifest
 
     def _all(self) -> list[Path]:
         return sorted(self.directory.glob("step-*"))

@@ -33,7 +33,8 @@ class Reporter(Protocol):
 
     def log(self, step: int, **values: Any) -> None: ...
 
-    def truncate_after(self, step: int) -> None: ...
+    def truncate_after(self, step: int) -> dict[str, Any] | None:
+        """Drop the lines beyond `step`; the last of them tells what an interrupted attempt had spent."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ def train(
     settings = recipe.training
     if checkpointer and (state := checkpointer.load()):
         run.load_state_dict(state)
-    if run.reporter:
-        run.reporter.truncate_after(run.step)
+    if run.reporter and (dropped := run.reporter.truncate_after(run.step)):
+        run.charge_lost(dropped)
     while run.step < recipe.steps:
         run.train_step()
         last = run.step == recipe.steps
@@ -202,6 +203,15 @@ class _Run:
             tokens=tokens_seen,
             seconds=time.perf_counter() - started,
         )
+
+    def charge_lost(self, dropped: dict[str, Any]) -> None:
+        """Charge the steps that an interrupted attempt logged beyond its last checkpoint."""
+        lost = {
+            "flops": dropped["total_flops"] - self.ledger.total_flops,
+            "tokens": dropped["tokens"] - self.tokens,
+            "seconds": dropped["seconds"] - self.seconds,
+        }
+        self.ledger.charge("lost", **lost)
 
     def log(self) -> None:
         """Write one line: the mean over the steps since the last line, over all ranks."""

@@ -296,6 +296,14 @@ def test_splits_by_file_name(tmp_path):
     assert carved["train-00.txt"] == {"train", "validation"}
 
 
+def test_a_share_of_a_split_that_the_corpus_brings_is_refused(tmp_path):
+    for name in ("train.txt", "valid.txt"):
+        (tmp_path / name).write_text("\n".join(map(str, range(300))))
+    with pytest.raises(UserError, match=r"corpus.validation 0.2 has no effect: the corpus brings"):
+        list_shards(text(tmp_path, validation=0.2))
+    assert splits(text(tmp_path, document="line", test=0.2))["train.txt"] == {"train", "test"}
+
+
 def test_splits_by_hash_keep_the_shares_and_follow_the_seed(tmp_path):
     (tmp_path / "test.txt").write_text(
         "\n".join(map(str, range(4000)))

@@ -51,7 +51,8 @@ def test_truncate_after_drops_later_steps_only(path):
     for step in range(1, 7):
         log.log(step, loss=1.0 / step)
     before = path.read_text().splitlines()
-    log.truncate_after(4)
+    assert log.truncate_after(4) == {"step": 6, "loss": 1.0 / 6}
+    assert log.truncate_after(4) is None
     assert path.read_text().splitlines() == before[:4]
     log.log(5, loss=9.0)
     assert RunLog.read(path)[-1] == {"step": 5, "loss": 9.0}

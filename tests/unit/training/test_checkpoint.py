@@ -35,6 +35,9 @@ def test_another_runs_checkpoint_is_refused(tmp_path):
     Checkpointer(tmp_path, "one").save(1, {"step": 1})
     with pytest.raises(UserError, match="belongs to another run"):
         Checkpointer(tmp_path, "two").load()
+    with pytest.raises(UserError, match="belongs to another run"):
+        Checkpointer(tmp_path, "two").check()
+    Checkpointer(tmp_path, "one").check()
 
 
 def test_foreign_code_is_not_unpickled(tmp_path):

@@ -1,0 +1,131 @@
+"""Every command of the README, as it stands there, in a checkout whose recipes are small."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bkray.config import load_recipe
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.ray]
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+ELSEWHERE = {
+    "make test": "runs this test",
+    "ray start --head": "test_job.py, with ports of its own",
+    "RAY_AUTH_MODE=token ray job submit": "test_job.py",
+}
+SMALL = {
+    "window": 48,
+    "tokenizer": {"vocab_size": 300},
+    "model": {"kind": "resnet_bk", "d_model": 32, "n_layers": 1},
+    "training": {"tokens": 8000, "batch_tokens": 384, "eval_windows": 8, "eval_every": 10},
+    "samples": {"prompts": ["the scan"], "tokens": 8},
+}
+
+
+def fenced(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands():
+    """The command lines of the README's shell blocks, continued lines joined, in order."""
+    for block in fenced("bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            if command := re.sub(r"\s+#.*", "", line).strip():
+                yield command
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory, texts):
+    """A copy of the tracked files with this environment and small recipes on a small corpus."""
+    folder = tmp_path_factory.mktemp("checkout")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in tracked.stdout.splitlines():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    environment = folder / ".venv" / "bin"
+    environment.mkdir(parents=True)
+    for program in Path(sys.executable).parent.iterdir():
+        (environment / program.name).symlink_to(program)
+    (folder / ".venv" / ".ready").touch()
+    corpus = {"kind": "jsonl", "path": str(texts), "validation": 0.1, "test": 0.1}
+    recipes = folder / "pipelines" / "recipes"
+    quickstart = {"name": "quickstart", "corpus": corpus, "curriculum": {"start": 0.5}, **SMALL}
+    (recipes / "quickstart.yaml").write_text(yaml.safe_dump(quickstart))
+    wikitext = yaml.safe_load((ROOT / "pipelines" / "recipes" / "wikitext2.yaml").read_text())
+    (recipes / "wikitext2.yaml").write_text(yaml.safe_dump({**wikitext, **SMALL}))
+    sweep = yaml.safe_load((ROOT / "tune" / "sweeps" / "quickstart.yaml").read_text())
+    small_sweep = {
+        "overrides": [],
+        "trials": 1,
+        "space": {"curriculum.start": {"kind": "uniform", "low": 0.2, "high": 0.9}},
+    }
+    small_sweep["baseline"] = {"curriculum": None, "difficulty": None}
+    (folder / "tune" / "sweeps" / "quickstart.yaml").write_text(yaml.safe_dump({**sweep, **small_sweep}))
+    (folder / "my_models.py").write_text(
+        next(block for block in fenced("python") if "class Recurrent" in block)
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wikitext(tmp_path_factory):
+    """Files in WikiText-2's form."""
+    folder = tmp_path_factory.mktemp("wikitext")
+    for name, articles in (("train", 60), ("valid", 12), ("test", 12)):
+        text = "".join(
+            f" = Title {number} = \n \n The {name} article number {number} has words , and a sentence . \n"
+            * 4
+            for number in range(articles)
+        )
+        (folder / f"{name}.txt").write_text(text)
+    return folder
+
+
+def run(command, checkout, **variables):
+    """Run one line in the checkout, its environment first on the path."""
+    path = f"{checkout / '.venv' / 'bin'}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHON": sys.executable, **variables}
+    return subprocess.run(
+        command,
+        check=False,
+        cwd=checkout,
+        env=environment,
+        shell=True,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def test_every_command_works_as_it_stands(checkout, wikitext):
+    done = []
+    for command in commands():
+        if any(command.startswith(known) for known in ELSEWHERE):
+            continue
+        finished = run(command.replace("FOLDER", str(wikitext)), checkout)
+        assert finished.returncode == 0, f"{command}\n{finished.stdout[-2000:]}\n{finished.stderr[-4000:]}"
+        done.append(command)
+    assert done[0] == "make run"
+    for name in ("quickstart", "lower-rate", "recurrent", "wikitext2", "quickstart-sweep-winner"):
+        assert (checkout / "runs" / name / "report.html").exists(), name
+    snippet = next(block for block in fenced("python") if "load_model" in block)
+    finished = run(f"{shlex.quote(sys.executable)} -c {shlex.quote(snippet)}", checkout)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_every_corpus_line_is_a_recipe(tmp_path):
+    (block,) = (block for block in fenced("yaml") if "name: mine" in block)
+    lines = [line.removeprefix("# ") for line in block.splitlines() if "corpus:" in line]
+    assert len(lines) == 6
+    for line in lines:
+        (tmp_path / "mine.yaml").write_text(f"name: mine\n{line}\n")
+        assert load_recipe(tmp_path / "mine.yaml").name == "mine"

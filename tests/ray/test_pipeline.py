@@ -1,0 +1,84 @@
+"""The stages in this process's cluster: other batches and blocks, a lost worker."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from bkray.config import load_recipe
+from bkray.reporting import RunLog
+from bkray.reporting.progress import Progress
+from bkray.runtime import prepare, scoring
+from bkray.runtime.pipeline import run_pipeline
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("four_cpus")]
+
+
+def run(recipe, out, until):
+    return run_pipeline(recipe, out, until=until, progress=Progress(Console(quiet=True)))
+
+
+def contents(run):
+    """The bytes of every artifact, by path; manifests hold times and are left out."""
+    files = [path for path in run.glob("artifacts/*/*") if path.suffix in {".parquet", ".safetensors"}]
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
+def test_artifacts_are_the_same_bytes_for_other_batches_and_blocks(small, tmp_path, monkeypatch):
+    recipe = load_recipe(small)
+    usual = run(recipe, tmp_path / "usual", "training_set").folder
+    monkeypatch.setattr(scoring, "_SCORE_BATCH", 5)
+    monkeypatch.setattr(scoring, "_BLOCK_ROWS", 23)
+    monkeypatch.setattr(prepare, "_BLOCKS_PER_CPU", 1)
+    other = run(recipe, tmp_path / "other", "training_set").folder
+    assert contents(usual) == contents(other)
+    assert len(contents(usual)) >= 8
+
+
+def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(small, tmp_path):
+    plain = ["difficulty=null", "selection=null", "proxy=null", "curriculum=null", "augmentation=[]"]
+    often = ["training.tokens=100_000", "training.log_every=1", "training.checkpoint_every=50"]
+    recipe = load_recipe(small, [*plain, *often])
+    expected = run(recipe, tmp_path / "undisturbed", "model")
+    killer = threading.Thread(
+        target=kill_a_worker_after_a_checkpoint, args=(tmp_path / "disturbed" / "small",)
+    )
+    killer.start()
+    disturbed = run(recipe, tmp_path / "disturbed", "model")
+    killer.join()
+    weights = [one.folder / "model" / "model.safetensors" for one in (expected, disturbed)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    steps = [line["step"] for line in RunLog.read(disturbed.folder / "metrics.jsonl")]
+    assert steps == sorted(set(steps))
+    assert "lost" in disturbed.artifacts["model"].manifest["ledger"]
+    assert "lost" not in expected.artifacts["model"].manifest["ledger"]
+
+
+def kill_a_worker_after_a_checkpoint(folder):
+    """SIGKILL to one of the processes that train, as soon as there are lines beyond a checkpoint."""
+    while not past_a_checkpoint(folder):
+        time.sleep(0.01)
+    os.kill(training_workers()[-1], signal.SIGKILL)
+
+
+def past_a_checkpoint(folder):
+    saved = sorted((folder / "checkpoints").glob("step-*"))
+    log = folder / "metrics.jsonl"
+    return bool(saved) and log.exists() and RunLog.read(log)[-1]["step"] >= int(saved[-1].name[5:]) + 5
+
+
+def training_workers():
+    """Ids of the processes of Ray Train's workers, by the name that Ray gives them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            name = path.read_bytes().decode(errors="replace")
+        except OSError:
+            continue  # it has just ended
+        if name.startswith("ray::") and "TrainWorker" in name:
+            found.append(int(path.parent.name))
+    return sorted(found)

@@ -1,0 +1,27 @@
+import pytest
+
+from bkray.config import UserError, parse_recipe
+from bkray.runtime import cluster
+
+RECIPE = parse_recipe({"name": "r", "corpus": {"kind": "docstrings"}})
+
+
+def test_a_run_that_fits_is_let_through(tmp_path):
+    cluster.check_budget(RECIPE, 2, tmp_path / "not" / "yet", 1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "corpus_bytes", "message"),
+    [(1, 0, "2 x 1 CPU = 2 CPUs, but there are 1"), (2, 1 << 60, "of disk for artifacts and checkpoints")],
+)
+def test_too_few_cpus_and_too_little_disk_are_refused_with_the_arithmetic(
+    tmp_path, cpus, corpus_bytes, message
+):
+    with pytest.raises(UserError, match=message):
+        cluster.check_budget(RECIPE, cpus, tmp_path, corpus_bytes)
+
+
+def test_too_little_memory_is_refused_with_the_arithmetic(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "available_memory", lambda: 1 << 30)
+    with pytest.raises(UserError, match="3,072 MiB of memory, but 1,024 MiB are available"):
+        cluster.check_budget(RECIPE, 2, tmp_path, 0)

@@ -1,0 +1,24 @@
+import time
+
+import pytest
+
+from bkray.runtime.stopwatch import Stopwatch, counting
+
+
+def test_the_seconds_of_a_failed_attempt_count_in_the_next(tmp_path):
+    path = tmp_path / "stage-key"
+    with pytest.raises(ZeroDivisionError), counting(path):
+        assert time.sleep(0.2) or 1 / 0
+    with counting(path) as watch:
+        first = watch.seconds
+    assert 0.2 <= first < 5
+    assert list(tmp_path.iterdir()) == []
+    with counting(path) as watch:
+        assert watch.seconds < 0.2
+
+
+def test_a_killed_attempt_leaves_what_it_noted(tmp_path):
+    watch = Stopwatch(tmp_path / "stage-key")
+    time.sleep(0.1)
+    watch.note()
+    assert 0.1 <= Stopwatch(tmp_path / "stage-key").seconds < 5
