@@ -1,9 +1,9 @@
 """What Ray Train and our loop add: python tests/benchmarks/bench_ray_overhead.py [ROUNDS] [key=value …]
 
 The training stage of the quickstart, in a running cluster, against a bare torch loop over the same batches
-in as many processes: forward, backward, clip, optimizer, no more. Both include the start of their processes
-and the reading of the data; the stage also validates, logs, writes checkpoints and exports the model. The arms
-take turns; printed are medians and the median ratio. About four minutes a round on two cores.
+in as many processes: forward, backward, clip, optimizer, no more. Both start their processes and read the
+data; the stage also validates, logs, writes checkpoints and exports the model. The arms take turns; printed
+are medians and the median ratio. About four minutes a round on two cores.
 """
 
 from __future__ import annotations

@@ -87,3 +87,17 @@ def test_generate_and_report_want_a_finished_run(bkray, tmp_path):
         finished = bkray(command, tmp_path)
         assert finished.returncode == 2
         assert "name the folder of a finished" in finished.stderr
+
+
+def test_a_sweep_over_a_key_that_the_recipe_lacks(bkray, small, tmp_path):
+    spec = tmp_path / "sweep.yaml"
+    values = {
+        "name": "tiny",
+        "recipe": "small.yaml",
+        "space": {"selecton.keep": {"kind": "choice", "values": [0.5]}},
+    }
+    spec.write_text(yaml.safe_dump(values))
+    finished = bkray("sweep", spec, "--out", tmp_path / "out")
+    assert finished.returncode == 2
+    assert "the base recipe has no section selecton" in finished.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,5 +1,6 @@
 """Every command of the README, as it stands there, in a checkout whose recipes are small."""
 
+import json
 import os
 import re
 import shlex
@@ -26,7 +27,7 @@ SMALL = {
     "window": 48,
     "tokenizer": {"vocab_size": 300},
     "model": {"kind": "resnet_bk", "d_model": 32, "n_layers": 1},
-    "training": {"tokens": 8000, "batch_tokens": 384, "eval_windows": 8, "eval_every": 10},
+    "training": {"tokens": 8000, "batch_tokens": 384, "eval_windows": 8, "eval_every": 10, "workers": 1},
     "samples": {"prompts": ["the scan"], "tokens": 8},
 }
 
@@ -64,11 +65,14 @@ def checkout(tmp_path_factory, texts):
     (recipes / "wikitext2.yaml").write_text(yaml.safe_dump({**wikitext, **SMALL}))
     sweep = yaml.safe_load((ROOT / "tune" / "sweeps" / "quickstart.yaml").read_text())
     small_sweep = {
-        "overrides": [],
-        "trials": 1,
-        "space": {"curriculum.start": {"kind": "uniform", "low": 0.2, "high": 0.9}},
+        "overrides": ["selection={kind: entropy}", "proxy={d_model: 16, n_layers: 1, tokens: 8000}"],
+        "space": {
+            "curriculum.start": {"kind": "uniform", "low": 0.2, "high": 0.6},
+            "selection.keep": {"kind": "choice", "values": [0.5, 0.8]},
+        },
+        "trials": 2,
+        "grace_steps": 10,
     }
-    small_sweep["baseline"] = {"curriculum": None, "difficulty": None}
     (folder / "tune" / "sweeps" / "quickstart.yaml").write_text(yaml.safe_dump({**sweep, **small_sweep}))
     (folder / "my_models.py").write_text(
         next(block for block in fenced("python") if "class Recurrent" in block)
@@ -106,20 +110,45 @@ def run(command, checkout, **variables):
     )
 
 
-def test_every_command_works_as_it_stands(checkout, wikitext):
-    done = []
+@pytest.fixture(scope="module")
+def finished(checkout, wikitext):
+    """Every command of the README, run in order; {command: finished process}."""
+    done = {}
     for command in commands():
-        if any(command.startswith(known) for known in ELSEWHERE):
-            continue
-        finished = run(command.replace("FOLDER", str(wikitext)), checkout)
-        assert finished.returncode == 0, f"{command}\n{finished.stdout[-2000:]}\n{finished.stderr[-4000:]}"
-        done.append(command)
-    assert done[0] == "make run"
+        if not any(command.startswith(known) for known in ELSEWHERE):
+            done[command] = run(command.replace("FOLDER", str(wikitext)), checkout)
+            shown = f"{command}\n{done[command].stdout[-2000:]}\n{done[command].stderr[-4000:]}"
+            assert done[command].returncode == 0, shown
+    return done
+
+
+def test_every_command_works_as_it_stands(checkout, finished):
+    assert next(iter(finished)) == "make run"
     for name in ("quickstart", "lower-rate", "recurrent", "wikitext2", "quickstart-sweep-winner"):
         assert (checkout / "runs" / name / "report.html").exists(), name
     snippet = next(block for block in fenced("python") if "load_model" in block)
-    finished = run(f"{shlex.quote(sys.executable)} -c {shlex.quote(snippet)}", checkout)
-    assert finished.returncode == 0, finished.stderr
+    loaded = run(f"{shlex.quote(sys.executable)} -c {shlex.quote(snippet)}", checkout)
+    assert loaded.returncode == 0, loaded.stderr
+
+
+def test_a_sweep_leaves_a_table_a_picture_and_a_winner(checkout, finished):
+    first, again = (
+        done for command, done in finished.items() if "sweep tune" in command or "make sweep" in command
+    )
+    folder = checkout / "runs" / "quickstart-sweep"
+    trials = json.loads((folder / "trials.json").read_text())
+    assert [trial["name"] for trial in trials] == ["baseline", "trial-01", "trial-02"]
+    assert trials[0]["status"] == "finished"
+    assert all(trial["bits_per_byte"] > 0 and trial["flops"] > 0 for trial in trials)
+    assert trials[1]["flops"] > trials[0]["flops"] or trials[1]["status"] == "stopped early"
+    best = min((t for t in trials if t["status"] == "finished"), key=lambda t: t["bits_per_byte"])
+    assert f"{best['name']} (best)" in first.stderr
+    assert "already complete" in again.stderr
+    assert "<svg" in (folder / "report.html").read_text()
+    winner = yaml.safe_load((folder / "winner.yaml").read_text())
+    assert winner["name"] == "quickstart-sweep-winner"
+    if not best["baseline"]:
+        assert winner["selection"]["keep"] == best["parameters"]["selection.keep"]
 
 
 def test_every_corpus_line_is_a_recipe(tmp_path):

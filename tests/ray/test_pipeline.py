@@ -72,13 +72,20 @@ def past_a_checkpoint(folder):
 
 
 def training_workers():
-    """Ids of the processes of Ray Train's workers, by the name that Ray gives them."""
+    """Ids of the processes of this cluster's training workers, by the name that Ray gives them."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             name = path.read_bytes().decode(errors="replace")
+            mine = os.getpid() in ancestors(int(path.parent.name))
         except OSError:
             continue  # it has just ended
-        if name.startswith("ray::") and "TrainWorker" in name:
+        if mine and name.startswith("ray::") and "TrainWorker" in name:
             found.append(int(path.parent.name))
     return sorted(found)
+
+
+def ancestors(process):
+    while process > 1:
+        process = int(Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        yield process
