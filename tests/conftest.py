@@ -54,6 +54,7 @@ def small(tmp_path, texts):
             "eval_every": 10,
             "eval_windows": 16,
             "checkpoint_every": 10,
+            "trackers": ["tensorboard"],
         },
         "samples": {"prompts": ["the scan"], "tokens": 12},
     }

@@ -282,6 +282,15 @@ class Training(Section):
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     max_failures: Annotated[int, Field(ge=0)] = 2
     """How often a lost worker is replaced before the run gives up."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Where the lines of metrics.jsonl go as well."""
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_once(cls, trackers: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := sorted({kind for kind in trackers if trackers.count(kind) > 1}):
+            raise ValueError(f"{', '.join(twice)} is named more than once")
+        return trackers
 
 
 class Samples(Section):

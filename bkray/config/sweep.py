@@ -61,11 +61,14 @@ def load_sweep(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Sweep, dict
 
 
 def trial_recipe(sweep: Sweep, values: dict[str, Any], point: dict[str, Any], name: str) -> Recipe:
-    """The recipe of one trial: the base values with `point` (dotted keys) set, one worker, named `name`."""
+    """The recipe of one trial: the base values with `point` (dotted keys) set, one worker, named `name`.
+
+    Trials use no trackers, so the winner names none either.
+    """
     changed = apply_overrides(values, ())
     for key, value in point.items():
         _set(changed, key.split("."), value)
-    training = {**(changed.get("training") or {}), "workers": 1}
+    training = {**(changed.get("training") or {}), "workers": 1, "trackers": []}
     return parse_recipe({**changed, "name": name, "training": training}, f"sweep {sweep.name}, {point}")
 
 

@@ -32,6 +32,10 @@ class Line:
             self._console.print(f"  {self._name}: {text}", highlight=False, markup=False)
         self.refresh()
 
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self._console.print(text, highlight=False, markup=False)
+
     def refresh(self) -> None:
         """Show the seconds that have passed."""
         if self._status is not None:

@@ -55,17 +55,17 @@ class RunLog:
 
 
 def _line(values: dict[str, Any]) -> str:
-    return json.dumps(_strict(values), allow_nan=False) + "\n"
+    return json.dumps(strict(values), allow_nan=False) + "\n"
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
     """`value` as strict JSON holds it."""
     if isinstance(value, dict):
-        return {key: _strict(inner) for key, inner in value.items()}
+        return {key: strict(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(inner) for inner in value]
+        return [strict(inner) for inner in value]
     if hasattr(value, "item"):
-        return _strict(value.item())
+        return strict(value.item())
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

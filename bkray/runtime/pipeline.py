@@ -19,6 +19,7 @@ from bkray.config import Recipe, UserError, dump_yaml, load_recipe, read_yaml
 from bkray.corpus import list_shards
 from bkray.model import build_model
 from bkray.reporting.progress import Progress
+from bkray.reporting.trackers import check_trackers
 from bkray.runtime import prepare, scoring
 from bkray.runtime.artifacts import Artifact, write_manifest, writing
 from bkray.runtime.cluster import check_budget, cluster, inside_job, local_cpus
@@ -76,6 +77,7 @@ def run_pipeline(
     stages = _up_to(plan, until)
     _check_folder(run, recipe)
     _check_model(recipe)
+    check_trackers(recipe.training.trackers)
     found = {name: stage.find() for name, stage in stages.items()}
     if "model" in found and not found["model"]:
         Checkpointer(run / "checkpoints", stages["model"].key).check()

@@ -116,7 +116,7 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
         builder.stages[windows].provides,
     )
     training = [
-        _section(recipe.training, "max_failures", "keep_checkpoints"),
+        _section(recipe.training, "max_failures", "keep_checkpoints", "trackers"),
         _section(recipe.curriculum),
         _section(recipe.model),
         seed,

@@ -13,6 +13,7 @@ import shutil
 import threading
 import time
 from concurrent.futures import Future, wait
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ from bkray.corpus import load_tokenizer
 from bkray.corpus.windows import read_columns, tokens_array
 from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
 from bkray.model import build_model
-from bkray.reporting import RunLog
 from bkray.reporting.progress import Line
+from bkray.reporting.trackers import TrackedLog, tracked_log
 from bkray.runtime.work import Outcome, Work
 from bkray.training import Checkpointer, Ledger, Reporter, WindowData, export_model, train
 
@@ -53,6 +54,11 @@ class Job:
     @property
     def metrics(self) -> Path:
         return self.run / "metrics.jsonl"
+
+    @property
+    def notes(self) -> Path:
+        """Why a tracker was left out."""
+        return self.run / "trackers.log"
 
     @property
     def checkpoints(self) -> Path:
@@ -115,7 +121,7 @@ def _worker(config: dict[str, Any]) -> None:
 def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter | None = None) -> None:
     """What one training worker does, with or without Ray around it; rank 0 exports the model at the end.
 
-    The log goes to `reporter`, by default a RunLog at `job.metrics`.
+    The log goes to `reporter`, by default the file `job.metrics` and the recipe's trackers.
     """
     torch.set_num_threads(1)  # a core a worker: more cores are used by more workers, and bits stay the same
     recipe = job.recipe
@@ -127,19 +133,26 @@ def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter |
     data = WindowData(tokens_array(train_table), tokens_array(validation))
     difficulty = train_table["difficulty"].to_numpy() if recipe.difficulty else np.zeros(len(data.train))
     ledger = Ledger()
-    result = train(
-        network,
-        data,
-        build_sampler(recipe, difficulty),
-        recipe,
-        reporter=(reporter or RunLog(job.metrics)) if rank == 0 else None,
-        ledger=ledger,
-        checkpointer=Checkpointer(job.checkpoints, job.key, recipe.training.keep_checkpoints),
-        adjuster=build_adjuster(recipe),
-    )
+    with nullcontext(reporter) if reporter or rank else open_log(job) as log:
+        result = train(
+            network,
+            data,
+            build_sampler(recipe, difficulty),
+            recipe,
+            reporter=log,
+            ledger=ledger,
+            checkpointer=Checkpointer(job.checkpoints, job.key, recipe.training.keep_checkpoints),
+            adjuster=build_adjuster(recipe),
+        )
     if rank == 0:
         details = {**asdict(result), "ledger": ledger.table()}
         export_model(job.export, network, recipe, job.tokenizer, vocab_size, {"training": details})
+
+
+def open_log(job: Job) -> TrackedLog:
+    recipe = job.recipe
+    values = recipe.model_dump(mode="json")
+    return tracked_log(job.metrics, recipe.training.trackers, recipe.name, job.key, values, job.notes)
 
 
 def build_sampler(recipe: Recipe, difficulty: np.ndarray) -> CurriculumSampler:
@@ -168,17 +181,28 @@ def _fit(trainer: TorchTrainer, job: Job, line: Line) -> None:
         except BaseException as error:
             outcome.set_exception(error)
 
+    shown = _show_notes(job.notes, None, 0)
     threading.Thread(target=fit, daemon=True).start()
     started = time.monotonic()
     first_step: int | None = None
     while not wait([outcome], timeout=_POLL_S).done:
+        shown = _show_notes(job.notes, line, shown)
         last = _last_line(job.metrics)
         if last is None:
             line.update("starting workers")
             continue
         first_step = last["step"] if first_step is None else first_step
         line.update(_progress(last, first_step, job.recipe.steps, time.monotonic() - started))
+    _show_notes(job.notes, line, shown)
     outcome.result()
+
+
+def _show_notes(path: Path, line: Line | None, shown: int) -> int:
+    """Say what was noted after the first `shown` bytes; returns how many bytes there are."""
+    text = path.read_bytes()[shown:] if path.exists() else b""
+    if line and text:
+        line.say(text.decode().rstrip())
+    return shown + len(text)
 
 
 def _progress(last: dict[str, Any], first_step: int, steps: int, seconds: float) -> str:

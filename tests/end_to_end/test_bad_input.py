@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from importlib.util import find_spec
 
 import pytest
 import yaml
@@ -43,6 +44,14 @@ def test_before_anything_starts(bkray, tmp_path, arguments, message):
 
 def test_a_recipe_that_is_not_there(bkray, tmp_path):
     assert "no such file" in refused(bkray, tmp_path / "none.yaml", tmp_path / "out")
+
+
+@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
+def test_a_tracker_that_is_not_installed(bkray, tmp_path):
+    (tmp_path / "text.txt").write_text("words " * 1000)
+    stderr = refused(bkray, recipe(tmp_path), tmp_path / "out", "training.trackers=[wandb]")
+    assert "wandb, which is not installed: pip install 'bkray[trackers]'" in stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.ray

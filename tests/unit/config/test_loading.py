@@ -2,6 +2,7 @@ import pytest
 import yaml
 
 from bkray.config import UserError, apply_overrides, dump_yaml, load_recipe, parse_recipe
+from bkray.config.sweep import Choice, Sweep, trial_recipe
 
 BASE = {"name": "t", "corpus": {"kind": "docstrings"}}
 
@@ -103,3 +104,14 @@ def test_steps_see_at_least_the_asked_tokens():
     recipe = parse_recipe({**BASE, "training": {"tokens": 10_000, "batch_tokens": 4096}})
     assert recipe.batch_windows == 16
     assert recipe.steps == 3
+
+
+def test_a_tracker_named_twice_is_refused():
+    assert "wandb is named more than once" in message({**BASE, "training": {"trackers": ["wandb", "wandb"]}})
+
+
+def test_trials_use_no_trackers_and_keep_the_rest():
+    sweep = Sweep(name="s", recipe="r.yaml", space={"training.lr": Choice(kind="choice", values=(0.1,))})
+    values = {**BASE, "training": {"trackers": ["tensorboard"], "clip": 2.0}}
+    training = trial_recipe(sweep, values, {"training.lr": 0.1}, "trial").training
+    assert (training.trackers, training.clip, training.lr) == ((), 2.0, 0.1)

@@ -1,0 +1,23 @@
+"""What a stage's key depends on."""
+
+import pytest
+
+from bkray.config import parse_recipe
+from bkray.runtime.plan import make_plan
+
+BASE = {"name": "t", "corpus": {"kind": "docstrings"}}
+
+
+def model_key(tmp_path, **training):
+    return make_plan(parse_recipe({**BASE, "training": training}), (), tmp_path).stages["model"].key
+
+
+@pytest.mark.parametrize(
+    "training", [{"trackers": ["tensorboard"]}, {"keep_checkpoints": 7}, {"max_failures": 0}]
+)
+def test_what_changes_no_result_changes_no_key(tmp_path, training):
+    assert model_key(tmp_path, **training) == model_key(tmp_path)
+
+
+def test_what_changes_the_weights_changes_the_key(tmp_path):
+    assert model_key(tmp_path, lr=1.0) != model_key(tmp_path)
