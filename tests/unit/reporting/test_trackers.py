@@ -252,6 +252,7 @@ def test_a_tracker_that_fails_says_why_once_and_the_others_go_on(private, at):
         for step in (1, 2, 3):
             log.log(step, loss=1.0)
     assert [row["step"] for row in RunLog.read(log.path)] == good.steps == [1, 2, 3]
+    assert bad.steps == {"open": [], "truncate": [], 2: [1], "close": [1, 2, 3]}[at]
     assert not good.failed
     (note,) = log.notes.read_text().splitlines()
     assert note.startswith("wandb is left out from here on: ConnectionError: no route")
