@@ -29,8 +29,9 @@ from bkray.config.sweep import Choice, Sweep, Uniform, load_sweep, trial_recipe
 from bkray.corpus import list_shards
 from bkray.corpus.windows import read_columns
 from bkray.reporting import RunLog, SweepReport, Trial, write_sweep_report
-from bkray.reporting.progress import Progress
+from bkray.reporting.progress import Line, Progress
 from bkray.runtime.artifacts import Artifact
+from bkray.runtime.beside import run_beside
 from bkray.runtime.cluster import check_budget, cluster
 from bkray.runtime.pipeline import build_stage, locked
 from bkray.runtime.plan import Plan, make_plan
@@ -76,8 +77,7 @@ def run_sweep(
         (folder / "sweep.json").write_text(_identity(sweep, values))
         prepared = {one.name: _prepare(one, there, progress) for one in candidates}
         with progress.stage("trials") as line:
-            line.update(f"{len(candidates)} trials, {there} at a time")
-            results = _tune(sweep, candidates, folder, there)
+            results = _tune(sweep, candidates, folder, there, line)
             line.result = f"{len(candidates)} trials"
     trials = [_trial(one, results.get(one.name), prepared[one.name]) for one in candidates]
     _write_results(sweep, candidates, trials, folder, progress)
@@ -159,8 +159,11 @@ def _prepare(candidate: Candidate, cpus: int, progress: Progress) -> dict[str, A
     return built
 
 
-def _tune(sweep: Sweep, candidates: list[Candidate], folder: Path, cpus: int) -> dict[str, Result]:
-    """Run all candidates; {name: result}."""
+def _tune(
+    sweep: Sweep, candidates: list[Candidate], folder: Path, cpus: int, line: Line
+) -> dict[str, Result]:
+    """Run all candidates, `cpus` at a time; {name: result}."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's other output is not silent at verbose=0
     state = folder / ".ray_tune"
     shutil.rmtree(state, ignore_errors=True)
     tuner = tune.Tuner(
@@ -177,12 +180,28 @@ def _tune(sweep: Sweep, candidates: list[Candidate], folder: Path, cpus: int) ->
             ),
             max_concurrent_trials=cpus,
         ),
-        run_config=tune.RunConfig(name="run", storage_path=str(state.absolute()), verbose=0),
+        run_config=tune.RunConfig(
+            name="run",
+            storage_path=str(state.absolute()),
+            verbose=0,
+        ),
     )
-    grid = tuner.fit()
+    grid = run_beside(tuner.fit, lambda: line.update(_progress(candidates)))
     shutil.rmtree(state, ignore_errors=True)
     results = [grid[number] for number in range(len(grid))]
     return {candidates[result.config["number"]].name: result for result in results if result.config}
+
+
+def _progress(candidates: list[Candidate]) -> str:
+    """How many trials have gone all the way, and the steps that the others have logged."""
+    done, running = 0, []
+    for candidate in candidates:
+        run = candidate.plan.stages["model"].path.parent
+        if (run / "result.json").exists():
+            done += 1
+        elif (run / "metrics.jsonl").exists() and (lines := RunLog.read(run / "metrics.jsonl")):
+            running.append(f"{candidate.name} step {lines[-1]['step']:,}")
+    return f"{done} of {len(candidates)} finished; {', '.join(running)}".rstrip("; ")
 
 
 def _trainable(config: dict[str, Any], candidates: list[Candidate]) -> None:

@@ -10,9 +10,7 @@ import json
 import math
 import os
 import shutil
-import threading
 import time
-from concurrent.futures import Future, wait
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,10 +30,10 @@ from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
 from bkray.model import build_model
 from bkray.reporting.progress import Line
 from bkray.reporting.trackers import TrackedLog, tracked_log
+from bkray.runtime.beside import run_beside
 from bkray.runtime.work import Outcome, Work
 from bkray.training import Checkpointer, Ledger, Reporter, WindowData, export_model, train
 
-_POLL_S = 1.0
 _HEALTH_CHECK_S = "0.3"  # Ray's 2 s are spent once more when the workers are done
 
 
@@ -169,32 +167,23 @@ def build_adjuster(recipe: Recipe) -> DifficultyAdjuster | None:
 
 
 def _fit(trainer: TorchTrainer, job: Job, line: Line) -> None:
-    """Run `fit` and meanwhile show the newest line of the log.
-
-    It runs in a thread of its own: in the main thread Ray takes SIGINT over and ends the process its own way.
-    """
-    outcome: Future[Any] = Future()
-
-    def fit() -> None:
-        try:
-            outcome.set_result(trainer.fit())
-        except BaseException as error:
-            outcome.set_exception(error)
-
+    """Run `fit` and meanwhile show the newest line of the log, and what trackers have to say."""
     shown = _show_notes(job.notes, None, 0)
-    threading.Thread(target=fit, daemon=True).start()
     started = time.monotonic()
     first_step: int | None = None
-    while not wait([outcome], timeout=_POLL_S).done:
+
+    def show() -> None:
+        nonlocal shown, first_step
         shown = _show_notes(job.notes, line, shown)
         last = _last_line(job.metrics)
         if last is None:
             line.update("starting workers")
-            continue
+            return
         first_step = last["step"] if first_step is None else first_step
         line.update(_progress(last, first_step, job.recipe.steps, time.monotonic() - started))
+
+    run_beside(trainer.fit, show)
     _show_notes(job.notes, line, shown)
-    outcome.result()
 
 
 def _show_notes(path: Path, line: Line | None, shown: int) -> int:
