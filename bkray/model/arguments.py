@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 
@@ -39,16 +40,32 @@ def check_sequence(tensor: torch.Tensor, dimensions: int, name: str) -> None:
         )
 
 
-def check_range(tensor: torch.Tensor, holds: torch.Tensor, name: str, rule: str) -> None:
-    """UserError with the first value of `tensor` where `holds` is false; NaN and infinities count as such."""
-    bad = ~(holds & torch.isfinite(tensor))
-    if bad.any():
-        raise UserError(f"{name} must be {rule}, not {tensor[bad][0].item()}")
+def check_range(
+    tensor: torch.Tensor,
+    name: str,
+    rule: str,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    low_allowed: bool = False,
+) -> None:
+    """UserError with the first value of `tensor` not between the bounds, which are excluded; NaN never is.
+
+    The usual case looks at the two extremes only: a mask would be memory of the tensor's size. Skipped while
+    torch.compile traces, because a look at the values would break the graph.
+    """
+    if torch.compiler.is_compiling() or tensor.numel() == 0:
+        return
+    tensor = tensor.detach()
+    least, greatest = (extreme.item() for extreme in tensor.aminmax())  # both NaN where there is one
+    if not ((least >= low if low_allowed else least > low) and greatest < high):
+        above = tensor >= low if low_allowed else tensor > low
+        raise UserError(f"{name} must be {rule}, not {tensor[~(above & (tensor < high))][0].item()}")
 
 
 def check_finite(tensor: torch.Tensor, name: str) -> None:
     """UserError where `tensor` holds NaN or an infinity."""
-    check_range(tensor, torch.ones_like(tensor, dtype=torch.bool), name, "finite")
+    check_range(tensor, name, "finite")
 
 
 def check_tokens(tokens: torch.Tensor, dimensions: int, vocab_size: int) -> None:

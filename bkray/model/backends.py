@@ -1,8 +1,9 @@
 """Which code runs an operation, and on how many threads.
 
-resolvent.py ─┐                    ┌─► torch loop over N ("reference": any device, any real dtype)
-spectral.py  ─┼─► choose_backend ──┤
-convolution.py┘                    └─► kernels.py ("numba": CPU, float32 and float64)
+resolvent.py ─┐                    ┌─► kernels.py         "numba": CPU; one fused pass each way
+spectral.py  ─┼─► choose_backend ──┼─► triton_kernels.py  "triton": CUDA; one fused pass each way
+block.py     ─┤                    ├─► recurrences.py     "chunked": torch, any device; about 3 sqrt(N) steps
+convolution.py┘                    └─► recurrences.py     "reference": torch, any device; a loop over N
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ import torch
 
 from bkray.config import UserError
 
-BACKENDS = ("reference", "numba")
-CHUNK = 256
-"""Channels that a kernel takes at a time: enough to vectorise; fixed, so that threads change no result."""
+BACKENDS = ("reference", "chunked", "numba", "triton")
+CHUNK = 64
+"""Channels that a kernel takes at a time: enough to vectorise, and one sequence of a few hundred channels
+still feeds several threads. Fixed, so that the number of threads changes no result."""
+INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("numba", "triton")}
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Triton's interpreter runs its kernels on the CPU, for tests; triton reads the variable once, as here."""
 
 _log = logging.getLogger("bkray.model")
 
@@ -32,38 +37,44 @@ def choose_backend(backend: str, tensor: torch.Tensor) -> str:
 
     Raises UserError where the name is unknown or that backend cannot take this device or dtype.
     """
-    if backend not in ("auto", *BACKENDS):
-        raise UserError(f"backend {backend!r} is unknown: choose auto, {' or '.join(BACKENDS)}")
-    obstacle = _numba_obstacle(tensor.device.type, tensor.dtype)
+    device, dtype = tensor.device.type, tensor.dtype
     if backend == "auto":
-        return _announce("reference" if obstacle else "numba", tensor.device.type, tensor.dtype)
-    if backend == "numba" and obstacle:
-        raise UserError(
-            f"backend 'numba' is not available: {obstacle}. Choose auto or one of {', '.join(BACKENDS)}"
-        )
+        fast = "triton" if device == "cuda" else "numba"
+        chosen = "chunked" if _obstacle(fast, device, dtype) else fast
+        if not torch.compiler.is_compiling():  # a log line would break the graph
+            _announce(chosen, device, dtype)
+        return chosen
+    if backend not in BACKENDS:
+        raise UserError(f"backend {backend!r} is unknown: choose auto, {', '.join(BACKENDS)}")
+    obstacle = _obstacle(backend, device, dtype)
+    if obstacle:
+        raise UserError(f"backend {backend!r} is not available: {obstacle}; or choose auto")
     return backend
 
 
-def _numba_obstacle(device: str, dtype: torch.dtype) -> str | None:
-    if not _has_numba():
-        return "the package numba is not installed"
-    if device != "cpu" or dtype not in (torch.float32, torch.float64):
-        return f"it runs float32 and float64 on the CPU, not {dtype} on {device}"
+def _obstacle(backend: str, device: str, dtype: torch.dtype) -> str | None:
+    """Why `backend` cannot run here, and what would mend it."""
+    if backend not in INSTALLED:
+        return None
+    if not INSTALLED[backend]:
+        return f"the package {backend} is not installed (pip install {backend})"
+    home = "cuda" if backend == "triton" and not INTERPRETED else "cpu"
+    if device != home or dtype not in (torch.float32, torch.float64):
+        return f"it runs float32 and float64 on {home}, not {dtype} on {device}: move the tensors"
     return None
 
 
 @functools.cache
-def _has_numba() -> bool:
-    return importlib.util.find_spec("numba") is not None
-
-
-@functools.cache
-def _announce(backend: str, device: str, dtype: torch.dtype) -> str:
+def _announce(backend: str, device: str, dtype: torch.dtype) -> None:
     _log.info("backend auto on %s %s: %s", device, dtype, backend)
-    return backend
 
 
-def run_kernel(kernel: Callable[..., None], first: torch.Tensor, *others: torch.Tensor | bool) -> None:
+def run_kernel(
+    kernel: Callable[..., None],
+    first: torch.Tensor,
+    *others: torch.Tensor | bool,
+    chunk: int = CHUNK,
+) -> None:
     """Run a kernel of `kernels.py` over all (batch, chunk of channels) items of `first` (B, N, C).
 
     The items are independent and are shared out over `torch.get_num_threads()` threads. The kernels release
@@ -71,12 +82,12 @@ def run_kernel(kernel: Callable[..., None], first: torch.Tensor, *others: torch.
     """
     arguments = [item.numpy() if isinstance(item, torch.Tensor) else item for item in (first, *others)]
     batch, _, channels = first.shape
-    items = batch * -(-channels // CHUNK)
+    items = batch * -(-channels // chunk)
     threads = max(1, min(torch.get_num_threads(), items))
     bounds = np.linspace(0, items, threads + 1).astype(np.int64).tolist()
     own, *rest = itertools.pairwise(bounds)
-    futures = [_pool(os.getpid(), threads).submit(kernel, *part, CHUNK, *arguments) for part in rest]
-    kernel(*own, CHUNK, *arguments)
+    futures = [_pool(os.getpid(), threads).submit(kernel, *part, chunk, *arguments) for part in rest]
+    kernel(*own, chunk, *arguments)
     for future in futures:
         future.result()
 

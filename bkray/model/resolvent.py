@@ -5,20 +5,29 @@
     f, omega ─► operator_of ─► the a, b, eta for which L_i = exp(i(pi - omega_i)); see spectral.py
 
 b_i couples sites i-1 and i, so b at site 0 is unused. Cost O(N); L is bounded by 1/min(eta), hence no clamps.
+L and the mixing are torch.library operators, bkray::resolvent_diagonal and bkray::resolvent_mix: autograd,
+torch.compile and the FLOP counter know them. L keeps b and itself for backward, the mixing inputs and output.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import torch
+from torch.utils.flop_counter import register_flop_formula
 
 from bkray.config import UserError
 from bkray.model.arguments import at_least_float32, check_finite, check_range, check_sequence, spread
 from bkray.model.backends import choose_backend, run_kernel
-from bkray.model.spectral import spectral_scan
+from bkray.model.recurrences import TORCH, adjoint, shifted
 
 Tensor = torch.Tensor
+
+DIAGONAL_FLOPS, DIAGONAL_BACKWARD_FLOPS = 10, 23
+"""Floating-point operations an element of a, counted from the kernels."""
+MIX_FLOPS, MIX_BACKWARD_FLOPS = 8, 30
+"""The same, an element of x; what is done once a head is not counted."""
 
 
 def resolvent_diagonal(
@@ -32,14 +41,14 @@ def resolvent_diagonal(
     """
     a, b, eta = _checked(a, b, eta)
     backend = choose_backend(backend, a)
-    left = torch.complex(*_leading(a, b * b, eta, backend))
+    left = _diagonal(a, b, eta, backend)
     if causal:
         return left
-    onwards = torch.cat([b[:, 1:], torch.zeros_like(b[:, :1])], dim=1)
-    mirrored = _leading(a.flip(1), (onwards * onwards).flip(1), eta.flip(1), backend)
-    right = torch.complex(*mirrored).flip(1)
-    z = torch.complex(torch.zeros_like(eta), eta)
-    return 1 / (a - z - b * b * _shifted(left) - onwards * onwards * _shifted(right, -1))
+    onwards = shifted(b, -1)
+    right = _diagonal(a.flip(1), onwards.flip(1), eta.flip(1), backend).flip(1)
+    before = shifted(b * b, -1) * shifted(right, -1)  # b at site 0 falls off the end
+    inner = torch.cat([torch.zeros_like(left[:, :1]), b[:, 1:] ** 2 * left[:, :-1]], dim=1)
+    return 1 / (torch.complex(a, -eta) - inner - before)
 
 
 def resolvent_mix(a: Tensor, b: Tensor, eta: Tensor, x: Tensor, *, backend: str = "auto") -> Tensor:
@@ -52,25 +61,13 @@ def resolvent_mix(a: Tensor, b: Tensor, eta: Tensor, x: Tensor, *, backend: str 
     """
     check_sequence(x, 4, "x")
     check_finite(x, "x")
-    a, b, eta = _checked(a, b, eta)
     if x.shape[:3] != a.shape:
         raise UserError(
             f"x of shape {tuple(x.shape)} does not go with a of shape {tuple(a.shape)}: (B, N, H, D)"
         )
-    backend = choose_backend(backend, a)
-    l_re, l_im = _leading(a, b * b, eta, backend)
-    before_re, before_im = _shifted(l_re), _shifted(l_im)
-    d = eta + b * b * before_im
-    r = a - b * b * before_re
-    modulus = torch.hypot(r, d)
-    u_re, u_im = r / modulus, d / modulus
-    tiny = torch.finfo(a.dtype).tiny  # the derivative of sqrt at 0 is infinite
-    f = b * (before_im / d).clamp_min(tiny).sqrt()
-    # With h = y / u: h_i = c_i x_i - f_i u_{i-1} h_{i-1}, a scan whose rotation is exp(-i omega) = -u_{i-1}.
-    gate, cos, sin = (_per_value(t, x) for t in (f, -_shifted(u_re), _shifted(u_im)))
-    drive = (x * (eta / d).sqrt().unsqueeze(-1)).flatten(2)
-    h_re, h_im = spectral_scan(gate, cos, sin, drive, normalise=False, backend=backend)
-    return torch.complex(u_re, u_im).unsqueeze(-1) * torch.complex(h_re, h_im).view(x.shape)
+    a, b, eta, x = at_least_float32(a, b, eta, x)
+    a, b, eta = _checked(a, b, eta)
+    return _mix(a, b, eta, x.contiguous(), choose_backend(backend, a))
 
 
 def operator_of(f: Tensor, omega: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,8 +80,8 @@ def operator_of(f: Tensor, omega: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     f, omega = torch.broadcast_tensors(*at_least_float32(f, omega))
     check_sequence(f, 3, "f")
-    check_range(omega, (omega > 0) & (omega < torch.pi), "omega", "in (0, pi)")
-    check_range(f[:, 1:], (f[:, 1:] >= 0) & (f[:, 1:] < 1), "f", "in [0, 1)")
+    check_range(omega, "omega", "in (0, pi)", 0, math.pi)
+    check_range(f[:, 1:], "f", "in [0, 1)", 0, 1, low_allowed=True)
     f = torch.cat([torch.zeros_like(f[:, :1]), f[:, 1:]], dim=1)
     sin, cos = omega.sin(), -omega.cos()
     before_sin, before_cos = (torch.cat([t[:, :1], t[:, :-1]], dim=1) for t in (sin, cos))
@@ -93,61 +90,207 @@ def operator_of(f: Tensor, omega: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _checked(a: Tensor, b: Tensor, eta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The three in one shape and dtype, b zero at site 0."""
+    """The three in one shape and dtype, contiguous."""
     check_sequence(a, 3, "a")
     a, b, eta = at_least_float32(a, b, eta)
-    b, eta = spread(b, a.shape, "b"), spread(eta, a.shape, "eta")
     check_finite(a, "a")
+    check_range(eta, "eta", "positive and finite", low=0)
+    b = spread(b, a.shape, "b")
     check_finite(b[:, 1:], "b")
-    check_range(eta, eta > 0, "eta", "positive and finite")
-    return a.contiguous(), torch.cat([torch.zeros_like(b[:, :1]), b[:, 1:]], dim=1), eta
+    return a.contiguous(), b, spread(eta, a.shape, "eta")
 
 
-def _shifted(t: Tensor, by: int = 1) -> Tensor:
-    """Each site's predecessor (by=1) or successor (by=-1), 0 beyond the end."""
-    end = torch.zeros_like(t[:, :1])
-    return torch.cat([end, t[:, :-1]] if by == 1 else [t[:, 1:], end], dim=1)
+@torch.library.custom_op("bkray::resolvent_diagonal", mutates_args=())
+def _diagonal(a: Tensor, b: Tensor, eta: Tensor, backend: str) -> Tensor:
+    """L (B, N, H) complex."""
+    if backend in TORCH:
+        return TORCH[backend].leading(a, b, eta)
+    left = _complex_like(a)
+    if backend == "triton":
+        from bkray.model.triton_kernels import diagonal_forward
+
+        diagonal_forward(a, b, eta, left)
+    else:
+        from bkray.model import kernels
+
+        run_kernel(kernels.diagonal_forward, a, b, eta, torch.view_as_real(left))
+    return left
 
 
-def _per_value(t_BNH: Tensor, x_BNHD: Tensor) -> Tensor:
-    return t_BNH.unsqueeze(-1).expand(x_BNHD.shape).flatten(2)
+@torch.library.custom_op("bkray::resolvent_diagonal_backward", mutates_args=())
+def _diagonal_backward(g: Tensor, b: Tensor, left: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of a, b and eta from g, the gradient of L."""
+    if backend in TORCH:
+        square = left * left
+        q = square * adjoint(TORCH[backend].linear, b * b * square, g).conj()
+        return -q.real, 2 * b * (q * shifted(left)).real, -q.imag
+    d_a, d_b, d_eta = (torch.empty_like(b) for _ in range(3))
+    if backend == "triton":
+        from bkray.model.triton_kernels import diagonal_backward
+
+        diagonal_backward(g, b, left, d_a, d_b, d_eta)
+    else:
+        from bkray.model import kernels
+
+        parts = [torch.view_as_real(t) for t in (g, left)]
+        run_kernel(kernels.diagonal_backward, b, *parts, d_a, d_b, d_eta)
+    return d_a, d_b, d_eta
 
 
-def _leading(a: Tensor, p: Tensor, eta: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    """Re L and Im L, each (B, N, H), from p = b^2 with p_0 = 0."""
-    if backend == "numba":
-        return _Leading.apply(a, p, eta)
-    re, im = torch.zeros_like(a[:, 0]), torch.zeros_like(a[:, 0])
-    sites = []
-    for i in range(a.shape[1]):
-        d = eta[:, i] + p[:, i] * im
-        r = a[:, i] - p[:, i] * re
-        re, im = r / (r * r + d * d), d / (r * r + d * d)
-        sites.append((re, im))
-    parts = zip(*sites, strict=True)
-    l_re, l_im = (torch.stack(part, dim=1) for part in parts)
-    return l_re, l_im
+@torch.library.custom_op("bkray::resolvent_mix", mutates_args=())
+def _mix(a: Tensor, b: Tensor, eta: Tensor, x: Tensor, backend: str) -> Tensor:
+    """y (B, N, H, D) complex."""
+    if backend in TORCH:
+        ward = _ward(b, eta, TORCH[backend].leading(a, b, eta))
+        turn, drive = (-ward.u * ward.f).unsqueeze(-1), (ward.u * ward.c).unsqueeze(-1)
+        return TORCH[backend].linear(turn, drive * x)
+    y = _complex_like(x)
+    if backend == "triton":
+        from bkray.model.triton_kernels import mix_forward
+
+        mix_forward(a, b, eta, x, y)
+    else:
+        from bkray.model import kernels
+
+        run_kernel(kernels.mix_forward, a, b, eta, x, torch.view_as_real(y), chunk=1)
+    return y
 
 
-class _Leading(torch.autograd.Function):
-    """The compiled recursion with its exact adjoint; only L and p are saved."""
+@torch.library.custom_op("bkray::resolvent_mix_backward", mutates_args=())
+def _mix_backward(
+    g: Tensor, a: Tensor, b: Tensor, eta: Tensor, x: Tensor, y: Tensor, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of a, b, eta and x from g, the gradient of y; L is computed again, it is small beside y."""
+    left = _diagonal(a, b, eta, backend)
+    if backend in TORCH:
+        return _mix_adjoint(g, b, eta, x, y, left, backend)
+    d_a, d_b, d_eta, d_x = (torch.empty_like(t) for t in (a, b, eta, x))
+    if backend == "triton":
+        from bkray.model.triton_kernels import mix_backward
 
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, p: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
-        from bkray.model.kernels import resolvent_forward
+        mix_backward(g, b, eta, x, y, left, d_a, d_b, d_eta, d_x)
+    else:
+        from bkray.model import kernels
 
-        a, p, eta = a.contiguous(), p.contiguous(), eta.contiguous()
-        l_re, l_im = torch.empty_like(a), torch.empty_like(a)
-        run_kernel(resolvent_forward, *(t.detach() for t in (a, p, eta)), l_re, l_im)
-        ctx.save_for_backward(p, l_re, l_im)
-        return l_re, l_im
+        parts = [torch.view_as_real(t) for t in (g, y, left)]
+        run_kernel(kernels.mix_backward, b, eta, x, *parts, d_a, d_b, d_eta, d_x, chunk=1)
+    return d_a, d_b, d_eta, d_x
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g_re: Tensor, g_im: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        from bkray.model.kernels import resolvent_backward
 
-        d_a, d_p, d_eta = (torch.empty_like(g_re, memory_format=torch.contiguous_format) for _ in range(3))
-        saved = [t.detach() for t in ctx.saved_tensors]
-        run_kernel(resolvent_backward, g_re.contiguous(), g_im.contiguous(), *saved, d_a, d_p, d_eta)
-        return d_a, d_p, d_eta
+class _Ward(NamedTuple):
+    """u = L/|L|, D and the gates c, f of `resolvent_mix`; q = Im L_{i-1}/D, so that f = b sqrt(q)."""
+
+    u: Tensor
+    d: Tensor
+    c: Tensor
+    f: Tensor
+    q: Tensor
+
+
+def _ward(b: Tensor, eta: Tensor, left: Tensor) -> _Ward:
+    before = shifted(left.imag)
+    b = torch.cat([torch.zeros_like(b[:, :1]), b[:, 1:]], dim=1)
+    d = eta + b * b * before
+    q = before / d
+    return _Ward(left / left.abs(), d, (eta / d).sqrt(), b * q.sqrt(), q)
+
+
+def _mix_adjoint(
+    g: Tensor, b: Tensor, eta: Tensor, x: Tensor, y: Tensor, left: Tensor, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """First the adjoint of the mixing, given L; then what reaches L, backwards through its recursion.
+
+    With w = r + i D, L = 1/conj(w) and u = w/|w| = exp(i phi): d phi/dr = -Im L, d phi/dD = Re L.
+    """
+    linear, (u, d, c, f, q) = TORCH[backend].linear, _ward(b, eta, left)
+    b = torch.cat([torch.zeros_like(b[:, :1]), b[:, 1:]], dim=1)
+    reached = adjoint(linear, (-u * f).unsqueeze(-1), g)
+    driven = u.conj().unsqueeze(-1) * reached
+    g_phi = (y.conj() * reached).imag.sum(-1)
+    g_c = (driven.real * x).sum(-1)
+    g_f = -(shifted(y).conj() * driven).real.sum(-1)
+    to_r = -left.imag * g_phi
+    to_d = left.real * g_phi - (g_c * c + g_f * f) / (2 * d)
+    root = q.clamp_min(torch.finfo(q.dtype).tiny).sqrt()
+    to_before = torch.where(q > 0, g_f * b / (2 * root * d), 0)  # through f alone, to Im L_{i-1}
+    p, square = b * b, left * left
+    to_left = adjoint(linear, p * square, shifted(torch.complex(-p * to_r, p * to_d + to_before), -1))
+    inner = to_left.conj() * square
+    d_r, d_d = to_r - inner.real, to_d - inner.imag
+    d_p = d_d * shifted(left.imag) - d_r * shifted(left.real)
+    return d_r, 2 * b * d_p + g_f * q.sqrt(), d_d + g_c * c / (2 * eta), c.unsqueeze(-1) * driven.real
+
+
+def _complex_like(t: Tensor) -> Tensor:
+    return torch.empty(t.shape, dtype=t.dtype.to_complex(), device=t.device)
+
+
+@_diagonal.register_fake
+def _(a: Tensor, b: Tensor, eta: Tensor, backend: str) -> Tensor:
+    return _complex_like(a)
+
+
+@_diagonal_backward.register_fake
+def _(g: Tensor, b: Tensor, left: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(b), torch.empty_like(b), torch.empty_like(b)
+
+
+@_mix.register_fake
+def _(a: Tensor, b: Tensor, eta: Tensor, x: Tensor, backend: str) -> Tensor:
+    return _complex_like(x)
+
+
+@_mix_backward.register_fake
+def _(
+    g: Tensor, a: Tensor, b: Tensor, eta: Tensor, x: Tensor, y: Tensor, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return torch.empty_like(a), torch.empty_like(b), torch.empty_like(eta), torch.empty_like(x)
+
+
+def _save_diagonal(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, b, _, ctx.backend = inputs
+    ctx.save_for_backward(b, output)
+
+
+def _save_mix(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.backend = inputs
+    ctx.save_for_backward(*tensors, output)
+
+
+def _backward_diagonal(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    return *_diagonal_backward(g.resolve_conj().contiguous(), *ctx.saved_tensors, ctx.backend), None
+
+
+def _backward_mix(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    return *_mix_backward(g.resolve_conj().contiguous(), *ctx.saved_tensors, ctx.backend), None
+
+
+_diagonal.register_autograd(_backward_diagonal, setup_context=_save_diagonal)
+_mix.register_autograd(_backward_mix, setup_context=_save_mix)
+
+
+@register_flop_formula(torch.ops.bkray.resolvent_diagonal)
+def _diagonal_flops(a_shape: tuple[int, ...], *others: Any, **keywords: Any) -> int:
+    return DIAGONAL_FLOPS * math.prod(a_shape)
+
+
+@register_flop_formula(torch.ops.bkray.resolvent_diagonal_backward)
+def _diagonal_backward_flops(g_shape: tuple[int, ...], *others: Any, **keywords: Any) -> int:
+    return DIAGONAL_BACKWARD_FLOPS * math.prod(g_shape)
+
+
+@register_flop_formula(torch.ops.bkray.resolvent_mix)
+def _mix_flops(
+    a_shape: tuple[int, ...],
+    b_shape: tuple[int, ...],
+    eta_shape: tuple[int, ...],
+    x_shape: tuple[int, ...],
+    *others: Any,
+    **keywords: Any,
+) -> int:
+    return MIX_FLOPS * math.prod(x_shape)
+
+
+@register_flop_formula(torch.ops.bkray.resolvent_mix_backward)
+def _mix_backward_flops(g_shape: tuple[int, ...], *others: Any, **keywords: Any) -> int:
+    return MIX_BACKWARD_FLOPS * math.prod(g_shape)

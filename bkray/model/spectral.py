@@ -18,6 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from bkray.model.arguments import at_least_float32, check_finite, check_range, check_sequence, spread
 from bkray.model.backends import choose_backend, run_kernel
+from bkray.model.recurrences import TORCH, adjoint, shifted
 
 Tensor = torch.Tensor
 
@@ -36,8 +37,8 @@ def spectral_mix(f: Tensor, omega: Tensor, x: Tensor, *, backend: str = "auto") 
     check_sequence(x, 3, "x")
     f, omega, x = at_least_float32(f, omega, x)
     f = spread(f, x.shape, "f")
-    check_range(f[:, 1:], (f[:, 1:] >= 0) & (f[:, 1:] < 1), "f", "in [0, 1)")
-    check_range(omega, (omega > 0) & (omega < math.pi), "omega", "in (0, pi)")
+    check_range(f[:, 1:], "f", "in [0, 1)", 0, 1, low_allowed=True)
+    check_range(omega, "omega", "in (0, pi)", 0, math.pi)
     check_finite(x, "x")
     return torch.complex(*spectral_scan(f, omega.cos(), omega.sin(), x, backend=backend))
 
@@ -66,12 +67,21 @@ def spectral_scan(
 def _scan(
     f: Tensor, cos: Tensor, sin: Tensor, x: Tensor, normalise: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
-    if backend == "reference":
-        return _reference_forward(f, cos, sin, x, normalise)
-    from bkray.model.kernels import scan_forward
-
+    """Re h and Im h."""
+    if backend in TORCH:
+        gain = (1 - f[:, 1:] ** 2).sqrt() if normalise else torch.ones_like(f[:, 1:])
+        drive = torch.cat([x[:, :1], gain * x[:, 1:]], dim=1)
+        h = TORCH[backend].linear(f * torch.complex(cos, -sin), torch.complex(drive, torch.zeros_like(x)))
+        return _part(h.real), _part(h.imag)
     h_re, h_im = torch.empty_like(x), torch.empty_like(x)
-    run_kernel(scan_forward, f, cos, sin, x, h_re, h_im, normalise)
+    if backend == "triton":
+        from bkray.model import triton_kernels
+
+        triton_kernels.scan_forward(f, cos, sin, x, h_re, h_im, normalise)
+    else:
+        from bkray.model import kernels
+
+        run_kernel(kernels.scan_forward, f, cos, sin, x, h_re, h_im, normalise)
     return h_re, h_im
 
 
@@ -88,28 +98,23 @@ def _scan_backward(
     normalise: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if backend == "reference":
-        return _reference_backward(g_re, g_im, f, cos, sin, x, h_re, h_im, normalise)
-    from bkray.model.kernels import scan_backward
-
+    """Gradients of f, cos, sin and x."""
+    saved = (g_re, g_im, f, cos, sin, x, h_re, h_im)
+    if backend in TORCH:
+        return _torch_backward(*saved, normalise, backend)
     d_f, d_cos, d_sin, d_x = (torch.empty_like(x) for _ in range(4))
-    run_kernel(scan_backward, g_re, g_im, f, cos, sin, x, h_re, h_im, d_f, d_cos, d_sin, d_x, normalise)
+    if backend == "triton":
+        from bkray.model import triton_kernels
+
+        triton_kernels.scan_backward(*saved, d_f, d_cos, d_sin, d_x, normalise)
+    else:
+        from bkray.model import kernels
+
+        run_kernel(kernels.scan_backward, *saved, d_f, d_cos, d_sin, d_x, normalise)
     return d_f, d_cos, d_sin, d_x
 
 
-def _reference_forward(
-    f: Tensor, cos: Tensor, sin: Tensor, x: Tensor, normalise: bool
-) -> tuple[Tensor, Tensor]:
-    turn = f * torch.complex(cos, -sin)
-    h = torch.complex(x, torch.zeros_like(x))
-    for i in range(1, x.shape[1]):
-        gain = (1 - f[:, i] ** 2).sqrt() if normalise else 1
-        h[:, i] = turn[:, i] * h[:, i - 1] + gain * x[:, i]
-    h_re, h_im = (part.clone(memory_format=torch.contiguous_format) for part in (h.real, h.imag))
-    return h_re, h_im
-
-
-def _reference_backward(
+def _torch_backward(
     g_re: Tensor,
     g_im: Tensor,
     f: Tensor,
@@ -119,19 +124,21 @@ def _reference_backward(
     h_re: Tensor,
     h_im: Tensor,
     normalise: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     f = torch.cat([torch.zeros_like(f[:, :1]), f[:, 1:]], dim=1)
-    turn = f * torch.complex(cos, -sin)
-    adjoint = torch.complex(g_re, g_im)
-    for i in range(x.shape[1] - 2, -1, -1):
-        adjoint[:, i] += turn[:, i + 1].conj() * adjoint[:, i + 1]
-    h = torch.complex(h_re, h_im)
-    d_turn = adjoint * torch.cat([torch.zeros_like(h[:, :1]), h[:, :-1]], dim=1).conj()
+    reached = adjoint(TORCH[backend].linear, f * torch.complex(cos, -sin), torch.complex(g_re, g_im))
+    d_turn = reached * shifted(torch.complex(h_re, h_im)).conj()
     gain = (1 - f**2).sqrt() if normalise else torch.ones_like(f)
     d_f = d_turn.real * cos - d_turn.imag * sin
     if normalise:
-        d_f = d_f - f * x * adjoint.real / gain
-    return d_f, f * d_turn.real, -f * d_turn.imag, gain * adjoint.real
+        d_f = d_f - f * x * reached.real / gain
+    return d_f, f * d_turn.real, -f * d_turn.imag, gain * reached.real
+
+
+def _part(t: Tensor) -> Tensor:
+    """A real tensor of its own: what an operator returns must not be a view."""
+    return t.clone(memory_format=torch.contiguous_format)
 
 
 @_scan.register_fake

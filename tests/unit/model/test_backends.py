@@ -2,6 +2,7 @@
 
 import logging
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,27 +12,50 @@ from bkray.model import backends
 from bkray.model.backends import choose_backend
 
 
+@pytest.fixture
+def forgotten(monkeypatch):
+    """No choice has been announced, and none of this test stays so."""
+    backends._announce.cache_clear()
+    yield monkeypatch
+    backends._announce.cache_clear()
+
+
 def test_auto_takes_the_compiled_kernels_only_where_they_can_run():
     assert choose_backend("auto", torch.zeros(1)) == "numba"
     assert choose_backend("auto", torch.zeros(1, dtype=torch.float64)) == "numba"
-    assert choose_backend("auto", torch.zeros(1, dtype=torch.bfloat16)) == "reference"
-    assert choose_backend("auto", torch.zeros(1, device="meta")) == "reference"
+    assert choose_backend("auto", torch.zeros(1, dtype=torch.bfloat16)) == "chunked"
+    assert choose_backend("auto", torch.zeros(1, device="meta")) == "chunked"
     assert choose_backend("reference", torch.zeros(1)) == "reference"
 
 
-def test_auto_says_once_what_it_chose(caplog):
-    backends._announce.cache_clear()
+@pytest.mark.parametrize("installed", [True, False])
+def test_auto_on_a_gpu_takes_triton_where_it_is_installed(forgotten, installed):
+    forgotten.setitem(backends.INSTALLED, "triton", installed)
+    forgotten.setattr(backends, "INTERPRETED", False)
+    on_a_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    assert choose_backend("auto", on_a_gpu) == ("triton" if installed else "chunked")
+
+
+def test_auto_says_once_what_it_chose(caplog, forgotten):
     with caplog.at_level(logging.INFO, logger="bkray.model"):
         for _ in range(3):
             choose_backend("auto", torch.zeros(1))
     assert [record.getMessage() for record in caplog.records] == ["backend auto on cpu torch.float32: numba"]
 
 
-def test_unusable_backends_are_refused_with_the_known_ones():
-    with pytest.raises(UserError, match="'cuda' is unknown: choose auto, reference or numba"):
+def test_unusable_backends_are_refused_with_what_would_mend_it(forgotten):
+    with pytest.raises(UserError, match="'cuda' is unknown: choose auto, reference, chunked, numba, triton"):
         choose_backend("cuda", torch.zeros(1))
-    with pytest.raises(UserError, match=r"not available: .*bfloat16.*reference, numba"):
+    with pytest.raises(UserError, match=r"'numba' is not available: .*bfloat16 on cpu.*choose auto"):
         choose_backend("numba", torch.zeros(1, dtype=torch.bfloat16))
+    forgotten.setitem(backends.INSTALLED, "triton", True)
+    with pytest.raises(UserError, match=r"'triton' is not available: .* on cuda, not .* on cpu"):
+        choose_backend("triton", torch.zeros(1))
+    for name in ("numba", "triton"):
+        forgotten.setitem(backends.INSTALLED, name, False)
+        with pytest.raises(UserError, match=f"package {name} is not installed .pip install {name}"):
+            choose_backend(name, torch.zeros(1))
+    assert choose_backend("auto", torch.zeros(1)) == "chunked"
 
 
 @pytest.mark.parametrize("items", [0, 1, 2, 7])

@@ -39,6 +39,14 @@ def test_gradient_of_the_taps_has_the_same_bits_on_any_number_of_threads():
     assert torch.equal(*gradients)
 
 
+def test_autocast_computes_in_float32():
+    x, kernel = torch.randn(2, 20, 3), torch.randn(3, 1, 4)
+    for backend in ("reference", "numba"):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = causal_convolution(x, kernel, backend=backend)
+        assert torch.equal(y, causal_convolution(x, kernel, backend=backend))
+
+
 def test_flop_counter_sees_it():
     x, kernel = torch.randn(2, 8, 6, requires_grad=True), torch.randn(6, 1, 4, requires_grad=True)
     with FlopCounterMode(display=False) as counter:

@@ -177,6 +177,16 @@ def test_autocast_trains_close_to_float32(kind):
     assert (rough.float() - exact).norm() / exact.norm() < 0.05
 
 
+def test_compiles_into_one_graph(kind):
+    model, tokens = lively(kind), torch.randint(VOCABULARY, (2, 33))
+    results = []
+    for run in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+        logits = run(tokens)
+        results.append([logits, *torch.autograd.grad(logits.square().sum(), list(model.parameters()))])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(eager, compiled)
+
+
 def test_flop_counter_sees_the_scan():
     model = lively(KINDS[0])
     with FlopCounterMode(display=False) as counter:

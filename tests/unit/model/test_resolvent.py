@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from bkray.config import UserError
 from bkray.model import operator_of, resolvent_diagonal, resolvent_mix
 
 LENGTHS = [1, 2, 3, 17, 128]
-BACKENDS = ["reference", "numba"]
+BACKENDS = ["reference", "chunked", "numba"]
 
 
 def operator(length, batch=2, heads=3, seed=0, dtype=torch.float64):
@@ -101,26 +103,150 @@ def test_gradients_of_mix(length, backend):
     assert torch.autograd.gradcheck(lambda *t: torch.view_as_real(resolvent_mix(*t, backend=backend)), inputs)
 
 
-@pytest.mark.parametrize("eta", [1.0, 1e-3])
+CASES = [*((length, 17) for length in (1, 2, 1009, 65536)), *((101, heads) for heads in (1, 5, 16))]
+
+
+def diagonal_and_gradients(chain, backend):
+    chain = [t.requires_grad_() for t in chain]
+    left = resolvent_diagonal(*chain, backend=backend)
+    return [left.detach(), *torch.autograd.grad((left.real + 2 * left.imag).sum(), chain)]
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.1, 1e-2, 1e-3])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
-@pytest.mark.parametrize("length", [1, 2, 1009])
-def test_float32_is_bounded_and_backends_agree(length, scale, eta):
-    a, b, _ = operator(length, heads=5, dtype=torch.float32)
-    eta = torch.tensor(eta)
-    compiled = resolvent_diagonal(scale * a, b, eta, backend="numba")
-    loop = resolvent_diagonal(scale * a, b, eta, backend="reference")
-    exact = resolvent_diagonal((scale * a).double(), b.double(), eta.double(), backend="reference")
-    assert (compiled.imag > 0).all()
-    assert (compiled.abs() <= 1 / eta * (1 + 1e-5)).all()
-    for result in (compiled, loop):
-        assert (result - exact).abs().max() / exact.abs().max() < 1e-6 / eta
+@pytest.mark.parametrize(("length", "heads"), CASES)
+def test_float32_is_bounded_and_backends_agree(length, heads, scale, eta):
+    a, b, _ = operator(length, batch=1, heads=heads, dtype=torch.float32)
+    chain = (scale * a, b, torch.full_like(a, eta))
+    exact = diagonal_and_gradients([t.double() for t in chain], "numba")
+    for backend in BACKENDS if length <= 101 else BACKENDS[1:]:
+        left, *gradients = diagonal_and_gradients([t.clone() for t in chain], backend)
+        assert (left.imag > 0).all()
+        assert (left.abs() <= 1 / eta * (1 + 1e-5)).all()
+        assert (left - exact[0]).norm() / exact[0].norm() < 1e-6 + 2e-8 / eta
+        for gradient, expected in zip(gradients, exact[1:], strict=True):
+            assert (gradient - expected).norm() <= (2e-6 + 1e-7 / eta) * expected.norm()
 
 
-def test_unused_coupling_is_ignored():
+def test_the_loop_agrees_over_a_long_sequence():
+    a, b, _ = operator(65536, batch=1, heads=1, dtype=torch.float32)
+    results = [resolvent_diagonal(a, b, torch.tensor(0.01), backend=backend) for backend in BACKENDS]
+    for other in results[1:]:
+        assert (results[0] - other).norm() / other.norm() < 1e-5
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+@pytest.mark.parametrize("eta", [1.0, 1e-3])
+def test_mixing_backends_agree_in_float32(scale, eta):
+    a, b, _ = operator(101, heads=5, dtype=torch.float32)
+    inputs = [scale * a, b, torch.full_like(a, eta), torch.randn(2, 101, 5, 4)]
+    outputs = {}
+    for backend in BACKENDS:
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        y = resolvent_mix(*leaves, backend=backend)
+        gradients = torch.autograd.grad((y.real + y.imag**2).sum(), leaves)
+        outputs[backend] = [y.detach(), *gradients]
+    for backend in BACKENDS[1:]:
+        for loop, other in zip(outputs["reference"], outputs[backend], strict=True):
+            assert (loop - other).norm() <= 1e-5 / eta * loop.norm()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_unused_coupling_is_ignored(backend):
     a, b, eta = operator(9)
+    x = torch.randn(2, 9, 3, 2, dtype=torch.float64)
     spoiled = b.clone()
     spoiled[:, 0] = torch.nan
-    assert torch.equal(resolvent_diagonal(a, b, eta), resolvent_diagonal(a, spoiled, eta))
+    spoiled.requires_grad_()
+    for causal in (True, False):
+        expected = resolvent_diagonal(a, b, eta, causal=causal, backend=backend)
+        assert torch.equal(resolvent_diagonal(a, spoiled, eta, causal=causal, backend=backend), expected)
+    mixed = resolvent_mix(a, spoiled, eta, x, backend=backend)
+    assert torch.equal(mixed, resolvent_mix(a, b, eta, x, backend=backend))
+    (gradient,) = torch.autograd.grad(mixed.abs().sum(), spoiled)
+    assert torch.equal(gradient[:, 0], torch.zeros_like(gradient[:, 0]))
+    assert torch.isfinite(gradient).all()
+
+
+def peak_bytes(function):
+    """The most that `function` holds at one time beyond what existed before, by torch's allocator."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        kept = function()
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    del kept
+    return peak
+
+
+def test_diagonal_takes_five_tensors_of_extra_memory():
+    """Two for L, three for the gradients; nothing else of that size, checks of the values included."""
+    chain = [t.requires_grad_() for t in operator(4096, heads=16, dtype=torch.float32)]
+    g = torch.randn(chain[0].shape, dtype=torch.complex64)
+    one = chain[0].numel() * chain[0].element_size()
+
+    def run():
+        left = resolvent_diagonal(*chain, backend="numba")
+        return left, torch.autograd.grad(left, chain, g)
+
+    run()
+    assert 4.9 * one < peak_bytes(run) < 5.1 * one
+
+
+def test_mixing_keeps_only_inputs_and_output_for_backward():
+    inputs = [t.requires_grad_() for t in (*operator(8), torch.randn(2, 8, 3, 2, dtype=torch.float64))]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = resolvent_mix(*inputs)
+    assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in (*inputs, y)}
+
+
+def test_operators_are_well_formed_for_the_compiler_and_the_flop_counter():
+    chain = [t.requires_grad_() for t in operator(4)]
+    x = torch.randn(2, 4, 3, 5, dtype=torch.float64, requires_grad=True)
+    for backend in BACKENDS:
+        torch.library.opcheck(torch.ops.bkray.resolvent_diagonal.default, (*chain, backend))
+        torch.library.opcheck(torch.ops.bkray.resolvent_mix.default, (*chain, x, backend))
+    with FlopCounterMode(display=False) as counter:
+        resolvent_diagonal(*chain).abs().sum().backward()
+    assert counter.get_total_flops() == (10 + 23) * chain[0].numel()
+    with FlopCounterMode(display=False) as counter:
+        y = resolvent_mix(*chain, x)
+    assert counter.get_total_flops() == 8 * x.numel()
+    with FlopCounterMode(display=False) as counter:
+        y.abs().sum().backward()
+    assert counter.get_total_flops() == 30 * x.numel()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_compiles_into_one_graph(causal):
+    chain = [t.requires_grad_() for t in operator(9)]
+    x = torch.randn(2, 9, 3, 4, dtype=torch.float64, requires_grad=True)
+
+    def function(a, b, eta, x):
+        return resolvent_diagonal(a, b, eta, causal=causal).unsqueeze(-1) + resolvent_mix(a, b, eta, x)
+
+    results = []
+    for run in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
+        y = run(*chain, x)
+        results.append([y, *torch.autograd.grad(y.abs().sum(), [*chain, x])])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(eager, compiled)
+
+
+def test_autocast_and_bfloat16_compute_in_float32():
+    a, b, eta = operator(33, dtype=torch.float32)
+    x = torch.randn(2, 33, 3, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        diagonal, mixed = resolvent_diagonal(a, b, eta), resolvent_mix(a, b, eta, x)
+        both = resolvent_diagonal(a, b, eta, causal=False)
+    assert torch.equal(diagonal, resolvent_diagonal(a, b, eta))
+    assert torch.equal(both, resolvent_diagonal(a, b, eta, causal=False))
+    assert torch.equal(mixed, resolvent_mix(a, b, eta, x))
+    halves = [t.bfloat16() for t in (a, b, eta, x)]
+    assert torch.equal(resolvent_mix(*halves), resolvent_mix(*(t.float() for t in halves)))
 
 
 def test_broadcast_and_non_contiguous_inputs():
@@ -162,7 +288,7 @@ def test_bad_arguments_are_named():
     a, b, eta = operator(5)
     with pytest.raises(UserError, match="eta must be positive"):
         resolvent_diagonal(a, b, -eta)
-    with pytest.raises(UserError, match="reference or numba"):
+    with pytest.raises(UserError, match="auto, reference"):
         resolvent_diagonal(a, b, eta, backend="fpga")
     with pytest.raises(UserError, match="eta of shape"):
         resolvent_diagonal(a, b, eta[:, :3])
