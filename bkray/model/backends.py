@@ -72,7 +72,7 @@ def _announce(backend: str, device: str, dtype: torch.dtype) -> None:
 def run_kernel(
     kernel: Callable[..., None],
     first: torch.Tensor,
-    *others: torch.Tensor | bool,
+    *others: torch.Tensor | float,
     chunk: int = CHUNK,
 ) -> None:
     """Run a kernel of `kernels.py` over all (batch, chunk of channels) items of `first` (B, N, C).

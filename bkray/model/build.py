@@ -19,15 +19,10 @@ def build_model(model: ResNetBKModel | TransformerModel | ImportModel, vocab_siz
     """
     if isinstance(model, ImportModel):
         return _imported(model, vocab_size)
-    sizes = {
-        "vocab_size": vocab_size,
-        "d_model": model.d_model,
-        "n_layers": model.n_layers,
-        "n_heads": model.n_heads,
-    }
+    sizes = (vocab_size, model.d_model, model.n_layers, model.n_heads)
     if isinstance(model, ResNetBKModel):
-        return ResNetBK(ResNetBKConfig(**sizes))
-    return Transformer(TransformerConfig(**sizes))
+        return ResNetBK(ResNetBKConfig(*sizes))
+    return Transformer(TransformerConfig(*sizes))
 
 
 def _imported(model: ImportModel, vocab_size: int) -> nn.Module:

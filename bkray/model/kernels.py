@@ -353,3 +353,220 @@ def mix_backward(
             to_re, to_im = -bi * bi * d_r, bi * bi * d_d
             if i > 0 and root > 0:
                 to_im += g_f * bi / (two * root * d)
+
+
+@_compile
+def mixing_forward(
+    first: int,
+    last: int,
+    chunk: int,
+    z: Array,
+    gate: Array,
+    head: Array,
+    tangent: Array,
+    psi_cos: Array,
+    psi_sin: Array,
+    margin: float,
+    y: Array,
+    h_re: Array,
+    h_im: Array,
+) -> None:
+    """What `mixing.spectral_mixing` says; chunks hold whole heads.
+
+    On entry h_re holds sigmoid(forget) and y sigmoid(gate): no other array of their size is needed.
+    """
+    length, channels = z.shape[1:]
+    chunks, per = -(-channels // chunk), channels // head.shape[2]
+    one, two, least = z.dtype.type(1), z.dtype.type(2), z.dtype.type(margin)
+    re, im, t = np.empty(chunk, z.dtype), np.empty(chunk, z.dtype), np.empty(chunk, z.dtype)
+    f, gain = np.empty(chunk, z.dtype), np.empty(chunk, z.dtype)
+    for item in range(first, last):
+        batch, start = item // chunks, item % chunks * chunk
+        part = slice(start, min(start + chunk, channels))
+        width, rate, turn, across = part.stop - start, tangent[part], psi_cos[part], psi_sin[part]
+        re.fill(0)
+        im.fill(0)
+        for i in range(length):
+            zi, gi, yi = z[batch, i, part], gate[batch, i, part], y[batch, i, part]
+            hr, hi = h_re[batch, i, part], h_im[batch, i, part]
+            for c in range(width):
+                kept = min(max(hr[c], least), one - least) if i > 0 else one - one
+                f[c] = math.sqrt(kept)
+                gain[c] = math.sqrt(one - kept)
+            for h in range(width // per):
+                value = head[batch, i, start // per + h]
+                for c in range(h * per, (h + 1) * per):
+                    t[c] = value * rate[c]
+            for c in range(width):
+                inverse = one / (one + t[c] * t[c])
+                cos, sin = two * inverse - one, two * t[c] * inverse
+                turned = f[c] * (cos * re[c] + sin * im[c])
+                im[c] = f[c] * (cos * im[c] - sin * re[c])
+                re[c] = turned + gain[c] * zi[c]
+            for c in range(width):
+                hr[c] = re[c]
+            for c in range(width):
+                hi[c] = im[c]
+            for c in range(width):
+                yi[c] *= (turn[c] * re[c] - across[c] * im[c]) * gi[c]
+
+
+@_compile
+def mixing_backward(  # noqa: PLR0912 - one short loop for each row that is written
+    first: int,
+    last: int,
+    chunk: int,
+    z: Array,
+    g: Array,
+    gate: Array,
+    head: Array,
+    tangent: Array,
+    psi_cos: Array,
+    psi_sin: Array,
+    margin: float,
+    h_re: Array,
+    h_im: Array,
+    d_z: Array,
+    d_forget: Array,
+    d_gate: Array,
+    d_head: Array,
+    d_tangent: Array,
+    d_psi: Array,
+) -> None:
+    """Adjoint of `mixing_forward`; d_tangent and d_psi (B, C), which the caller sums over B in a fixed order.
+
+    On entry d_forget holds sigmoid(forget) and d_gate sigmoid(gate).
+    """
+    length, channels = z.shape[1:]
+    chunks, per = -(-channels // chunk), channels // head.shape[2]
+    one, two, half, least = z.dtype.type(1), z.dtype.type(2), z.dtype.type(0.5), z.dtype.type(margin)
+    re, im, t = np.empty(chunk, z.dtype), np.empty(chunk, z.dtype), np.empty(chunk, z.dtype)
+    f, gain, cos = np.empty(chunk, z.dtype), np.empty(chunk, z.dtype), np.empty(chunk, z.dtype)
+    inner, cross, sin = np.empty(chunk, z.dtype), np.empty(chunk, z.dtype), np.empty(chunk, z.dtype)
+    up, to_rate, to_psi = np.empty(chunk, z.dtype), np.empty(chunk, z.dtype), np.empty(chunk, z.dtype)
+    for item in range(first, last):
+        batch, start = item // chunks, item % chunks * chunk
+        part = slice(start, min(start + chunk, channels))
+        width, rate, turn, across = part.stop - start, tangent[part], psi_cos[part], psi_sin[part]
+        for total in (re, im, to_rate, to_psi):
+            total.fill(0)
+        for i in range(length - 1, -1, -1):
+            zi, gi, yi = z[batch, i, part], gate[batch, i, part], g[batch, i, part]
+            hr, hi = h_re[batch, i, part], h_im[batch, i, part]
+            before_re, before_im = h_re[batch, max(i - 1, 0), part], h_im[batch, max(i - 1, 0), part]
+            dz, df, dg = d_z[batch, i, part], d_forget[batch, i, part], d_gate[batch, i, part]
+            for c in range(width):
+                up[c] = yi[c] * dg[c] * gi[c]
+            for c in range(width):  # SiLU' = s + x s (1 - s)
+                seen = turn[c] * hr[c] - across[c] * hi[c]
+                dg[c] = yi[c] * seen * dg[c] * (one + gi[c] * (one - dg[c]))
+            for c in range(width):
+                re[c] += turn[c] * up[c]
+                im[c] -= across[c] * up[c]
+            for c in range(width):
+                to_psi[c] -= up[c] * (across[c] * hr[c] + turn[c] * hi[c])
+            for c in range(width):
+                kept = min(max(df[c], least), one - least) if i > 0 else one - one
+                f[c] = math.sqrt(kept)
+                gain[c] = math.sqrt(one - kept)
+            for h in range(width // per):
+                value = head[batch, i, start // per + h]
+                for c in range(h * per, (h + 1) * per):
+                    t[c] = value * rate[c]
+            for c in range(width):
+                inverse = one / (one + t[c] * t[c])
+                cos[c] = two * inverse - one
+                sin[c] = two * t[c] * inverse
+            for c in range(width):
+                inner[c] = re[c] * before_re[c] + im[c] * before_im[c]
+                cross[c] = re[c] * before_im[c] - im[c] * before_re[c]
+            for c in range(width):
+                dz[c] = gain[c] * re[c]
+            for c in range(width):
+                to_f = gain[c] * (cos[c] * inner[c] + sin[c] * cross[c]) - f[c] * zi[c] * re[c]
+                df[c] = half * f[c] * gain[c] * to_f
+            for c in range(width):  # d omega / dT = 2 / (1 + T^2) = 1 + cos omega
+                t[c] = f[c] * (cos[c] * cross[c] - sin[c] * inner[c]) * (one + cos[c])
+            for h in range(width // per):
+                value, total = head[batch, i, start // per + h], one - one
+                for c in range(h * per, (h + 1) * per):
+                    to_rate[c] += value * t[c]
+                for c in range(h * per, (h + 1) * per):
+                    total += rate[c] * t[c]
+                d_head[batch, i, start // per + h] = total
+            for c in range(width):
+                turned = f[c] * (cos[c] * re[c] - sin[c] * im[c])
+                im[c] = f[c] * (sin[c] * re[c] + cos[c] * im[c])
+                re[c] = turned
+        for c in range(width):
+            d_tangent[batch, start + c], d_psi[batch, start + c] = to_rate[c], to_psi[c]
+
+
+@_compile
+def real_mixing_forward(
+    first: int, last: int, chunk: int, z: Array, gate: Array, margin: float, y: Array, h: Array
+) -> None:
+    """`mixing_forward` without phases; on entry h holds sigmoid(forget) and y sigmoid(gate)."""
+    length, channels = z.shape[1:]
+    chunks = -(-channels // chunk)
+    one, least = z.dtype.type(1), z.dtype.type(margin)
+    state = np.empty(chunk, z.dtype)
+    for item in range(first, last):
+        batch, start = item // chunks, item % chunks * chunk
+        part = slice(start, min(start + chunk, channels))
+        width = part.stop - start
+        state.fill(0)
+        for i in range(length):
+            zi, gi, yi, hi = z[batch, i, part], gate[batch, i, part], y[batch, i, part], h[batch, i, part]
+            for c in range(width):
+                kept = min(max(hi[c], least), one - least) if i > 0 else one - one
+                state[c] = math.sqrt(kept) * state[c] + math.sqrt(one - kept) * zi[c]
+            for c in range(width):
+                hi[c] = state[c]
+            for c in range(width):
+                yi[c] *= state[c] * gi[c]
+
+
+@_compile
+def real_mixing_backward(
+    first: int,
+    last: int,
+    chunk: int,
+    z: Array,
+    g: Array,
+    gate: Array,
+    margin: float,
+    h: Array,
+    d_z: Array,
+    d_forget: Array,
+    d_gate: Array,
+) -> None:
+    """Adjoint of `real_mixing_forward`; on entry d_forget holds sigmoid(forget) and d_gate sigmoid(gate)."""
+    length, channels = z.shape[1:]
+    chunks = -(-channels // chunk)
+    one, half, least = z.dtype.type(1), z.dtype.type(0.5), z.dtype.type(margin)
+    reached, f, gain = np.empty(chunk, z.dtype), np.empty(chunk, z.dtype), np.empty(chunk, z.dtype)
+    for item in range(first, last):
+        batch, start = item // chunks, item % chunks * chunk
+        part = slice(start, min(start + chunk, channels))
+        width = part.stop - start
+        reached.fill(0)
+        for i in range(length - 1, -1, -1):
+            zi, gi, yi = z[batch, i, part], gate[batch, i, part], g[batch, i, part]
+            hi, before = h[batch, i, part], h[batch, max(i - 1, 0), part]
+            dz, df, dg = d_z[batch, i, part], d_forget[batch, i, part], d_gate[batch, i, part]
+            for c in range(width):
+                reached[c] += yi[c] * dg[c] * gi[c]
+            for c in range(width):  # SiLU' = s + x s (1 - s)
+                dg[c] = yi[c] * hi[c] * dg[c] * (one + gi[c] * (one - dg[c]))
+            for c in range(width):
+                kept = min(max(df[c], least), one - least) if i > 0 else one - one
+                f[c] = math.sqrt(kept)
+                gain[c] = math.sqrt(one - kept)
+            for c in range(width):
+                dz[c] = gain[c] * reached[c]
+            for c in range(width):
+                to_f = gain[c] * before[c] - f[c] * zi[c]
+                df[c] = half * f[c] * gain[c] * to_f * reached[c]
+            for c in range(width):
+                reached[c] *= f[c]

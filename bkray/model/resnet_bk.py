@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -25,25 +25,27 @@ from bkray.config import UserError
 from bkray.model.arguments import check_tokens
 from bkray.model.convolution import causal_convolution
 from bkray.model.layers import FeedForward, rms_norm, token_embedding
-from bkray.model.spectral import spectral_scan
+from bkray.model.mixing import forget_gate, rational_phase, readout, real_mixing, spectral_mixing
 
 Tensor = torch.Tensor
 
 TAPS = 4
-GATE_MARGIN = 1e-6
-"""f^2 stays in [margin, 1 - margin]: the derivatives of sqrt(f^2) and sqrt(1 - f^2) stay finite."""
 SHORTEST_MEMORY, LONGEST_MEMORY = 2.0, 256.0
 """Sites; memory lengths start log-uniform between them."""
 
 
 @dataclass(frozen=True)
 class ResNetBKConfig:
-    """Sizes: V token ids, width d, layers, and heads (divisors of d) that share a phase projection."""
+    """Sizes: V token ids, width d, layers, and heads (divisors of d) that share a phase projection.
+
+    Without `phases` every omega is 0: a real gated recurrence, the control for what phases bring.
+    """
 
     vocab_size: int
     d_model: int = 192
     n_layers: int = 4
     n_heads: int = 16
+    phases: bool = True
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "d_model", "n_layers", "n_heads"):
@@ -68,42 +70,6 @@ class State(NamedTuple):
     mixers: tuple[MixerState, ...]
 
 
-class _ForgetGate(torch.autograd.Function):
-    """f = sqrt(sigmoid(logits)), f^2 clamped."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor) -> Tensor:
-        f = logits.sigmoid().clamp_(GATE_MARGIN, 1 - GATE_MARGIN).sqrt_()
-        ctx.save_for_backward(f)
-        return f
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        (f,) = ctx.saved_tensors
-        return torch.addcmul(f, f * f, f, value=-1).mul_(g).mul_(0.5)
-
-
-class _RationalPhase(torch.autograd.Function):
-    """cos omega and sin omega from T = tan(omega/2) = head (..., H, 1) * channel (H, d/H)."""
-
-    @staticmethod
-    def forward(ctx: Any, head: Tensor, channel: Tensor) -> tuple[Tensor, Tensor]:
-        tangent = head * channel
-        inverse = torch.addcmul(torch.ones_like(tangent), tangent, tangent).reciprocal_()
-        sin = tangent.mul_(inverse).mul_(2)
-        cos = inverse.mul_(2).sub_(1)
-        ctx.save_for_backward(head, channel, cos, sin)
-        return cos, sin
-
-    @staticmethod
-    def backward(ctx: Any, g_cos: Tensor, g_sin: Tensor) -> tuple[Tensor, Tensor]:
-        head, channel, cos, sin = ctx.saved_tensors
-        d_omega = torch.addcmul(cos * g_sin, sin, g_cos, value=-1)
-        d_tangent = torch.addcmul(d_omega, d_omega, cos)  # d omega / dT = 2 / (1 + T^2) = 1 + cos omega
-        d_head = (d_tangent * channel).sum(-1, keepdim=True)
-        return d_head, (d_tangent * head).flatten(0, -3).sum(0)
-
-
 class SpectralMixer(nn.Module):
     """x (B, N, d) to (B, N, d), causal, O(N); starts as zero.
 
@@ -111,7 +77,7 @@ class SpectralMixer(nn.Module):
     optimizer that treats matrices, parameters of two dimensions, apart.
     """
 
-    def __init__(self, d_model: int, n_heads: int) -> None:
+    def __init__(self, d_model: int, n_heads: int, phases: bool = True) -> None:
         super().__init__()
         spread = torch.rand(d_model)
         memory = SHORTEST_MEMORY * (LONGEST_MEMORY / SHORTEST_MEMORY) ** spread
@@ -120,9 +86,11 @@ class SpectralMixer(nn.Module):
         self.forget = nn.Linear(d_model, d_model)
         self.gate = nn.Linear(d_model, d_model, bias=False)
         self.output = nn.Linear(d_model, d_model, bias=False)
-        self.phase = nn.Parameter(torch.zeros(n_heads, 1, d_model))
-        self.log_tangent = nn.Parameter((omega / 2).tan().log())
-        self.psi = nn.Parameter(torch.zeros(d_model))
+        self.phases = phases
+        if phases:
+            self.phase = nn.Parameter(torch.zeros(n_heads, 1, d_model))
+            self.log_tangent = nn.Parameter((omega / 2).tan().log())
+            self.psi = nn.Parameter(torch.zeros(d_model))
         with torch.no_grad():
             self.taps[:, 0, -1] = 1.0
             self.forget.weight.normal_(std=0.02)
@@ -131,31 +99,34 @@ class SpectralMixer(nn.Module):
 
     def forward(self, x_BNd: Tensor) -> Tensor:
         z = causal_convolution(x_BNd, self.taps)
-        return self._readout(*spectral_scan(*self._gates(z), z), z)
+        gate = self.gate(z)
+        with torch.autocast(z.device.type, enabled=False):
+            if not self.phases:
+                mixed = real_mixing(z, self.forget(z), gate)
+            else:
+                mixed = spectral_mixing(z, self.forget(z), gate, *self._phase(z))
+        return self.output(mixed)
 
     def step(self, x_Bd: Tensor, state: MixerState, first: bool) -> tuple[Tensor, MixerState]:
         """One site; `first` says that there is none before it."""
         window = torch.cat([state.window, x_Bd.unsqueeze(1)], dim=1)
         z = (window * self.taps[:, 0].T).sum(1)
-        f, cos, sin = self._gates(z)
-        if first:
-            f = torch.zeros_like(f)
-        h_re = f * (cos * state.h_re + sin * state.h_im) + (1 - f * f).sqrt() * z
-        h_im = f * (cos * state.h_im - sin * state.h_re)
-        return self._readout(h_re, h_im, z), MixerState(window[:, 1:], h_re, h_im)
-
-    def _gates(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """f, cos omega and sin omega, shaped as z, in float32 or wider: bfloat16 would blur long memories."""
+        gate = self.gate(z)
         with torch.autocast(z.device.type, enabled=False):
-            f = _ForgetGate.apply(F.linear(z, self.forget.weight, self.forget.bias))
-            head = 2 * F.linear(z, self.phase[:, 0]).sigmoid()
-            channel = self.log_tangent.exp().view(head.shape[-1], -1)
-            cos, sin = _RationalPhase.apply(head.unsqueeze(-1), channel)
-        return f, cos.flatten(-2), sin.flatten(-2)
+            f = torch.zeros_like(z) if first else forget_gate(self.forget(z))
+            h_re, h_im, drive = f * state.h_re, f * state.h_im, (1 - f * f).sqrt() * z
+            if not self.phases:
+                mixed = h_re = h_re + drive
+            else:
+                head, tangent, psi = self._phase(z)
+                cos, sin = rational_phase(head, tangent)
+                h_re, h_im = cos * h_re + sin * h_im + drive, cos * h_im - sin * h_re
+                mixed = readout(h_re, h_im, psi)
+        return self.output(mixed * F.silu(gate)), MixerState(window[:, 1:], h_re, h_im)
 
-    def _readout(self, h_re: Tensor, h_im: Tensor, z: Tensor) -> Tensor:
-        turned = torch.addcmul(self.psi.cos() * h_re, self.psi.sin(), h_im, value=-1)
-        return self.output(turned * F.silu(self.gate(z)))
+    def _phase(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """2 sigmoid(w_h . z), a head's; t_c and psi_c, a channel's."""
+        return 2 * F.linear(z, self.phase[:, 0]).sigmoid(), self.log_tangent.exp(), self.psi
 
 
 class Block(nn.Module):
@@ -163,7 +134,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ResNetBKConfig) -> None:
         super().__init__()
-        self.mixer = SpectralMixer(config.d_model, config.n_heads)
+        self.mixer = SpectralMixer(config.d_model, config.n_heads, config.phases)
         self.feed_forward = FeedForward(config.d_model)
 
     def forward(self, x: Tensor) -> Tensor:

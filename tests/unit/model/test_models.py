@@ -1,5 +1,6 @@
 """What both language models promise: causality, streaming, clear errors, sensible starts."""
 
+import functools
 import math
 
 import pytest
@@ -9,9 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bkray.config import UserError
 from bkray.model import ResNetBK, ResNetBKConfig, Transformer, TransformerConfig
+from bkray.model.mixing import forget_gate, rational_phase
 
 VOCABULARY = 50
-KINDS = [(ResNetBK, ResNetBKConfig), (Transformer, TransformerConfig)]
+KINDS = [
+    (ResNetBK, ResNetBKConfig),
+    (ResNetBK, functools.partial(ResNetBKConfig, phases=False)),
+    (Transformer, TransformerConfig),
+]
 
 
 def lively(kind, **sizes):
@@ -26,7 +32,7 @@ def lively(kind, **sizes):
     return model
 
 
-@pytest.fixture(params=KINDS, ids=["resnet_bk", "transformer"])
+@pytest.fixture(params=KINDS, ids=["resnet_bk", "real_gated", "transformer"])
 def kind(request):
     return request.param
 
@@ -147,7 +153,9 @@ def test_resnet_bk_gradients_are_exact():
 def test_gates_start_as_documented():
     torch.manual_seed(0)
     mixer = ResNetBK(ResNetBKConfig(VOCABULARY)).blocks[0].mixer
-    f, cos, sin = mixer._gates(torch.zeros(1, 1, 192))
+    z = torch.zeros(1, 1, 192)
+    head, tangent, _ = mixer._phase(z)
+    f, (cos, sin) = forget_gate(mixer.forget(z)), rational_phase(head, tangent)
     memory = -1 / f.log()
     assert memory.min() >= 2 * (1 - 1e-3)
     assert memory.max() <= 256 * (1 + 1e-2)
@@ -187,13 +195,13 @@ def test_compiles_into_one_graph(kind):
         torch.testing.assert_close(eager, compiled)
 
 
-def test_flop_counter_sees_the_scan():
+def test_flop_counter_sees_the_mixing():
     model = lively(KINDS[0])
     with FlopCounterMode(display=False) as counter:
         model(torch.randint(VOCABULARY, (2, 9))).sum().backward()
     counts = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
-    assert counts["bkray.spectral_scan"] == 2 * 13 * 2 * 9 * 32
-    assert counts["bkray.spectral_scan_backward"] == 2 * 29 * 2 * 9 * 32
+    assert counts["bkray.spectral_mixing"] == 2 * 26 * 2 * 9 * 32
+    assert counts["bkray.spectral_mixing_backward"] == 2 * 67 * 2 * 9 * 32
 
 
 @pytest.mark.parametrize(
