@@ -46,9 +46,8 @@ def resolvent_diagonal(
         return left
     onwards = shifted(b, -1)
     right = _diagonal(a.flip(1), onwards.flip(1), eta.flip(1), backend).flip(1)
-    before = shifted(b * b, -1) * shifted(right, -1)  # b at site 0 falls off the end
-    inner = torch.cat([torch.zeros_like(left[:, :1]), b[:, 1:] ** 2 * left[:, :-1]], dim=1)
-    return 1 / (torch.complex(a, -eta) - inner - before)
+    before = onwards * onwards * shifted(right, -1)
+    return 1 / (torch.complex(a, -eta) - _used(b) ** 2 * shifted(left) - before)
 
 
 def resolvent_mix(a: Tensor, b: Tensor, eta: Tensor, x: Tensor, *, backend: str = "auto") -> Tensor:
@@ -121,7 +120,7 @@ def _diagonal(a: Tensor, b: Tensor, eta: Tensor, backend: str) -> Tensor:
 def _diagonal_backward(g: Tensor, b: Tensor, left: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of a, b and eta from g, the gradient of L."""
     if backend in TORCH:
-        square = left * left
+        b, square = _used(b), left * left
         q = square * adjoint(TORCH[backend].linear, b * b * square, g).conj()
         return -q.real, 2 * b * (q * shifted(left)).real, -q.imag
     d_a, d_b, d_eta = (torch.empty_like(b) for _ in range(3))
@@ -177,6 +176,11 @@ def _mix_backward(
     return d_a, d_b, d_eta, d_x
 
 
+def _used(b: Tensor) -> Tensor:
+    """The couplings, 0 at site 0, whatever is given there."""
+    return torch.cat([torch.zeros_like(b[:, :1]), b[:, 1:]], dim=1)
+
+
 class _Ward(NamedTuple):
     """u = L/|L|, D and the gates c, f of `resolvent_mix`; q = Im L_{i-1}/D, so that f = b sqrt(q)."""
 
@@ -189,7 +193,7 @@ class _Ward(NamedTuple):
 
 def _ward(b: Tensor, eta: Tensor, left: Tensor) -> _Ward:
     before = shifted(left.imag)
-    b = torch.cat([torch.zeros_like(b[:, :1]), b[:, 1:]], dim=1)
+    b = _used(b)
     d = eta + b * b * before
     q = before / d
     return _Ward(left / left.abs(), d, (eta / d).sqrt(), b * q.sqrt(), q)
@@ -203,7 +207,7 @@ def _mix_adjoint(
     With w = r + i D, L = 1/conj(w) and u = w/|w| = exp(i phi): d phi/dr = -Im L, d phi/dD = Re L.
     """
     linear, (u, d, c, f, q) = TORCH[backend].linear, _ward(b, eta, left)
-    b = torch.cat([torch.zeros_like(b[:, :1]), b[:, 1:]], dim=1)
+    b = _used(b)
     reached = adjoint(linear, (-u * f).unsqueeze(-1), g)
     driven = u.conj().unsqueeze(-1) * reached
     g_phi = (y.conj() * reached).imag.sum(-1)
