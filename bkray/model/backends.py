@@ -22,9 +22,9 @@ import torch
 from bkray.config import UserError
 
 BACKENDS = ("reference", "chunked", "numba", "triton")
-CHUNK = 64
-"""Channels that a kernel takes at a time: enough to vectorise, and one sequence of a few hundred channels
-still feeds several threads. Fixed, so that the number of threads changes no result."""
+WIDE, NARROW = 256, 128
+"""Channels that a kernel takes at a time: long rows are what memory likes; narrow where wide ones are too few
+for all threads. No result depends on it, for what a channel computes does not."""
 INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("numba", "triton")}
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton's interpreter runs its kernels on the CPU, for tests; triton reads the variable once, as here."""
@@ -73,16 +73,22 @@ def run_kernel(
     kernel: Callable[..., None],
     first: torch.Tensor,
     *others: torch.Tensor | float,
-    chunk: int = CHUNK,
+    group: int = 1,
+    groups: int | None = None,
 ) -> None:
     """Run a kernel of `kernels.py` over all (batch, chunk of channels) items of `first` (B, N, C).
 
+    A chunk holds whole groups of `group` channels, as many as make it wide or narrow unless `groups` says.
     The items are independent and are shared out over `torch.get_num_threads()` threads. The kernels release
     the GIL; numba's own threading layer is not used, because it may not be entered from two threads at once.
     """
     arguments = [item.numpy() if isinstance(item, torch.Tensor) else item for item in (first, *others)]
     batch, _, channels = first.shape
-    items = batch * -(-channels // chunk)
+    for width in (WIDE, NARROW):
+        chunk = group * (groups or max(1, width // group))
+        items = batch * -(-channels // chunk)
+        if items >= torch.get_num_threads():
+            break
     threads = max(1, min(torch.get_num_threads(), items))
     bounds = np.linspace(0, items, threads + 1).astype(np.int64).tolist()
     own, *rest = itertools.pairwise(bounds)

@@ -3,7 +3,8 @@
 Every kernel takes `first, last, chunk` and arrays (B, N, C): item t is batch row t // chunks, channels (t %
 chunks) * chunk onwards. The inner loops run over contiguous channels, write few rows each and keep the
 state of a recursion in small local arrays: the compiler can check such loops for aliasing, and vectorises
-them.
+them. Indices of channels are unsigned, because a signed one may count from the end, which keeps a loop from
+being vectorised; slices of rows would do as well, but each costs an atomic count of references.
 """
 
 from __future__ import annotations
@@ -140,18 +141,15 @@ def convolution_forward(first: int, last: int, chunk: int, x: Array, taps: Array
     chunks, width_k = -(-channels // chunk), taps.shape[1]
     total = np.empty(chunk, x.dtype)
     for item in range(first, last):
-        batch, start = item // chunks, item % chunks * chunk
-        part = slice(start, min(start + chunk, channels))
-        width = part.stop - start
+        batch, start = item // chunks, np.uint64(item % chunks * chunk)
+        width = np.uint64(min(chunk, channels - item % chunks * chunk))
         for i in range(length):
             total.fill(0)
             for k in range(max(0, width_k - 1 - i), width_k):
-                tap, xi = taps[0, k, part], x[batch, i - width_k + 1 + k, part]
                 for c in range(width):
-                    total[c] += tap[c] * xi[c]
-            yi = y[batch, i, part]
+                    total[c] += taps[0, k, start + c] * x[batch, i - width_k + 1 + k, start + c]
             for c in range(width):
-                yi[c] = total[c]
+                y[batch, i, start + c] = total[c]
 
 
 @_compile
@@ -163,21 +161,18 @@ def convolution_backward(
     chunks, width_k = -(-channels // chunk), taps.shape[1]
     total, taken = np.empty(chunk, x.dtype), np.empty((width_k, chunk), x.dtype)
     for item in range(first, last):
-        batch, start = item // chunks, item % chunks * chunk
-        part = slice(start, min(start + chunk, channels))
-        width = part.stop - start
+        batch, start = item // chunks, np.uint64(item % chunks * chunk)
+        width = np.uint64(min(chunk, channels - item % chunks * chunk))
         taken.fill(0)
         for i in range(length):
             total.fill(0)
-            xi, dxi = x[batch, i, part], d_x[batch, i, part]
             for k in range(max(0, width_k - length + i), width_k):
-                tap, gi, sums = taps[0, k, part], g[batch, i + width_k - 1 - k, part], taken[k]
                 for c in range(width):
-                    total[c] += tap[c] * gi[c]
+                    total[c] += taps[0, k, start + c] * g[batch, i + width_k - 1 - k, start + c]
                 for c in range(width):
-                    sums[c] += xi[c] * gi[c]
+                    taken[k, c] += x[batch, i, start + c] * g[batch, i + width_k - 1 - k, start + c]
             for c in range(width):
-                dxi[c] = total[c]
+                d_x[batch, i, start + c] = total[c]
         for k in range(width_k):
             for c in range(width):
                 d_taps[batch, k, start + c] = taken[k, c]
@@ -376,39 +371,38 @@ def mixing_forward(
     On entry h_re holds sigmoid(forget) and y sigmoid(gate): no other array of their size is needed.
     """
     length, channels = z.shape[1:]
-    chunks, per = -(-channels // chunk), channels // head.shape[2]
+    chunks, per = -(-channels // chunk), np.uint64(channels // head.shape[2])
     one, two, least = z.dtype.type(1), z.dtype.type(2), z.dtype.type(margin)
     re, im, t = np.empty(chunk, z.dtype), np.empty(chunk, z.dtype), np.empty(chunk, z.dtype)
     f, gain = np.empty(chunk, z.dtype), np.empty(chunk, z.dtype)
     for item in range(first, last):
-        batch, start = item // chunks, item % chunks * chunk
-        part = slice(start, min(start + chunk, channels))
-        width, rate, turn, across = part.stop - start, tangent[part], psi_cos[part], psi_sin[part]
+        batch, start = item // chunks, np.uint64(item % chunks * chunk)
+        width = np.uint64(min(chunk, channels - item % chunks * chunk))
         re.fill(0)
         im.fill(0)
         for i in range(length):
-            zi, gi, yi = z[batch, i, part], gate[batch, i, part], y[batch, i, part]
-            hr, hi = h_re[batch, i, part], h_im[batch, i, part]
             for c in range(width):
-                kept = min(max(hr[c], least), one - least) if i > 0 else one - one
+                kept = min(max(h_re[batch, i, start + c], least), one - least) if i > 0 else one - one
                 f[c] = math.sqrt(kept)
                 gain[c] = math.sqrt(one - kept)
             for h in range(width // per):
                 value = head[batch, i, start // per + h]
-                for c in range(h * per, (h + 1) * per):
-                    t[c] = value * rate[c]
+                for c in range(h * per, h * per + per):
+                    t[c] = value * tangent[start + c]
             for c in range(width):
                 inverse = one / (one + t[c] * t[c])
                 cos, sin = two * inverse - one, two * t[c] * inverse
                 turned = f[c] * (cos * re[c] + sin * im[c])
                 im[c] = f[c] * (cos * im[c] - sin * re[c])
-                re[c] = turned + gain[c] * zi[c]
+                re[c] = turned + gain[c] * z[batch, i, start + c]
             for c in range(width):
-                hr[c] = re[c]
+                h_re[batch, i, start + c] = re[c]
             for c in range(width):
-                hi[c] = im[c]
+                h_im[batch, i, start + c] = im[c]
             for c in range(width):
-                yi[c] *= (turn[c] * re[c] - across[c] * im[c]) * gi[c]
+                y[batch, i, start + c] *= (psi_cos[start + c] * re[c] - psi_sin[start + c] * im[c]) * gate[
+                    batch, i, start + c
+                ]
 
 
 @_compile
@@ -438,61 +432,70 @@ def mixing_backward(  # noqa: PLR0912 - one short loop for each row that is writ
     On entry d_forget holds sigmoid(forget) and d_gate sigmoid(gate).
     """
     length, channels = z.shape[1:]
-    chunks, per = -(-channels // chunk), channels // head.shape[2]
+    chunks, per = -(-channels // chunk), np.uint64(channels // head.shape[2])
     one, two, half, least = z.dtype.type(1), z.dtype.type(2), z.dtype.type(0.5), z.dtype.type(margin)
     re, im, t = np.empty(chunk, z.dtype), np.empty(chunk, z.dtype), np.empty(chunk, z.dtype)
     f, gain, cos = np.empty(chunk, z.dtype), np.empty(chunk, z.dtype), np.empty(chunk, z.dtype)
     inner, cross, sin = np.empty(chunk, z.dtype), np.empty(chunk, z.dtype), np.empty(chunk, z.dtype)
     up, to_rate, to_psi = np.empty(chunk, z.dtype), np.empty(chunk, z.dtype), np.empty(chunk, z.dtype)
     for item in range(first, last):
-        batch, start = item // chunks, item % chunks * chunk
-        part = slice(start, min(start + chunk, channels))
-        width, rate, turn, across = part.stop - start, tangent[part], psi_cos[part], psi_sin[part]
+        batch, start = item // chunks, np.uint64(item % chunks * chunk)
+        width = np.uint64(min(chunk, channels - item % chunks * chunk))
         for total in (re, im, to_rate, to_psi):
             total.fill(0)
         for i in range(length - 1, -1, -1):
-            zi, gi, yi = z[batch, i, part], gate[batch, i, part], g[batch, i, part]
-            hr, hi = h_re[batch, i, part], h_im[batch, i, part]
-            before_re, before_im = h_re[batch, max(i - 1, 0), part], h_im[batch, max(i - 1, 0), part]
-            dz, df, dg = d_z[batch, i, part], d_forget[batch, i, part], d_gate[batch, i, part]
+            j = max(i - 1, 0)
             for c in range(width):
-                up[c] = yi[c] * dg[c] * gi[c]
+                up[c] = g[batch, i, start + c] * d_gate[batch, i, start + c] * gate[batch, i, start + c]
             for c in range(width):  # SiLU' = s + x s (1 - s)
-                seen = turn[c] * hr[c] - across[c] * hi[c]
-                dg[c] = yi[c] * seen * dg[c] * (one + gi[c] * (one - dg[c]))
+                seen = (
+                    psi_cos[start + c] * h_re[batch, i, start + c]
+                    - psi_sin[start + c] * h_im[batch, i, start + c]
+                )
+                d_gate[batch, i, start + c] = (
+                    g[batch, i, start + c]
+                    * seen
+                    * d_gate[batch, i, start + c]
+                    * (one + gate[batch, i, start + c] * (one - d_gate[batch, i, start + c]))
+                )
             for c in range(width):
-                re[c] += turn[c] * up[c]
-                im[c] -= across[c] * up[c]
+                re[c] += psi_cos[start + c] * up[c]
+                im[c] -= psi_sin[start + c] * up[c]
             for c in range(width):
-                to_psi[c] -= up[c] * (across[c] * hr[c] + turn[c] * hi[c])
+                to_psi[c] -= up[c] * (
+                    psi_sin[start + c] * h_re[batch, i, start + c]
+                    + psi_cos[start + c] * h_im[batch, i, start + c]
+                )
             for c in range(width):
-                kept = min(max(df[c], least), one - least) if i > 0 else one - one
+                kept = min(max(d_forget[batch, i, start + c], least), one - least) if i > 0 else one - one
                 f[c] = math.sqrt(kept)
                 gain[c] = math.sqrt(one - kept)
             for h in range(width // per):
                 value = head[batch, i, start // per + h]
-                for c in range(h * per, (h + 1) * per):
-                    t[c] = value * rate[c]
+                for c in range(h * per, h * per + per):
+                    t[c] = value * tangent[start + c]
             for c in range(width):
                 inverse = one / (one + t[c] * t[c])
                 cos[c] = two * inverse - one
                 sin[c] = two * t[c] * inverse
             for c in range(width):
-                inner[c] = re[c] * before_re[c] + im[c] * before_im[c]
-                cross[c] = re[c] * before_im[c] - im[c] * before_re[c]
+                inner[c] = re[c] * h_re[batch, j, start + c] + im[c] * h_im[batch, j, start + c]
+                cross[c] = re[c] * h_im[batch, j, start + c] - im[c] * h_re[batch, j, start + c]
             for c in range(width):
-                dz[c] = gain[c] * re[c]
+                d_z[batch, i, start + c] = gain[c] * re[c]
             for c in range(width):
-                to_f = gain[c] * (cos[c] * inner[c] + sin[c] * cross[c]) - f[c] * zi[c] * re[c]
-                df[c] = half * f[c] * gain[c] * to_f
+                to_f = (
+                    gain[c] * (cos[c] * inner[c] + sin[c] * cross[c]) - f[c] * z[batch, i, start + c] * re[c]
+                )
+                d_forget[batch, i, start + c] = half * f[c] * gain[c] * to_f
             for c in range(width):  # d omega / dT = 2 / (1 + T^2) = 1 + cos omega
                 t[c] = f[c] * (cos[c] * cross[c] - sin[c] * inner[c]) * (one + cos[c])
             for h in range(width // per):
                 value, total = head[batch, i, start // per + h], one - one
-                for c in range(h * per, (h + 1) * per):
+                for c in range(h * per, h * per + per):
                     to_rate[c] += value * t[c]
-                for c in range(h * per, (h + 1) * per):
-                    total += rate[c] * t[c]
+                for c in range(h * per, h * per + per):
+                    total += tangent[start + c] * t[c]
                 d_head[batch, i, start // per + h] = total
             for c in range(width):
                 turned = f[c] * (cos[c] * re[c] - sin[c] * im[c])
@@ -512,19 +515,17 @@ def real_mixing_forward(
     one, least = z.dtype.type(1), z.dtype.type(margin)
     state = np.empty(chunk, z.dtype)
     for item in range(first, last):
-        batch, start = item // chunks, item % chunks * chunk
-        part = slice(start, min(start + chunk, channels))
-        width = part.stop - start
+        batch, start = item // chunks, np.uint64(item % chunks * chunk)
+        width = np.uint64(min(chunk, channels - item % chunks * chunk))
         state.fill(0)
         for i in range(length):
-            zi, gi, yi, hi = z[batch, i, part], gate[batch, i, part], y[batch, i, part], h[batch, i, part]
             for c in range(width):
-                kept = min(max(hi[c], least), one - least) if i > 0 else one - one
-                state[c] = math.sqrt(kept) * state[c] + math.sqrt(one - kept) * zi[c]
+                kept = min(max(h[batch, i, start + c], least), one - least) if i > 0 else one - one
+                state[c] = math.sqrt(kept) * state[c] + math.sqrt(one - kept) * z[batch, i, start + c]
             for c in range(width):
-                hi[c] = state[c]
+                h[batch, i, start + c] = state[c]
             for c in range(width):
-                yi[c] *= state[c] * gi[c]
+                y[batch, i, start + c] *= state[c] * gate[batch, i, start + c]
 
 
 @_compile
@@ -547,26 +548,27 @@ def real_mixing_backward(
     one, half, least = z.dtype.type(1), z.dtype.type(0.5), z.dtype.type(margin)
     reached, f, gain = np.empty(chunk, z.dtype), np.empty(chunk, z.dtype), np.empty(chunk, z.dtype)
     for item in range(first, last):
-        batch, start = item // chunks, item % chunks * chunk
-        part = slice(start, min(start + chunk, channels))
-        width = part.stop - start
+        batch, start = item // chunks, np.uint64(item % chunks * chunk)
+        width = np.uint64(min(chunk, channels - item % chunks * chunk))
         reached.fill(0)
         for i in range(length - 1, -1, -1):
-            zi, gi, yi = z[batch, i, part], gate[batch, i, part], g[batch, i, part]
-            hi, before = h[batch, i, part], h[batch, max(i - 1, 0), part]
-            dz, df, dg = d_z[batch, i, part], d_forget[batch, i, part], d_gate[batch, i, part]
             for c in range(width):
-                reached[c] += yi[c] * dg[c] * gi[c]
+                reached[c] += g[batch, i, start + c] * d_gate[batch, i, start + c] * gate[batch, i, start + c]
             for c in range(width):  # SiLU' = s + x s (1 - s)
-                dg[c] = yi[c] * hi[c] * dg[c] * (one + gi[c] * (one - dg[c]))
+                d_gate[batch, i, start + c] = (
+                    g[batch, i, start + c]
+                    * h[batch, i, start + c]
+                    * d_gate[batch, i, start + c]
+                    * (one + gate[batch, i, start + c] * (one - d_gate[batch, i, start + c]))
+                )
             for c in range(width):
-                kept = min(max(df[c], least), one - least) if i > 0 else one - one
+                kept = min(max(d_forget[batch, i, start + c], least), one - least) if i > 0 else one - one
                 f[c] = math.sqrt(kept)
                 gain[c] = math.sqrt(one - kept)
             for c in range(width):
-                dz[c] = gain[c] * reached[c]
+                d_z[batch, i, start + c] = gain[c] * reached[c]
             for c in range(width):
-                to_f = gain[c] * before[c] - f[c] * zi[c]
-                df[c] = half * f[c] * gain[c] * to_f * reached[c]
+                to_f = gain[c] * h[batch, max(i - 1, 0), start + c] - f[c] * z[batch, i, start + c]
+                d_forget[batch, i, start + c] = half * f[c] * gain[c] * to_f * reached[c]
             for c in range(width):
                 reached[c] *= f[c]

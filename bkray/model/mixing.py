@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from bkray.model.arguments import at_least_float32
-from bkray.model.backends import CHUNK, choose_backend, run_kernel
+from bkray.model.backends import choose_backend, run_kernel
 from bkray.model.spectral import spectral_scan
 
 Tensor = torch.Tensor
@@ -125,7 +125,7 @@ def _spectral(
 
     y, h_re, h_im = gate.sigmoid(), forget.sigmoid(), torch.empty_like(z)
     constants = (tangent.contiguous(), psi.cos(), psi.sin(), GATE_MARGIN)
-    run_kernel(mixing_forward, z, gate, head, *constants, y, h_re, h_im, chunk=_whole_heads(z, head))
+    run_kernel(mixing_forward, z, gate, head, *constants, y, h_re, h_im, group=z.shape[2] // head.shape[2])
     return y, h_re, h_im
 
 
@@ -153,8 +153,8 @@ def _spectral_backward(
     d_tangent, d_psi = (z.new_empty(z.shape[0], z.shape[2]) for _ in range(2))
     constants = (tangent.contiguous(), psi.cos(), psi.sin(), GATE_MARGIN)
     gradients = (d_z, d_forget, d_gate, d_head, d_tangent, d_psi)
-    chunk = _whole_heads(z, head)
-    run_kernel(mixing_backward, z, g, gate, head, *constants, h_re, h_im, *gradients, chunk=chunk)
+    per_head = z.shape[2] // head.shape[2]
+    run_kernel(mixing_backward, z, g, gate, head, *constants, h_re, h_im, *gradients, group=per_head)
     return d_z, d_forget, d_gate, d_head, d_tangent.sum(0), d_psi.sum(0)
 
 
@@ -178,12 +178,6 @@ def _real_backward(
     d_z, d_forget, d_gate = torch.empty_like(z), forget.sigmoid(), gate.sigmoid()
     run_kernel(real_mixing_backward, z, g, gate, GATE_MARGIN, h, d_z, d_forget, d_gate)
     return d_z, d_forget, d_gate
-
-
-def _whole_heads(z: Tensor, head: Tensor) -> int:
-    """Channels of as many heads as make about CHUNK, at least of one."""
-    width = z.shape[2] // head.shape[2]
-    return width * max(1, CHUNK // width)
 
 
 @_spectral.register_fake

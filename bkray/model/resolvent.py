@@ -151,7 +151,7 @@ def _mix(a: Tensor, b: Tensor, eta: Tensor, x: Tensor, backend: str) -> Tensor:
     else:
         from bkray.model import kernels
 
-        run_kernel(kernels.mix_forward, a, b, eta, x, torch.view_as_real(y), chunk=1)
+        run_kernel(kernels.mix_forward, a, b, eta, x, torch.view_as_real(y), groups=1)
     return y
 
 
@@ -172,7 +172,7 @@ def _mix_backward(
         from bkray.model import kernels
 
         parts = [torch.view_as_real(t) for t in (g, y, left)]
-        run_kernel(kernels.mix_backward, b, eta, x, *parts, d_a, d_b, d_eta, d_x, chunk=1)
+        run_kernel(kernels.mix_backward, b, eta, x, *parts, d_a, d_b, d_eta, d_x, groups=1)
     return d_a, d_b, d_eta, d_x
 
 
