@@ -55,13 +55,20 @@ def submit(head, *arguments):
     return finished
 
 
-def test_the_main_job_by_ray_job_submit(head, small, tmp_path):
+QUICKSTART = "pipelines/recipes/quickstart.yaml"
+SHORT = ("corpus.packages=[nltk]", "proxy.tokens=20000", "training.tokens=100000", "training.lr=5e-3")
+
+
+def test_the_main_job_by_ray_job_submit(head, tmp_path):
+    """The quickstart as it is, on one package and for fewer steps."""
     out = tmp_path / "out"
-    finished = submit(head, "python", "-m", "pipelines.end_to_end", small, "--out", out)
+    finished = submit(head, "python", "-m", "pipelines.end_to_end", QUICKSTART, *SHORT, "--out", out)
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
-    summary = json.loads((out / "small" / "summary.json").read_text())
+    summary = json.loads((out / "quickstart" / "summary.json").read_text())
     assert summary["held_out"]["bits_per_byte"] < summary["baselines"]["unigram"]
+    assert summary["world_size"] == 2
+    assert (out / "quickstart" / "report.html").exists()
     assert "bits per byte" in finished.stdout
-    wrong = submit(head, "python", "-m", "pipelines.end_to_end", small, "training.lrr=1", "--out", out)
+    wrong = submit(head, "python", "-m", "pipelines.end_to_end", QUICKSTART, "training.lrr=1", "--out", out)
     assert wrong.returncode != 0
     assert "did you mean lr?" in wrong.stdout + wrong.stderr

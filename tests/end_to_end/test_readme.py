@@ -131,6 +131,21 @@ def test_every_command_works_as_it_stands(checkout, finished):
     assert loaded.returncode == 0, loaded.stderr
 
 
+@pytest.mark.parametrize("module", ["end_to_end", "prepare", "train", "evaluate"])
+def test_the_scripts_for_a_cluster_find_the_same_run(checkout, finished, module):
+    assert f"pipelines.{module}" in README
+    again = run(f"python -m pipelines.{module} pipelines/recipes/quickstart.yaml", checkout)
+    assert again.returncode == 0, again.stderr
+    assert "already complete" in again.stderr
+
+
+def test_the_sweep_for_a_cluster_finds_the_same_sweep(checkout, finished):
+    assert "python -m tune.sweep tune/sweeps/quickstart.yaml" in README
+    again = run("python -m tune.sweep tune/sweeps/quickstart.yaml", checkout)
+    assert again.returncode == 0, again.stderr
+    assert "already complete" in again.stderr
+
+
 def test_a_sweep_leaves_a_table_a_picture_and_a_winner(checkout, finished):
     first, again = (
         done for command, done in finished.items() if "sweep tune" in command or "make sweep" in command
