@@ -28,6 +28,7 @@ from bkray.model.resnet_bk import SpectralMixer
 
 WIDTH, HEADS = 256, 16
 LENGTHS = (512, 2048, 8192, 65536)
+ROUNDS = {512: 9, 2048: 9, 8192: 5, 65536: 3}
 LONGEST_ATTENTION = 8192  # at 65,536 a pass of attention takes minutes on a CPU
 
 
@@ -83,7 +84,7 @@ def against_others() -> None:
             for name, layer in layers().items()
             if name != "attention" or length <= LONGEST_ATTENTION
         }
-        for name, (seconds, ratio) in medians(arms, 9 if length <= 2048 else 5).items():
+        for name, (seconds, ratio) in medians(arms, ROUNDS[length]).items():
             print(
                 f"  N={length:<6} {name:12} {1e6 * seconds / length / repeats:8.1f}   x {ratio:.2f}",
                 flush=True,
@@ -95,7 +96,7 @@ def growth() -> None:
     for name in ("spectral", "real gated"):
         layer = layers()[name]
         arms = {str(n): repeated(layer_step(layer, n), max(1, 8192 // n)) for n in LENGTHS}
-        found = medians(arms, 7)
+        found = medians(arms, 5)
         per_token = [found[str(n)][0] / max(n, 8192) for n in LENGTHS]
         slope = 1 + math.log(per_token[-1] / per_token[0]) / math.log(LENGTHS[-1] / LENGTHS[0])
         figures = "  ".join(f"{n}: {1e6 * value:.1f}" for n, value in zip(LENGTHS, per_token, strict=True))
@@ -103,10 +104,11 @@ def growth() -> None:
 
 
 def threads() -> None:
-    for length in (2048, 8192):
-        step = layer_step(SpectralMixer(WIDTH, HEADS), length)
+    """One sequence splits by channels only, several split by sequences as well."""
+    for batch, length in ((1, 8192), (8, 1024)):
+        step = layer_step(SpectralMixer(WIDTH, HEADS), length, batch)
         arms = {f"{count} thread(s)": with_threads(count, step) for count in (1, 2)}
-        compare(f"threads, layer with projections, one sequence of {length}", arms, rounds=9)
+        compare(f"threads, layer with projections, {batch} x {length} tokens", arms, rounds=9)
     inputs = [(0.9 * torch.rand(1, 8192, WIDTH)).requires_grad_() for _ in range(4)]
     gradients = [torch.randn(1, 8192, WIDTH) for _ in range(2)]
 
@@ -114,7 +116,7 @@ def threads() -> None:
         return torch.autograd.grad(spectral_scan(*inputs), inputs, gradients)
 
     arms = {f"{count} thread(s)": with_threads(count, scan) for count in (1, 2)}
-    compare("threads, the scan alone, one sequence of 8192", arms)
+    compare("threads, the scan alone, 1 x 8192 tokens", arms)
 
 
 def diagonal() -> None:
