@@ -43,6 +43,11 @@ class Artifact:
     def rows(self) -> int:
         return self.manifest["rows"]
 
+    @property
+    def splits(self) -> dict[str, int]:
+        """Rows of each split, where the stage counts them (windows)."""
+        return self.manifest["details"]["windows"]
+
 
 def key_of(*description: Any) -> str:
     """Twelve hex digits that depend on `description` (JSON values) alone."""

@@ -11,14 +11,13 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from ray.data import ActorPoolStrategy
 
 from bkray.corpus import load_tokenizer
 from bkray.corpus.windows import read_columns, tokens_array
 from bkray.evaluation import HeldOut, NGramBaseline, window_nats
 from bkray.model import generate
 from bkray.runtime.cluster import TASK_CPUS
-from bkray.runtime.stages import map_tables, read_parts, write_parts
+from bkray.runtime.stages import actors, map_tables, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
 from bkray.training import Ledger, load_model
 from bkray.training.flops import forward_flops
@@ -45,7 +44,7 @@ def evaluation(work: Work) -> Outcome:
         _WindowNats,
         TASK_CPUS,
         fn_constructor_args=(exported,),
-        compute=ActorPoolStrategy(size=work.cpus),
+        compute=actors(work.cpus, windows.splits[split], _BLOCK_ROWS),
         batch_size=_BATCH,
     )
     rows = write_parts(dataset, work.directory, _SCHEMA, ["window_id"])

@@ -178,7 +178,11 @@ def _check_folder(run: Path, recipe: Recipe) -> None:
         if run.exists() and any(entry.name not in {"artifacts", ".lock"} for entry in run.iterdir()):
             raise UserError(f"{run} is not empty and holds no run of bkray: choose another --out or name")
         return
-    before, now = _flat(read_yaml(path)), _flat(recipe.model_dump(mode="json"))
+    try:
+        there = load_recipe(path).model_dump(mode="json")
+    except UserError:
+        there = read_yaml(path)  # of another version of bkray
+    before, now = _flat(there), _flat(recipe.model_dump(mode="json"))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if changed:
         shown = "\n".join(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed[:8])

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import Dataset
 
 from bkray.config import Recipe
 from bkray.corpus import load_tokenizer
@@ -22,7 +22,7 @@ from bkray.difficulty import compression_ratio, rarity, score_windows
 from bkray.runtime.cluster import TASK_CPUS
 from bkray.runtime.plan import chosen_scores
 from bkray.runtime.proxy import train_proxy
-from bkray.runtime.stages import map_tables, read_parts, write_parts
+from bkray.runtime.stages import actors, map_tables, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
 from bkray.training import Ledger, load_model
 from bkray.training.flops import forward_flops
@@ -55,7 +55,7 @@ def scored(work: Work) -> Outcome:
         _Score,
         TASK_CPUS,
         fn_constructor_args=(recipe, tokenizer_path, proxy_path, _token_counts(windows, recipe)),
-        compute=ActorPoolStrategy(size=work.cpus),
+        compute=actors(work.cpus, work.source.splits["train"], _BLOCK_ROWS),
         batch_size=_SCORE_BATCH,
     )
     schema = windows_schema(recipe.window)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
-from ray.data import Dataset
+from ray.data import ActorPoolStrategy, Dataset
 
 from bkray.runtime.cluster import TASK_CPUS
 
@@ -35,6 +35,11 @@ def read_parts(parts: Sequence[Path], split: str | None = None) -> Dataset:
 def map_tables(dataset: Dataset, function: Any, num_cpus: float = 1, **options: Any) -> Dataset:
     """`map_batches` of a function of Arrow tables."""
     return dataset.map_batches(function, batch_format="pyarrow", num_cpus=num_cpus, **options)
+
+
+def actors(cpus: int, rows: int, rows_per_block: int) -> ActorPoolStrategy:
+    """A pool of an actor a CPU, but of no more actors than there are blocks to work on."""
+    return ActorPoolStrategy(size=max(1, min(cpus, -(-rows // rows_per_block))))
 
 
 class _OfSplit:

@@ -52,11 +52,12 @@ def checkout(tmp_path_factory, texts):
     for name in tracked.stdout.splitlines():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, folder / name)
-    environment = folder / ".venv" / "bin"
-    environment.mkdir(parents=True)
-    for program in Path(sys.executable).parent.iterdir():
-        (environment / program.name).symlink_to(program)
-    (folder / ".venv" / ".ready").touch()
+    environment = folder / ".venv"
+    environment.mkdir()
+    for entry in Path(sys.prefix).iterdir():
+        if entry.name != ".ready":
+            (environment / entry.name).symlink_to(entry)
+    (environment / ".ready").touch()
     corpus = {"kind": "jsonl", "path": str(texts), "validation": 0.1, "test": 0.1}
     recipes = folder / "pipelines" / "recipes"
     quickstart = {"name": "quickstart", "corpus": corpus, "curriculum": {"start": 0.5}, **SMALL}
