@@ -1,4 +1,4 @@
-"""The command line: parses, calls bkray.runtime, prints."""
+"""Train language models on Ray: prepare the text, train, evaluate, report. `bkray run RECIPE` does it all."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def list_files(corpus: TextCorpus | JsonlCorpus | ParquetCorpus) -> list[Shard]:
     found: dict[str, tuple[str, str, int]] = {}  # source: URL, fingerprint, bytes
     urls = set()
     for position, path in enumerate(corpus.paths):
-        for fs, file, source in _find(path, _suffixes(corpus.kind)):
+        for fs, file, source in _reached(path, _suffixes(corpus.kind)):
             url = fs.unstrip_protocol(file)
             if url in urls:
                 continue
@@ -50,6 +50,17 @@ def _suffixes(kind: str) -> tuple[str, ...]:
     plain = _SUFFIXES[kind]
     packed = COMPRESSION if kind in _COMPRESSIBLE else ()
     return plain + tuple(suffix + compression for suffix in plain for compression in packed)
+
+
+def _reached(path: str, suffixes: tuple[str, ...]) -> list[tuple[fsspec.AbstractFileSystem, str, str]]:
+    """`_find`, whatever a file system raises turned into a UserError."""
+    try:
+        return list(_find(path, suffixes))
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"corpus.path {path!r}: cannot be reached: {reason}") from error
 
 
 def _find(path: str, suffixes: tuple[str, ...]) -> Iterator[tuple[fsspec.AbstractFileSystem, str, str]]:

@@ -140,7 +140,8 @@ def _loss_curve(metrics: Rows, key: str) -> str:
         if len(validation):
             axes.plot(x_validation, validation, "o", color=ORANGE, markersize=4.5, label="validation")
         axes.set(title=f"Loss against {AXES[key]}", xlabel=AXES[key], ylabel="nats per token")
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if key != "seconds":  # "200m" would read as minutes
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.legend(loc="upper right", handlelength=1.4)
         _note(axes, lost + lost_validation, "not finite")
 

@@ -8,8 +8,10 @@ an edited recipe makes a new folder. Everything is written to a hidden folder th
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,6 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,21 @@ class Artifact:
 
     @classmethod
     def find(cls, path: Path, key: str) -> Artifact | None:
-        """The artifact at `path`, or None where it is absent or made by another configuration."""
+        """The artifact at `path`, or None where it is absent or made by another configuration.
+
+        One with a file that is missing or of another size than its manifest says is named in a warning and
+        counts as absent.
+        """
         try:
             manifest = json.loads((path / "manifest.json").read_text())
         except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
             return None
-        return cls(path, manifest) if manifest.get("key") == key else None
+        if manifest.get("key") != key:
+            return None
+        if changed := [name for name, size in manifest["files"].items() if _size(path / name) != size]:
+            _say_damaged(path, ", ".join(changed))
+            return None
+        return cls(path, manifest)
 
     @property
     def parts(self) -> list[Path]:
@@ -47,6 +60,16 @@ class Artifact:
     def splits(self) -> dict[str, int]:
         """Rows of each split, where the stage counts them (windows)."""
         return self.manifest["details"]["windows"]
+
+
+@functools.cache
+def _say_damaged(path: Path, files: str) -> None:
+    """Once, however often the artifact is looked for."""
+    logger.warning("%s is damaged (%s): it is made anew", path, files)
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def key_of(*description: Any) -> str:
@@ -72,6 +95,7 @@ def writing(path: Path) -> Iterator[Path]:
 
 def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
     """The last file of an artifact, itself written by rename."""
+    files = {path.name: path.stat().st_size for path in sorted(directory.iterdir()) if path.is_file()}
     partial = directory / ".manifest.json"
-    partial.write_text(json.dumps(manifest, indent=2, ensure_ascii=False))
+    partial.write_text(json.dumps({**manifest, "files": files}, indent=2, ensure_ascii=False))
     os.replace(partial, directory / "manifest.json")

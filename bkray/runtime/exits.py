@@ -31,6 +31,8 @@ def exit_codes() -> Iterator[None]:
 
 def find_user_error(error: BaseException | None) -> UserError | None:
     """The UserError behind `error`, through causes and what Ray wraps around a worker's exception."""
+    from ray.exceptions import RayTaskError  # late: a mere --help need not wait for ray
+
     seen: set[int] = set()
     waiting = [error]
     while waiting:
@@ -38,8 +40,8 @@ def find_user_error(error: BaseException | None) -> UserError | None:
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
-        if isinstance(current, UserError):
-            return current
+        if isinstance(current, UserError) and not isinstance(current, RayTaskError):
+            return current  # Ray's own class of both says it with the worker's traceback
         waiting += [
             getattr(current, name, None) for name in ("cause", "__cause__", "__context__", "_base_exc")
         ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from bkray.runtime import prepare, scoring
 from bkray.runtime.artifacts import Artifact, write_manifest, writing
 from bkray.runtime.cluster import check_budget, cluster, inside_job, local_cpus
 from bkray.runtime.evaluation import evaluation
+from bkray.runtime.exits import find_user_error
 from bkray.runtime.plan import Plan, Stage, make_plan
 from bkray.runtime.results import versions, write_results
 from bkray.runtime.stopwatch import counting
@@ -54,7 +56,8 @@ class RunResult:
 
 
 def plan_run(recipe: Recipe, out: Path, artifacts: Path | None = None) -> Plan:
-    """The plan of `recipe` under `out`; raises UserError where the corpus cannot be read."""
+    """The plan of `recipe` under `out`; raises UserError where the corpus or the folder cannot be used."""
+    check_out(out)
     return make_plan(recipe, list_shards(recipe.corpus), out / recipe.name, artifacts)
 
 
@@ -87,9 +90,8 @@ def run_pipeline(
         return RunResult(run, {n: a for n, a in found.items() if a}, _summary(run, until))
     if not inside_job():
         check_budget(recipe, local_cpus(cpus), out, plan.corpus_bytes)
-    run.mkdir(parents=True, exist_ok=True)
-    with locked(run):
-        (run / "resolved.yaml").write_text(dump_yaml(recipe))
+    make_folder(run)
+    with locked(run), _claimed(run, recipe):
         built = _build_all(plan, stages, cpus, progress, out)
         if until == "evaluation":
             write_results(plan, built, run)
@@ -175,7 +177,7 @@ def _check_folder(run: Path, recipe: Recipe) -> None:
     """Refuse a folder that holds the run of another recipe."""
     path = run / "resolved.yaml"
     if not path.exists():
-        if run.exists() and any(entry.name not in {"artifacts", ".lock"} for entry in run.iterdir()):
+        if run.exists() and any(run.iterdir()) and not (run / ".lock").exists():
             raise UserError(f"{run} is not empty and holds no run of bkray: choose another --out or name")
         return
     try:
@@ -191,6 +193,34 @@ def _check_folder(run: Path, recipe: Recipe) -> None:
             f"{run} holds the run of another recipe:\n{shown}{more}\n"
             "choose another --out, or name=… for this one"
         )
+
+
+@contextmanager
+def _claimed(run: Path, recipe: Recipe) -> Iterator[None]:
+    """Make `run` the folder of `recipe`; not for good where the recipe has to be mended before it trains."""
+    path = run / "resolved.yaml"
+    path.write_text(dump_yaml(recipe))
+    try:
+        yield
+    except Exception as error:
+        if find_user_error(error) and not (run / "checkpoints").exists():
+            path.unlink()
+        raise
+
+
+def check_out(out: Path) -> None:
+    """Raise UserError where nothing can be written under `out`; makes nothing."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        kind = "not writable" if there.is_dir() else "not a folder"
+        raise UserError(f"--out {out}: {there} is {kind}: choose another --out")
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror}): choose another --out") from None
 
 
 def _check_model(recipe: Recipe) -> None:

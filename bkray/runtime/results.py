@@ -82,12 +82,19 @@ def _report(plan: Plan, built: dict[str, Artifact], run: Path, summary: dict[str
         name=plan.recipe.name,
         summary=summary,
         recipe=dump_yaml(plan.recipe),
-        metrics=RunLog.read(run / "metrics.jsonl"),
+        metrics=_metrics(plan, run),
         stages=[_stage_row(name, artifact) for name, artifact in built.items()],
         rejects=dict(rejects),
         samples=[tuple(sample) for sample in built["evaluation"].manifest["details"]["samples"]],
         **_difficulty(plan, built),
     )
+
+
+def _metrics(plan: Plan, run: Path) -> list[dict[str, Any]]:
+    """The lines of the log; the share of the data is of interest where a curriculum moves it."""
+    left_out = set() if plan.recipe.curriculum else {"share"}
+    rows = RunLog.read(run / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if key not in left_out} for row in rows]
 
 
 def _stage_row(name: str, artifact: Artifact) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from bkray.reporting.progress import Line, Progress
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.beside import run_beside
 from bkray.runtime.cluster import check_budget, cluster
-from bkray.runtime.pipeline import build_stage, locked
+from bkray.runtime.pipeline import build_stage, check_out, locked, make_folder
 from bkray.runtime.plan import Plan, make_plan
 from bkray.runtime.training import Job, run_training
 from bkray.training import Ledger
@@ -67,11 +67,12 @@ def run_sweep(
     progress = progress or Progress()
     sweep, values = load_sweep(Path(path), tuple(overrides))
     folder = out / sweep.name
+    check_out(out)
     candidates = _candidates(sweep, values, folder)
     if (folder / "winner.yaml").exists() and _same_sweep(folder, sweep, values):
         progress.say(f"{folder}: already complete, nothing to do")
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with locked(folder), cluster(cpus) as there:
         check_budget(candidates[0].recipe, there, out, candidates[0].plan.corpus_bytes)
         (folder / "sweep.json").write_text(_identity(sweep, values))

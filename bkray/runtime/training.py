@@ -7,10 +7,10 @@ They, and not Ray's own state, decide where a run goes on; so the loop is the sa
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
-import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,8 +55,8 @@ class Job:
 
     @property
     def notes(self) -> Path:
-        """Why a tracker was left out."""
-        return self.run / "trackers.log"
+        """What there was to warn of: a damaged checkpoint, a tracker that was left out."""
+        return self.run / "notes.log"
 
     @property
     def checkpoints(self) -> Path:
@@ -122,6 +122,8 @@ def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter |
     The log goes to `reporter`, by default the file `job.metrics` and the recipe's trackers.
     """
     torch.set_num_threads(1)  # a core a worker: more cores are used by more workers, and bits stay the same
+    if rank == 0:
+        logging.getLogger("bkray.training").addHandler(logging.FileHandler(job.notes, delay=True))
     recipe = job.recipe
     vocab_size = load_tokenizer(job.tokenizer).get_vocab_size()
     torch.manual_seed(recipe.seed)
@@ -167,20 +169,14 @@ def build_adjuster(recipe: Recipe) -> DifficultyAdjuster | None:
 
 
 def _fit(trainer: TorchTrainer, job: Job, line: Line) -> None:
-    """Run `fit` and meanwhile show the newest line of the log, and what trackers have to say."""
+    """Run `fit` and meanwhile show the newest line of the log, and what there is to warn of."""
     shown = _show_notes(job.notes, None, 0)
-    started = time.monotonic()
-    first_step: int | None = None
 
     def show() -> None:
-        nonlocal shown, first_step
+        nonlocal shown
         shown = _show_notes(job.notes, line, shown)
         last = _last_line(job.metrics)
-        if last is None:
-            line.update("starting workers")
-            return
-        first_step = last["step"] if first_step is None else first_step
-        line.update(_progress(last, first_step, job.recipe.steps, time.monotonic() - started))
+        line.update(_progress(last, job.recipe.steps) if last else "starting workers")
 
     run_beside(trainer.fit, show)
     _show_notes(job.notes, line, shown)
@@ -194,13 +190,11 @@ def _show_notes(path: Path, line: Line | None, shown: int) -> int:
     return shown + len(text)
 
 
-def _progress(last: dict[str, Any], first_step: int, steps: int, seconds: float) -> str:
-    """Step, loss, and the time that is left at the pace of this attempt."""
-    step = last["step"]
-    text = f"step {step:,} of {steps:,}, loss {last['loss'] or math.nan:.3f}"
-    if step > first_step:
-        text += f", about {seconds / (step - first_step) * (steps - step):.0f} s left"
-    return text
+def _progress(last: dict[str, Any], steps: int) -> str:
+    """Step, loss, and the time that is left at the pace of the steps so far."""
+    step, loss = last["step"], last["loss"] or math.nan
+    left = last["seconds"] / step * (steps - step)
+    return f"step {step:,} of {steps:,}, loss {loss:.3f}, about {left:.0f} s left"
 
 
 def _last_line(path: Path) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ def refused(bkray, path, out, *arguments):
     finished = bkray("run", path, *arguments, "--out", out)
     assert finished.returncode == 2, finished.stderr
     assert "Traceback" not in finished.stderr
+    assert "ray::" not in finished.stderr, "one clear message, without Ray's own"
     assert not list(out.rglob(".partial-*")), "something is half-written"
     return finished.stderr
 
@@ -42,6 +43,16 @@ def test_before_anything_starts(bkray, tmp_path, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", ["run", "prepare", "plan"])
+def test_an_out_that_is_a_file(bkray, tmp_path, command):
+    (tmp_path / "text.txt").write_text("words " * 1000)
+    (tmp_path / "out").write_text("mine")
+    finished = bkray(command, recipe(tmp_path), "--out", tmp_path / "out")
+    assert finished.returncode == 2, finished.stderr
+    assert f"--out {tmp_path / 'out'}: {tmp_path / 'out'} is not a folder" in finished.stderr
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_a_recipe_that_is_not_there(bkray, tmp_path):
     assert "no such file" in refused(bkray, tmp_path / "none.yaml", tmp_path / "out")
 
@@ -56,10 +67,12 @@ def test_a_tracker_that_is_not_installed(bkray, tmp_path):
 
 @pytest.mark.ray
 def test_a_corpus_too_small_for_one_window(bkray, tmp_path):
-    (tmp_path / "text.txt").write_text("\n\n".join(f"paragraph {i}" for i in range(30)))
+    (tmp_path / "text.txt").write_text("\n\n".join(f"paragraph {i}" for i in range(300)))
     assert "too small for one window of 512 tokens" in refused(
         bkray, recipe(tmp_path, window=512, training={"batch_tokens": 4096}), tmp_path / "out"
     )
+    finished = bkray("prepare", recipe(tmp_path, window=8), "--out", tmp_path / "out")
+    assert finished.returncode == 0, f"the mended recipe is refused: {finished.stderr}"
 
 
 @pytest.mark.ray

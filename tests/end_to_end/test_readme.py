@@ -127,6 +127,11 @@ def test_every_command_works_as_it_stands(checkout, finished):
     assert next(iter(finished)) == "make run"
     for name in ("quickstart", "lower-rate", "recurrent", "wikitext2", "quickstart-sweep-winner"):
         assert (checkout / "runs" / name / "report.html").exists(), name
+    shown = {
+        name: (checkout / "runs" / name / "report.html").read_text() for name in ("quickstart", "wikitext2")
+    }
+    assert "Share of the data available" in shown["quickstart"]
+    assert "Share of the data available" not in shown["wikitext2"], "it has no curriculum"
     snippet = next(block for block in fenced("python") if "load_model" in block)
     loaded = run(f"{shlex.quote(sys.executable)} -c {shlex.quote(snippet)}", checkout)
     assert loaded.returncode == 0, loaded.stderr

@@ -63,7 +63,7 @@ def test_a_run_leaves_what_is_promised_and_changes_nothing_when_repeated(bkray, 
     }
     assert (run / "metrics.jsonl").exists()
     assert list((run / "tensorboard").glob("events.*"))
-    assert not (run / "trackers.log").exists()
+    assert not (run / "notes.log").exists()
     assert (run / "resolved.yaml").exists()
     assert list((run / "checkpoints").glob("step-*"))
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}

@@ -296,6 +296,11 @@ def test_splits_by_file_name(tmp_path):
     assert carved["train-00.txt"] == {"train", "validation"}
 
 
+def test_a_url_that_cannot_be_reached_is_named():
+    with pytest.raises(UserError, match=r"http://127.0.0.1:9/none.txt'?: cannot be reached"):
+        list_shards(TextCorpus(kind="text", path="http://127.0.0.1:9/none.txt"))
+
+
 def test_a_share_of_a_split_that_the_corpus_brings_is_refused(tmp_path):
     for name in ("train.txt", "valid.txt"):
         (tmp_path / name).write_text("\n".join(map(str, range(300))))

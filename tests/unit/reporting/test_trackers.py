@@ -43,7 +43,7 @@ def needed(*kinds):
 
 
 def opened(run, *kinds, key="k"):
-    return tracked_log(run / "metrics.jsonl", kinds, "t", key, RECIPE, run / "trackers.log")
+    return tracked_log(run / "metrics.jsonl", kinds, "t", key, RECIPE, run / "notes.log")
 
 
 def logged(kind, run):
@@ -247,7 +247,7 @@ def opener_that_fails():
 def test_a_tracker_that_fails_says_why_once_and_the_others_go_on(private, at):
     bad, good = Failing(at), Failing(None)
     openers = {"wandb": opener_that_fails if at == "open" else lambda: bad, "mlflow": lambda: good}
-    with TrackedLog(private / "metrics.jsonl", openers, private / "trackers.log") as log:
+    with TrackedLog(private / "metrics.jsonl", openers, private / "notes.log") as log:
         log.truncate_after(0)
         for step in (1, 2, 3):
             log.log(step, loss=1.0)
@@ -263,7 +263,7 @@ def test_a_run_that_fails_is_closed_as_failed(private):
     good = Failing(None)
     with (
         pytest.raises(UserError, match="diverged"),
-        TrackedLog(private / "metrics.jsonl", {"wandb": lambda: good}, private / "trackers.log"),
+        TrackedLog(private / "metrics.jsonl", {"wandb": lambda: good}, private / "notes.log"),
     ):
         raise UserError("training diverged")
     assert good.failed
