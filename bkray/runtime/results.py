@@ -15,7 +15,8 @@ import numpy as np
 from bkray.config import dump_yaml
 from bkray.corpus import load_tokenizer
 from bkray.corpus.windows import read_columns, tokens_array
-from bkray.reporting import RunLog, RunReport, write_report
+from bkray.reporting import RunLog, RunReport
+from bkray.reporting.report import write_report
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.plan import Plan
 from bkray.training import Ledger

@@ -28,8 +28,9 @@ from bkray.config import Recipe, UserError, dump_yaml
 from bkray.config.sweep import Choice, Sweep, Uniform, load_sweep, trial_recipe
 from bkray.corpus import list_shards
 from bkray.corpus.windows import read_columns
-from bkray.reporting import RunLog, SweepReport, Trial, write_sweep_report
+from bkray.reporting import RunLog, SweepReport, Trial
 from bkray.reporting.progress import Line, Progress
+from bkray.reporting.report import write_sweep_report
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.beside import run_beside
 from bkray.runtime.cluster import check_budget, cluster

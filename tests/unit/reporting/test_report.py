@@ -10,7 +10,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from bkray.reporting import RunReport, SweepReport, Trial, write_report, write_sweep_report
+from bkray.reporting import RunReport, SweepReport, Trial
+from bkray.reporting.report import write_report, write_sweep_report
 
 HOSTILE = 'if a < b && "c": <script>alert(1)</script></pre>{{ 7 * 7 }}'
 SUMMARY = {
