@@ -40,6 +40,7 @@ def work(rank, world_size, folder):
         state = {"model": model.state_dict(), "loss": result.validation_loss, "flops": flops}
         torch.save(state, f"{folder}/{world_size}.pt")
     if world_size > 1:
+        dist.barrier()  # a rank that leaves early closes connections that others still read from
         dist.destroy_process_group()
 
 
