@@ -10,20 +10,12 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Share = Annotated[float, Field(gt=0.0, le=1.0)]
+from bkray.config.model import Model, ResNetBKModel
+from bkray.config.section import Section, Share
+
 Pacing = Literal["linear", "exponential", "root", "step"]
-
-
-class Section(BaseModel):
-    """A part of a recipe: frozen, and closed to unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def given(self, key: str) -> bool:
-        """Whether the recipe names `key` itself, with a value other than null."""
-        return key in self.model_fields_set and getattr(self, key) is not None
 
 
 # --- corpus --------------------------------------------------------------------------------------
@@ -195,63 +187,6 @@ class Curriculum(Section):
     start: Share = 0.3
     """Share of the data that is available at the first step."""
     adjuster: Adjuster | None = None
-
-
-# --- model ---------------------------------------------------------------------------------------
-
-
-class ResNetBKModel(Section):
-    kind: Literal["resnet_bk"]
-    d_model: Annotated[int, Field(ge=16)] = 192
-    n_layers: Annotated[int, Field(ge=1)] = 4
-    n_heads: Annotated[int, Field(ge=1)] = 16
-
-    @model_validator(mode="after")
-    def _divisible(self) -> ResNetBKModel:
-        return _check_heads(self)
-
-
-class TransformerModel(Section):
-    kind: Literal["transformer"]
-    d_model: Annotated[int, Field(ge=16)] = 192
-    n_layers: Annotated[int, Field(ge=1)] = 4
-    n_heads: Annotated[int, Field(ge=1)] = 4
-
-    @model_validator(mode="after")
-    def _divisible(self) -> TransformerModel:
-        if self.d_model % self.n_heads == 0 and (self.d_model // self.n_heads) % 2:
-            raise ValueError(
-                f"d_model {self.d_model} over n_heads {self.n_heads} gives heads of odd width "
-                f"{self.d_model // self.n_heads}, and rotary positions need an even one"
-            )
-        return _check_heads(self)
-
-
-class ImportModel(Section):
-    """Your own: `target` names a function (vocab_size, **arguments) -> nn.Module.
-
-    The module takes tokens (B, N) to logits (B, N, V).
-    """
-
-    kind: Literal["import"]
-    target: str
-    arguments: dict[str, Any] = {}
-
-    @field_validator("target")
-    @classmethod
-    def _module_and_name(cls, target: str) -> str:
-        if not re.fullmatch(r"[\w.]+:\w+", target):
-            raise ValueError(f"{target!r} must read package.module:function")
-        return target
-
-
-def _check_heads(model: Any) -> Any:
-    if model.d_model % model.n_heads:
-        raise ValueError(f"d_model {model.d_model} must be a multiple of n_heads {model.n_heads}")
-    return model
-
-
-Model = Annotated[ResNetBKModel | TransformerModel | ImportModel, Field(discriminator="kind")]
 
 
 # --- training ------------------------------------------------------------------------------------

@@ -61,24 +61,27 @@ def load_sweep(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Sweep, dict
 
 
 def trial_recipe(sweep: Sweep, values: dict[str, Any], point: dict[str, Any], name: str) -> Recipe:
-    """The recipe of one trial: the base values with `point` (dotted keys) set, one worker, named `name`.
+    """The recipe of one trial: the base values with `point` (dotted keys) set, one worker, named `name`."""
+    return changed_recipe(values, point, name, f"sweep {sweep.name}, {point}")
 
-    Trials use no trackers, so the winner names none either.
+
+def changed_recipe(values: dict[str, Any], changes: dict[str, Any], name: str, origin: str) -> Recipe:
+    """The base recipe `values` with `changes` (dotted keys), one worker, named `name`.
+
+    Trials use no trackers, so a winner names none either.
     """
     changed = apply_overrides(values, ())
-    for key, value in point.items():
-        _set(changed, key.split("."), value)
+    for key, value in changes.items():
+        _set(changed, key.split("."), value, origin)
     training = {**(changed.get("training") or {}), "workers": 1, "trackers": []}
-    return parse_recipe({**changed, "name": name, "training": training}, f"sweep {sweep.name}, {point}")
+    return parse_recipe({**changed, "name": name, "training": training}, origin)
 
 
-def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
+def _set(values: dict[str, Any], keys: list[str], value: Any, origin: str) -> None:
     *parents, last = keys
     for parent in parents:
         inner = values.get(parent)
         if not isinstance(inner, dict):
-            raise UserError(
-                f"space or baseline key {'.'.join(keys)}: the base recipe has no section {parent}"
-            )
+            raise UserError(f"{origin}: key {'.'.join(keys)}: the base recipe has no section {parent}")
         values = inner
     values[last] = value

@@ -1,13 +1,17 @@
-"""BK-Core operators, the models built on them, and the comparator."""
+"""BK-Core operators, the models built on them, and the comparators."""
 
 from bkray.model.build import build_model
+from bkray.model.comparators import GRU, GRUConfig, Transformer, TransformerConfig
 from bkray.model.generate import generate
+from bkray.model.language_model import LanguageModel
 from bkray.model.resnet_bk import ResNetBK, ResNetBKConfig
 from bkray.model.resolvent import operator_of, resolvent_diagonal, resolvent_mix
 from bkray.model.spectral import spectral_mix, spectral_scan
-from bkray.model.transformer import Transformer, TransformerConfig
 
 __all__ = [
+    "GRU",
+    "GRUConfig",
+    "LanguageModel",
     "ResNetBK",
     "ResNetBKConfig",
     "Transformer",

@@ -7,22 +7,26 @@ import importlib
 from torch import nn
 
 from bkray.config import UserError
-from bkray.config.recipe import ImportModel, ResNetBKModel, TransformerModel
+from bkray.config.model import GRUModel, ImportModel, Model, ResNetBKModel, TransformerModel
+from bkray.model.comparators import GRU, GRUConfig, Transformer, TransformerConfig
 from bkray.model.resnet_bk import ResNetBK, ResNetBKConfig
-from bkray.model.transformer import Transformer, TransformerConfig
+
+_KINDS = {
+    ResNetBKModel: (ResNetBK, ResNetBKConfig),
+    TransformerModel: (Transformer, TransformerConfig),
+    GRUModel: (GRU, GRUConfig),
+}
 
 
-def build_model(model: ResNetBKModel | TransformerModel | ImportModel, vocab_size: int) -> nn.Module:
+def build_model(model: Model, vocab_size: int) -> nn.Module:
     """The untrained model of a recipe section, initialised from torch's global random state.
 
     Raises UserError where `model.target` of kind import cannot be imported, called or is no nn.Module.
     """
     if isinstance(model, ImportModel):
         return _imported(model, vocab_size)
-    sizes = (vocab_size, model.d_model, model.n_layers, model.n_heads)
-    if isinstance(model, ResNetBKModel):
-        return ResNetBK(ResNetBKConfig(*sizes))
-    return Transformer(TransformerConfig(*sizes))
+    network, config = _KINDS[type(model)]
+    return network(config(vocab_size, **{key: value for key, value in model if key != "kind"}))
 
 
 def _imported(model: ImportModel, vocab_size: int) -> nn.Module:

@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
@@ -16,6 +17,29 @@ from bkray.model.arguments import at_least_float32, check_sequence
 from bkray.model.backends import choose_backend, run_kernel
 
 Tensor = torch.Tensor
+
+TAPS = 4
+
+
+class CausalConvolution(nn.Module):
+    """x (B, N, C) to (B, N, C) by `taps` (C, 1, 4), a channel its own; starts as the identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.taps = nn.Parameter(torch.zeros(channels, 1, TAPS))
+        nn.init.ones_(self.taps[:, 0, -1])
+
+    def forward(self, x_BNC: Tensor) -> Tensor:
+        return causal_convolution(x_BNC, self.taps)
+
+    def initial_state(self, batch: int) -> Tensor:
+        """The inputs before the first site: zeros (B, 3, C)."""
+        return self.taps.new_zeros(batch, TAPS - 1, self.taps.shape[0])
+
+    def step(self, x_BC: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
+        """One site after the last inputs `window`, and the last inputs then."""
+        window = torch.cat([window, x_BC.unsqueeze(1)], dim=1)
+        return (window * self.taps[:, 0].T).sum(1), window[:, 1:]
 
 
 def causal_convolution(x: Tensor, taps: Tensor, *, backend: str = "auto") -> Tensor:

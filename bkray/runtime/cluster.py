@@ -47,6 +47,9 @@ def cluster(cpus: int | None = None) -> Iterator[int]:
         ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env=environment)
     elif owned:
         os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", **_WORKER_ENVIRONMENT})  # workers inherit it
+        os.environ.setdefault(
+            "RAY_worker_niceness", "0"
+        )  # by default workers yield to all else on the machine
         ray.init(
             address="local",
             num_cpus=local_cpus(cpus),

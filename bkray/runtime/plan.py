@@ -17,7 +17,7 @@ from bkray.corpus import Shard
 from bkray.corpus.schema import DOCUMENTS, windows_schema
 from bkray.runtime.artifacts import Artifact, key_of
 
-_FORMAT = 2  # part of every key: a change of what the stages write makes new artifacts
+_FORMAT = 3  # part of every key: a change of what the stages write makes new artifacts
 
 _DOCUMENT = tuple(DOCUMENTS.names)
 _WINDOW = tuple(windows_schema(1).names)

@@ -10,7 +10,8 @@ import ray
 import torch
 
 from bkray.config import Recipe
-from bkray.config.recipe import ResNetBKModel, Training
+from bkray.config.model import ResNetBKModel
+from bkray.config.recipe import Training
 from bkray.corpus import load_tokenizer
 from bkray.corpus.windows import read_columns, tokens_array
 from bkray.curriculum import CurriculumSampler

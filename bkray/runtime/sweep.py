@@ -29,14 +29,16 @@ from bkray.config.sweep import Choice, Sweep, Uniform, load_sweep, trial_recipe
 from bkray.corpus import list_shards
 from bkray.corpus.windows import read_columns
 from bkray.reporting import RunLog, SweepReport, Trial
+from bkray.reporting.files import write_atomically
 from bkray.reporting.progress import Line, Progress
 from bkray.reporting.report import write_sweep_report
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.beside import run_beside
 from bkray.runtime.cluster import check_budget, cluster
-from bkray.runtime.pipeline import build_stage, check_out, locked, make_folder
+from bkray.runtime.pipeline import check_out, locked, make_folder
 from bkray.runtime.plan import Plan, make_plan
 from bkray.runtime.training import Job, run_training
+from bkray.runtime.trials import prepare_data, trial_job
 from bkray.training import Ledger
 
 METRIC = "bits_per_byte"
@@ -77,7 +79,7 @@ def run_sweep(
     with locked(folder), cluster(cpus) as there:
         check_budget(candidates[0].recipe, there, out, candidates[0].plan.corpus_bytes)
         (folder / "sweep.json").write_text(_identity(sweep, values))
-        prepared = {one.name: _prepare(one, there, progress) for one in candidates}
+        prepared = {one.name: prepare_data(one.plan, there, progress) for one in candidates}
         with progress.stage("trials") as line:
             results = _tune(sweep, candidates, folder, there, line)
             line.result = f"{len(candidates)} trials"
@@ -151,16 +153,6 @@ def _same_sweep(folder: Path, sweep: Sweep, values: dict[str, Any]) -> bool:
 # --- trials ----------------------------------------------------------------------------------------
 
 
-def _prepare(candidate: Candidate, cpus: int, progress: Progress) -> dict[str, Artifact]:
-    """The data stages of a candidate; those that an earlier one shares are there already."""
-    built: dict[str, Artifact] = {}
-    for name, stage in candidate.plan.stages.items():
-        built[name] = build_stage(candidate.plan, stage, built, cpus, progress)
-        if name == "training_set":
-            break
-    return built
-
-
 def _tune(
     sweep: Sweep, candidates: list[Candidate], folder: Path, cpus: int, line: Line
 ) -> dict[str, Result]:
@@ -209,21 +201,8 @@ def _progress(candidates: list[Candidate]) -> str:
 def _trainable(config: dict[str, Any], candidates: list[Candidate]) -> None:
     """One trial, in its own process; a finished one only reports again."""
     candidate = candidates[config["number"]]
-    stages = candidate.plan.stages
-    run = stages["model"].path.parent
-    run.mkdir(parents=True, exist_ok=True)
-    found = {name: stages[name].find() for name in ("training_set", "windows", "tokenizer")}
-    inputs = {name: artifact for name, artifact in found.items() if artifact}
-    job = Job(
-        recipe=candidate.recipe,
-        key=stages["model"].key,
-        training_parts=inputs["training_set"].parts,
-        window_parts=inputs["windows"].parts,
-        tokenizer=inputs["tokenizer"].path / "tokenizer.json",
-        run=run,
-        export=run / "model",
-    )
-    result = run / "result.json"
+    job = trial_job(candidate.plan, candidate.recipe)
+    result = job.run / "result.json"
     if not result.exists():
         started = time.perf_counter()
         reporter = _TuneReporter(job, quiet=candidate.name == BASELINE)
@@ -231,9 +210,7 @@ def _trainable(config: dict[str, Any], candidates: list[Candidate]) -> None:
         details = json.loads((job.export / "config.json").read_text())["training"]
         flops = Ledger(details["ledger"]).total_flops
         last = {METRIC: reporter.last, "step": details["steps"], "flops": flops}
-        partial = run / ".result.json"
-        partial.write_text(json.dumps({**last, "seconds": time.perf_counter() - started}))
-        os.replace(partial, result)
+        write_atomically(result, json.dumps({**last, "seconds": time.perf_counter() - started}))
     tune.report({**json.loads(result.read_text()), "finished": True})
 
 

@@ -13,14 +13,16 @@ from torch import nn
 
 from bkray.config import UserError
 from bkray.config.loading import parse_section
-from bkray.config.recipe import ImportModel, Recipe, ResNetBKModel, TransformerModel
+from bkray.config.model import Model
+from bkray.config.recipe import Recipe
+from bkray.config.section import Section
 from bkray.model import build_model
 
-_KINDS: dict[str, type[ResNetBKModel | TransformerModel | ImportModel]] = {
-    "resnet_bk": ResNetBKModel,
-    "transformer": TransformerModel,
-    "import": ImportModel,
-}
+
+class _Exported(Section):
+    """The part of config.json that says which network the weights belong to."""
+
+    model: Model
 
 
 def export_model(
@@ -56,12 +58,8 @@ def load_model(directory: Path) -> nn.Module:
         ) from None
     except Exception as error:
         raise UserError(f"{directory}: the exported model cannot be read: {error}") from error
-    kind = _KINDS.get(config["model"]["kind"])
-    if kind is None:
-        raise UserError(f"{directory}/config.json: model kind {config['model']['kind']!r} is unknown")
-    model = build_model(
-        parse_section(kind, config["model"], f"{directory}/config.json"), config["vocab_size"]
-    )
+    exported = parse_section(_Exported, {"model": config["model"]}, f"{directory}/config.json")
+    model = build_model(exported.model, config["vocab_size"])
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     tied = set(model.state_dict()) - set(_unique_tensors(model))
     if unexpected or set(missing) - tied:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from bkray.config import Recipe, UserError
 from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
+from bkray.model import LanguageModel
 from bkray.training.checkpoint import Checkpointer
 from bkray.training.flops import forward_flops, optimizer_flops
 from bkray.training.ledger import Ledger
@@ -137,8 +138,8 @@ class _Run:
         ids = self.sampler.ids(self.step)
         mine = self.sampler.ids(self.step, self.world.rank, self.world.size)
         self.model.train()
-        loss = self._loss(self.data.train[mine])
-        loss.backward()
+        loss, auxiliary = self._losses(self.data.train[mine])
+        sum(auxiliary.values(), loss).backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.training.clip)
         self._check_finite(float(loss.detach()), float(norm))
         self.optimizer.step()
@@ -158,10 +159,14 @@ class _Run:
         )
         self.ledger.charge("optimizer", flops=self.optimizer_flops)
 
-    def _loss(self, tokens_BN1: np.ndarray) -> Tensor:
+    def _losses(self, tokens_BN1: np.ndarray) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy, nats a token, and what the model's options add to it."""
         tokens = torch.as_tensor(tokens_BN1, dtype=torch.int64, device=self.device)
         logits_BNV = self.parallel_model(tokens[:, :-1])
-        return F.cross_entropy(logits_BNV.flatten(0, 1).float(), tokens[:, 1:].flatten())
+        loss = F.cross_entropy(logits_BNV.flatten(0, 1).float(), tokens[:, 1:].flatten())
+        terms = self.model.auxiliary_losses() if isinstance(self.model, LanguageModel) else {}
+        self.logged.update({name: float(term.detach()) for name, term in terms.items()})
+        return loss, terms
 
     def _check_finite(self, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):

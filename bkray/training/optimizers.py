@@ -64,7 +64,7 @@ def _adamw(groups: list[tuple[list[nn.Parameter], float]], lr: float) -> torch.o
 
 
 def _split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """(weights of linear layers, other matrices and tables, vectors and scalars).
+    """(weights of linear and recurrent layers, other matrices and tables, vectors and scalars).
 
     The output head, the one linear layer as wide as the vocabulary, counts as a table.
     """
@@ -73,6 +73,9 @@ def _split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
     linear = {
         id(m.weight) for m in model.modules() if isinstance(m, nn.Linear) and m.out_features not in rows
     } - tables
+    linear |= {
+        id(p) for m in model.modules() if isinstance(m, nn.RNNBase) for p in m.parameters() if p.ndim == 2
+    }
     matrices, others, vectors = [], [], []
     for parameter in model.parameters():
         if not parameter.requires_grad:

@@ -24,7 +24,7 @@ from bkray.model import (
     resolvent_diagonal,
     spectral_scan,
 )
-from bkray.model.resnet_bk import SpectralMixer
+from bkray.model.mixers import GatedMixer, SpectralMixer
 
 WIDTH, HEADS = 256, 16
 LENGTHS = (512, 2048, 8192, 65536)
@@ -68,7 +68,7 @@ def layer_step(layer: nn.Module, length: int, batch: int = 1) -> Arm:
 def layers() -> dict[str, nn.Module]:
     return {
         "spectral": SpectralMixer(WIDTH, HEADS),
-        "real gated": SpectralMixer(WIDTH, HEADS, phases=False),
+        "real gated": GatedMixer(WIDTH),
         "attention": Attention(),
         "GRU": Recurrent(),
     }

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from bkray.config.recipe import ResNetBKModel
+from bkray.config.model import ResNetBKModel
 from bkray.difficulty import score_windows
 from bkray.model import build_model
 from bkray.selection import entropy

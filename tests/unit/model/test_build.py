@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bkray.config import UserError
-from bkray.config.recipe import ImportModel, ResNetBKModel, TransformerModel
+from bkray.config.model import ImportModel, ResNetBKModel, TransformerModel
 from bkray.model import build_model
 
 USER_MODULE = """

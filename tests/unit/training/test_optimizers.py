@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from bkray.config.recipe import ResNetBKModel, Training
+from bkray.config.model import ResNetBKModel
+from bkray.config.recipe import Training
 from bkray.model import build_model
 from bkray.training import build_optimizer, build_schedule
 from bkray.training.optimizers import rate_factor

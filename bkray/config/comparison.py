@@ -1,0 +1,59 @@
+"""A comparison: arms of one base recipe, each with its own learning rate, run at common budgets and seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from bkray.config.loading import apply_overrides, parse_recipe, parse_section, read_yaml
+from bkray.config.recipe import Recipe
+from bkray.config.section import Count, Section
+from bkray.config.sweep import changed_recipe
+
+
+class Comparison(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    recipe: str
+    """Path of the base recipe, relative to the comparison's own file."""
+    overrides: tuple[str, ...] = ()
+    """key=value changes of the base recipe that all arms share."""
+    arms: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], dict[str, Any]]
+    """Name of every arm and what is its own: dotted recipe keys and values."""
+    reference: str
+    """The arm that the others are held against."""
+    learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(min_length=1)
+    """Every arm tries each for `tuning_steps`, and goes on with the best on the validation split."""
+    tuning_steps: Count = 400
+    steps: tuple[Count, ...] = Field(min_length=1)
+    """Budgets of the reference, each with its own completed schedule."""
+    equal_seconds: bool = True
+    """Whether the arms also run for as many steps as take the reference's time."""
+    timing_rounds: Annotated[int, Field(ge=3)] = 20
+    """Interleaved steps of every arm, whose median times say what equal time is."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2)
+    """Of initialisation and data order; the data and its split stay those of the base recipe's seed."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Comparison:
+        if self.reference not in self.arms:
+            raise ValueError(f"reference {self.reference!r} is not among the arms: {', '.join(self.arms)}")
+        if len(self.arms) < 2:
+            raise ValueError("arms: at least two are needed to compare")
+        for name in ("learning_rates", "steps", "seeds"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"{name} {list(getattr(self, name))} names a value twice")
+        return self
+
+
+def load_comparison(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Comparison, dict[str, Recipe]]:
+    """The comparison at `path` and the recipe of every arm; `overrides` change the comparison's own keys."""
+    comparison = parse_section(Comparison, apply_overrides(read_yaml(path), overrides), str(path))
+    values = apply_overrides(read_yaml(path.parent / comparison.recipe), comparison.overrides)
+    parse_recipe(values, f"{path}: the base recipe")
+    recipes = {
+        name: changed_recipe(values, changes, name, f"{path}, arm {name}")
+        for name, changes in comparison.arms.items()
+    }
+    return comparison, recipes

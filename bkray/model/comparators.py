@@ -1,0 +1,54 @@
+"""The models that ResNet-BK is compared with: all the same but for their mixers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bkray.config import UserError
+from bkray.model.language_model import LanguageModel, check_sizes
+from bkray.model.mixers import Attention, GRUMixer
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes: V token ids, width d, layers, and heads of an even width d / n_heads."""
+
+    vocab_size: int
+    d_model: int = 192
+    n_layers: int = 4
+    n_heads: int = 4
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "vocab_size", "d_model", "n_layers", "n_heads")
+        if self.d_model % (2 * self.n_heads):
+            raise UserError(f"d_model {self.d_model} must be a multiple of 2 x n_heads {self.n_heads}")
+
+
+class Transformer(LanguageModel):
+    """Softmax attention as the mixer; its state grows with every token."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        mixers = [Attention(config.d_model, config.n_heads) for _ in range(config.n_layers)]
+        super().__init__(config.vocab_size, config.d_model, mixers)
+        self.config = config
+
+
+@dataclass(frozen=True)
+class GRUConfig:
+    """Sizes: V token ids, width d, layers."""
+
+    vocab_size: int
+    d_model: int = 176
+    n_layers: int = 4
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "vocab_size", "d_model", "n_layers")
+
+
+class GRU(LanguageModel):
+    """A gated recurrent unit of width d as the mixer."""
+
+    def __init__(self, config: GRUConfig) -> None:
+        mixers = [GRUMixer(config.d_model) for _ in range(config.n_layers)]
+        super().__init__(config.vocab_size, config.d_model, mixers)
+        self.config = config

@@ -1,0 +1,41 @@
+"""What sweeps and comparisons share: many runs, each of one worker, on artifacts that they have in common."""
+
+from __future__ import annotations
+
+from bkray.config import Recipe
+from bkray.reporting.progress import Progress
+from bkray.runtime.artifacts import Artifact
+from bkray.runtime.pipeline import build_stage
+from bkray.runtime.plan import Plan
+from bkray.runtime.training import Job
+
+
+def prepare_data(plan: Plan, cpus: int, progress: Progress) -> dict[str, Artifact]:
+    """The stages before the model; those that an earlier run shares are there already."""
+    built: dict[str, Artifact] = {}
+    for name, stage in plan.stages.items():
+        built[name] = build_stage(plan, stage, built, cpus, progress)
+        if name == "training_set":
+            break
+    return built
+
+
+def trial_job(plan: Plan, recipe: Recipe) -> Job:
+    """What the one worker of a run does, on the data of `plan`; its folder is made."""
+    stages = plan.stages
+    run = stages["model"].path.parent
+    run.mkdir(parents=True, exist_ok=True)
+    inputs: dict[str, Artifact] = {}
+    for name in ("training_set", "windows", "tokenizer"):
+        artifact = stages[name].find()
+        assert artifact, f"{stages[name].path} has vanished"
+        inputs[name] = artifact
+    return Job(
+        recipe=recipe,
+        key=f"{stages['model'].key}-{recipe.seed}",
+        training_parts=inputs["training_set"].parts,
+        window_parts=inputs["windows"].parts,
+        tokenizer=inputs["tokenizer"].path / "tokenizer.json",
+        run=run,
+        export=run / "model",
+    )
