@@ -104,6 +104,23 @@ def sweep(
 
 @app.command()
 @exit_codes()
+def compare(
+    spec: Annotated[
+        Path,
+        typer.Argument(help="YAML file of the comparison, for example pipelines/comparisons/models.yaml"),
+    ],
+    overrides: Overrides = None,
+    out: Out = None,
+    cpus: Cpus = None,
+) -> None:
+    """Compare models, or any arms of one recipe, at equal steps and equal time, with intervals."""
+    from bkray.runtime.comparison import run_comparison
+
+    run_comparison(spec, tuple(overrides or ()), _out(out), cpus)
+
+
+@app.command()
+@exit_codes()
 def doctor() -> None:
     """Check this machine: versions, cores, memory, disk, and whether Ray starts and works."""
     from bkray.runtime.doctor import examine

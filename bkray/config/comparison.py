@@ -7,18 +7,13 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from bkray.config.loading import apply_overrides, parse_recipe, parse_section, read_yaml
+from bkray.config.errors import UserError
 from bkray.config.recipe import Recipe
-from bkray.config.section import Count, Section
-from bkray.config.sweep import changed_recipe
+from bkray.config.section import Count
+from bkray.config.sweep import OnRecipe, changed_recipe, load_on_recipe
 
 
-class Comparison(Section):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    recipe: str
-    """Path of the base recipe, relative to the comparison's own file."""
-    overrides: tuple[str, ...] = ()
-    """key=value changes of the base recipe that all arms share."""
+class Comparison(OnRecipe):
     arms: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], dict[str, Any]]
     """Name of every arm and what is its own: dotted recipe keys and values."""
     reference: str
@@ -48,12 +43,15 @@ class Comparison(Section):
 
 
 def load_comparison(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Comparison, dict[str, Recipe]]:
-    """The comparison at `path` and the recipe of every arm; `overrides` change the comparison's own keys."""
-    comparison = parse_section(Comparison, apply_overrides(read_yaml(path), overrides), str(path))
-    values = apply_overrides(read_yaml(path.parent / comparison.recipe), comparison.overrides)
-    parse_recipe(values, f"{path}: the base recipe")
+    """The comparison at `path` and the recipe of every arm; `overrides` change keys of either."""
+    comparison, values = load_on_recipe(Comparison, path, overrides)
     recipes = {
         name: changed_recipe(values, changes, name, f"{path}, arm {name}")
         for name, changes in comparison.arms.items()
     }
+    if len({(recipe.window, recipe.batch_windows, recipe.tokenizer) for recipe in recipes.values()}) > 1:
+        raise UserError(
+            f"{path}: arms of other windows, batches or tokenizers cannot be compared at equal steps: "
+            "set window, training.batch_tokens and tokenizer in overrides, for all"
+        )
     return comparison, recipes

@@ -59,7 +59,7 @@ class TransformerModel(Section):
 
 class GRUModel(Section):
     kind: Literal["gru"]
-    d_model: Annotated[int, Field(ge=16)] = 176
+    d_model: Annotated[int, Field(ge=16)] = 192
     n_layers: Count = 4
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator
 
@@ -26,12 +27,17 @@ class Uniform(Section):
 Domain = Annotated[Choice | Uniform, Field(discriminator="kind")]
 
 
-class Sweep(Section):
+class OnRecipe(Section):
+    """What is done with variants of one base recipe."""
+
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     recipe: str
-    """Path of the base recipe, relative to the sweep's own file."""
+    """Path of the base recipe, relative to this file."""
     overrides: tuple[str, ...] = ()
-    """key=value changes of the base recipe that all trials share."""
+    """key=value changes of the base recipe that all variants share."""
+
+
+class Sweep(OnRecipe):
     space: dict[str, Domain]
     """Dotted recipe keys and what each may be."""
     trials: Annotated[int, Field(ge=1)] = 6
@@ -53,11 +59,25 @@ class Sweep(Section):
 
 
 def load_sweep(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Sweep, dict[str, Any]]:
-    """The sweep at `path` and the values of its base recipe; `overrides` change the sweep's own keys."""
-    sweep = parse_section(Sweep, apply_overrides(read_yaml(path), overrides), str(path))
-    values = apply_overrides(read_yaml(path.parent / sweep.recipe), sweep.overrides)
+    """The sweep at `path` and the values of its base recipe; `overrides` change keys of either."""
+    return load_on_recipe(Sweep, path, overrides)
+
+
+S = TypeVar("S", bound="OnRecipe")
+
+
+def load_on_recipe(kind: type[S], path: Path, overrides: tuple[str, ...]) -> tuple[S, dict[str, Any]]:
+    """The section at `path` that works on a base recipe, and that recipe's values.
+
+    An override whose first key the section does not have belongs to the base recipe.
+    """
+    own = [given for given in overrides if re.split(r"[.=]", given, maxsplit=1)[0] in kind.model_fields]
+    shared = [given for given in overrides if given not in own]
+    section = parse_section(kind, apply_overrides(read_yaml(path), own), str(path))
+    section = section.model_copy(update={"overrides": (*section.overrides, *shared)})
+    values = apply_overrides(read_yaml(path.parent / section.recipe), section.overrides)
     parse_recipe(values, f"{path}: the base recipe")
-    return sweep, values
+    return section, values
 
 
 def trial_recipe(sweep: Sweep, values: dict[str, Any], point: dict[str, Any], name: str) -> Recipe:

@@ -2,6 +2,14 @@
 
 from bkray.evaluation.bits_per_byte import HeldOut, window_nats
 from bkray.evaluation.ngram import NGramBaseline
-from bkray.evaluation.paired import PairedInterval, paired_bootstrap
+from bkray.evaluation.paired import PairedDifference, PairedInterval, paired_bootstrap, paired_difference
 
-__all__ = ["HeldOut", "NGramBaseline", "PairedInterval", "paired_bootstrap", "window_nats"]
+__all__ = [
+    "HeldOut",
+    "NGramBaseline",
+    "PairedDifference",
+    "PairedInterval",
+    "paired_bootstrap",
+    "paired_difference",
+    "window_nats",
+]

@@ -38,7 +38,7 @@ class GRUConfig:
     """Sizes: V token ids, width d, layers."""
 
     vocab_size: int
-    d_model: int = 176
+    d_model: int = 192
     n_layers: int = 4
 
     def __post_init__(self) -> None:

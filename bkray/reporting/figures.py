@@ -2,7 +2,7 @@
 
     metrics ─► loss_curves, share_of_data        difficulty ─► difficulty_histogram
     ledger  ─► ledger_bars                       held-out bits per byte ─► comparison_bars
-    trials  ─► sweep_scatter
+    trials  ─► sweep_scatter                     comparison  ─► comparison_points, comparison_curves
 
 A figure without data is the empty string. Values that are not finite are counted in the figure, never drawn.
 """
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from bkray.reporting.formats import SUPERSCRIPT, duration, flops, share
-from bkray.reporting.records import Trial
+from bkray.reporting.records import ComparisonReport, ComparisonRow, Trial
 from bkray.reporting.style import BLUE, GREEN, GREY, INK, ORANGE, render
 
 POINTS = 400  # a curve with more is drawn as means of neighbours
@@ -124,6 +124,57 @@ def sweep_scatter(trials: Sequence[Trial]) -> str:
         xlabel=f"10{str(power).translate(SUPERSCRIPT)} FLOPs",
         total=len(trials),
     ) + _scatter(scored, title="Bits per byte by trial", xlabel="trial, in order of start", total=len(trials))
+
+
+def comparison_points(report: ComparisonReport) -> str:
+    """Every arm's bits per byte less the reference's with its interval: an <svg> a kind and budget."""
+    groups: dict[tuple[str, int], list[ComparisonRow]] = {}
+    for row in report.rows:
+        if row.difference:
+            groups.setdefault((row.kind, row.reference_steps), []).append(row)
+    return "".join(_differences(kind, steps, rows, report) for (kind, steps), rows in groups.items())
+
+
+def comparison_curves(report: ComparisonReport) -> str:
+    """Validation loss against steps and seconds: two <svg> elements, one line an arm."""
+    return "".join(_arms_curve(report, key) for key in ("step", "seconds"))
+
+
+def _differences(kind: str, steps: int, rows: list[ComparisonRow], report: ComparisonReport) -> str:
+    rows = sorted(rows, key=lambda row: row.difference or (0.0,), reverse=True)
+    title = f"{steps:,} steps" if kind == "steps" else f"the time of {steps:,} steps"
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.axvline(0.0, color=INK, linewidth=1.0)
+        for place, row in enumerate(rows):
+            mean, low, high = row.difference or (0.0, 0.0, 0.0)
+            color = GREY if low <= 0 <= high else ORANGE if low > 0 else GREEN
+            axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", color=color, capsize=3)
+        axes.set_yticks(range(len(rows)), [row.arm for row in rows])
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.grid(True, axis="x")
+        axes.set(title=f"At {title}", xlabel=f"bits per byte less {report.reference} (right is worse)")
+
+    return render(draw, label=f"Differences at {title}", height=1.1 + 0.3 * len(rows))
+
+
+def _arms_curve(report: ComparisonReport, key: str) -> str:
+    drawn = {arm: _series(rows, key, "validation_loss")[:2] for arm, rows in report.curves.items()}
+    drawn = {arm: points for arm, points in drawn.items() if len(points[0])}
+    if not drawn:
+        return ""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for arm, (x, y) in drawn.items():
+            axes.plot(x, y, label=arm, linewidth=2.2 if arm == report.reference else 1.3)
+        axes.set(title=f"Validation loss against {AXES[key]}", xlabel=AXES[key], ylabel="nats per token")
+        floor, middle = min(y.min() for _, y in drawn.values()), max(np.median(y) for _, y in drawn.values())
+        axes.set_ylim(floor - 0.1 * (middle - floor), middle + 1.5 * (middle - floor))
+        axes.legend(loc="upper right", handlelength=1.4)
+
+    return render(draw, label=f"Validation loss of every arm against {AXES[key]}", height=3.4)
 
 
 def _loss_curve(metrics: Rows, key: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -60,3 +60,60 @@ class SweepReport:
     trials: Sequence[Trial]
     winner: str | None = None  # name of a trial
     recipe: str = ""  # the winner's resolved recipe, YAML
+
+
+@dataclass(frozen=True)
+class ComparisonArm:
+    """One arm of a comparison."""
+
+    name: str
+    parameters: int
+    lr: float
+    tried: Mapping[float, float]
+    """Validation bits per byte by learning rate; infinity where it diverged."""
+    step_seconds: float
+    relative_time: float
+    """A step's time over that of the reference's, in the same round."""
+
+    @property
+    def at_the_edge(self) -> bool:
+        """Whether the best rate is the lowest or the highest tried, so that another may be better."""
+        return len(self.tried) > 1 and self.lr in (min(self.tried), max(self.tried))
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One arm at one budget, all seeds."""
+
+    kind: str  # "steps" or "seconds": what is equal
+    reference_steps: int
+    arm: str
+    steps: int
+    bits_per_byte: float | None = None  # mean over the seeds
+    by_seed: Sequence[float] = ()
+    difference: tuple[float, float, float] | None = None  # less the reference's: mean, low, high
+    seconds: float | None = None
+    flops: float | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class ComparisonReport:
+    name: str
+    reference: str
+    arms: Sequence[ComparisonArm]
+    rows: Sequence[ComparisonRow]
+    curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """Lines of metrics.jsonl of the first seed's longest run, by arm."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """What results.json holds: all but the curves."""
+        arms = [
+            {**asdict(arm), "tried": {f"{lr:g}": bits for lr, bits in arm.tried.items()}} for arm in self.arms
+        ]
+        return {
+            "name": self.name,
+            "reference": self.reference,
+            "arms": arms,
+            "rows": [asdict(row) for row in self.rows],
+        }

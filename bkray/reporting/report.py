@@ -1,8 +1,9 @@
-"""One self-contained HTML file for a run, and one for a sweep.
+"""One self-contained HTML file for a run, one for a sweep, one for a comparison.
 
     RunReport   ─► figures, tables ─► report.html.j2 ─┐
                                                       ├─► page.html.j2 (look) ─► one file, replaced whole
-    SweepReport ─► figure, table   ─► sweep.html.j2  ─┘
+    SweepReport ─► figure, table   ─► sweep.html.j2  ─┤
+    ComparisonReport ─► the same ─► comparison.html.j2
 
 The file needs nothing but itself: no script, font, image or style from elsewhere; its content security policy
 forbids them. All text from the outside is escaped.
@@ -19,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bkray.reporting import figures, formats
 from bkray.reporting.files import write_atomically
-from bkray.reporting.records import RunReport, SweepReport, Trial
+from bkray.reporting.records import ComparisonReport, ComparisonRow, RunReport, SweepReport, Trial
 
 WINDOWS_SHOWN = 10  # of the easiest and of the hardest; with TEXT_SHOWN this bounds the size of the file
 TEXT_SHOWN = 4000  # characters of one text
@@ -53,6 +54,26 @@ def write_sweep_report(path: str | Path, report: SweepReport) -> None:
             if drawn
             else [],
         ),
+    )
+
+
+def write_comparison_report(path: str | Path, report: ComparisonReport) -> None:
+    """Write the page of one comparison to `path`, whole or not at all."""
+    page = _environment().get_template("comparison.html.j2")
+    drawn = [
+        (
+            figures.comparison_points(report),
+            "Held-out bits per byte of every arm less those of the reference, mean and 95 % interval over "
+            "seeds and windows. Green is better than the reference, orange worse, grey not told apart.",
+        ),
+        (figures.comparison_curves(report), "The first seed's longest runs, on the validation split."),
+    ]
+    groups: dict[tuple[str, int], list[ComparisonRow]] = {}
+    for row in report.rows:
+        groups.setdefault((row.kind, row.reference_steps), []).append(row)
+    write_atomically(
+        Path(path),
+        page.render(report=report, groups=groups, figures=[(svg, caption) for svg, caption in drawn if svg]),
     )
 
 

@@ -38,7 +38,7 @@ from bkray.runtime.cluster import check_budget, cluster
 from bkray.runtime.pipeline import check_out, locked, make_folder
 from bkray.runtime.plan import Plan, make_plan
 from bkray.runtime.training import Job, run_training
-from bkray.runtime.trials import prepare_data, trial_job
+from bkray.runtime.trials import prepare_data, running, trial_job
 from bkray.training import Ledger
 
 METRIC = "bits_per_byte"
@@ -188,14 +188,9 @@ def _tune(
 
 def _progress(candidates: list[Candidate]) -> str:
     """How many trials have gone all the way, and the steps that the others have logged."""
-    done, running = 0, []
-    for candidate in candidates:
-        run = candidate.plan.stages["model"].path.parent
-        if (run / "result.json").exists():
-            done += 1
-        elif (run / "metrics.jsonl").exists() and (lines := RunLog.read(run / "metrics.jsonl")):
-            running.append(f"{candidate.name} step {lines[-1]['step']:,}")
-    return f"{done} of {len(candidates)} finished; {', '.join(running)}".rstrip("; ")
+    folders = {one.name: one.plan.stages["model"].path.parent for one in candidates}
+    done = sum((folder / "result.json").exists() for folder in folders.values())
+    return f"{done} of {len(candidates)} finished; {running(folders)}".rstrip("; ")
 
 
 def _trainable(config: dict[str, Any], candidates: list[Candidate]) -> None:

@@ -155,12 +155,14 @@ def open_log(job: Job) -> TrackedLog:
     return tracked_log(job.metrics, recipe.training.trackers, recipe.name, job.key, values, job.notes)
 
 
-def build_sampler(recipe: Recipe, difficulty: np.ndarray) -> CurriculumSampler:
+def build_sampler(recipe: Recipe, difficulty: np.ndarray, steps: int | None = None) -> CurriculumSampler:
     """The sampler of the recipe's curriculum, or plain shuffling where there is none."""
     pacing: dict[str, Any] = {"start": 1.0}
     if recipe.curriculum:
         pacing = {"pacing": recipe.curriculum.pacing, "start": recipe.curriculum.start}
-    return CurriculumSampler(difficulty, recipe.batch_windows, recipe.steps, seed=recipe.seed, **pacing)
+    return CurriculumSampler(
+        difficulty, recipe.batch_windows, steps or recipe.steps, seed=recipe.seed, **pacing
+    )
 
 
 def build_adjuster(recipe: Recipe) -> DifficultyAdjuster | None:

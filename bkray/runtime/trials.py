@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from bkray.config import Recipe
+from bkray.reporting import RunLog
 from bkray.reporting.progress import Progress
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.pipeline import build_stage
@@ -39,3 +43,13 @@ def trial_job(plan: Plan, recipe: Recipe) -> Job:
         run=run,
         export=run / "model",
     )
+
+
+def running(folders: Mapping[str, Path]) -> str:
+    """By name, the steps that runs which have no result yet have logged."""
+    shown = []
+    for name, folder in folders.items():
+        log = folder / "metrics.jsonl"
+        if log.exists() and not (folder / "result.json").exists() and (lines := RunLog.read(log)):
+            shown.append(f"{name} step {lines[-1]['step']:,}")
+    return ", ".join(shown)

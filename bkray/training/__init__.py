@@ -5,6 +5,7 @@ from bkray.training.export import export_model, load_model
 from bkray.training.ledger import Ledger
 from bkray.training.loop import Reporter, TrainResult, WindowData, train
 from bkray.training.optimizers import build_optimizer, build_schedule
+from bkray.training.timing import interleaved_step_seconds
 
 __all__ = [
     "Checkpointer",
@@ -15,6 +16,7 @@ __all__ = [
     "build_optimizer",
     "build_schedule",
     "export_model",
+    "interleaved_step_seconds",
     "load_model",
     "train",
 ]

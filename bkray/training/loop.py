@@ -74,7 +74,7 @@ def train(
     Every rank of an initialised process group calls this with the same arguments; only rank 0's reporter is
     used. Raises UserError where loss or gradient stop being finite.
     """
-    run = _Run(model, data, sampler, recipe, reporter, ledger or Ledger(), adjuster)
+    run = TrainingRun(model, data, sampler, recipe, reporter, ledger or Ledger(), adjuster)
     settings = recipe.training
     if checkpointer and (state := checkpointer.load()):
         run.load_state_dict(state)
@@ -94,7 +94,7 @@ def train(
     return run.result()
 
 
-class _Run:
+class TrainingRun:
     """The state of one training run between two steps."""
 
     def __init__(

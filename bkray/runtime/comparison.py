@@ -1,0 +1,357 @@
+"""A comparison: every arm at the same budgets and seeds, each with the learning rate that served it best.
+
+    data ─► tuning: arm x rate ─► best rate on validation ─► timing: interleaved steps of all arms ─┐
+                                                                                                    ▼
+    report.html ◄─ paired intervals on test ◄─ arm x budget x seed, at equal steps and at equal seconds
+
+Runs are Ray tasks of one CPU each. One that has finished is not done again, one that was stopped goes on from
+its checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from rich.table import Table
+
+from bkray.config import Recipe, UserError
+from bkray.config.comparison import Comparison, load_comparison
+from bkray.corpus import Shard, list_shards, load_tokenizer
+from bkray.corpus.windows import read_columns, tokens_array
+from bkray.evaluation import paired_difference, window_nats
+from bkray.model import build_model
+from bkray.reporting import ComparisonArm, ComparisonReport, ComparisonRow, RunLog
+from bkray.reporting.files import write_atomically
+from bkray.reporting.progress import Line, Progress
+from bkray.reporting.report import write_comparison_report
+from bkray.runtime.cluster import check_budget, cluster
+from bkray.runtime.pipeline import check_out, locked, make_folder
+from bkray.runtime.plan import Plan, make_plan
+from bkray.runtime.training import build_sampler, run_training
+from bkray.runtime.trials import prepare_data, running, trial_job
+from bkray.training import Ledger, WindowData, interleaved_step_seconds, load_model
+
+_EVAL_BATCH = 16
+_SAME_TIME = 0.02  # arms whose steps take the reference's time to within this share need no run of their own
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: an arm at a rate, so many steps, a seed; judged on `split`."""
+
+    arm: str
+    lr: float
+    steps: int
+    seed: int
+    split: str
+    recipe: Recipe
+    plan: Plan
+
+    @property
+    def folder(self) -> Path:
+        return self.plan.stages["model"].path.parent
+
+    @property
+    def result(self) -> Path:
+        return self.folder / "result.json"
+
+
+class Runs:
+    """Makes the runs of a comparison: same shards, same artifacts, a folder for each."""
+
+    def __init__(self, recipes: dict[str, Recipe], folder: Path) -> None:
+        self.recipes, self.folder = recipes, folder
+        self._shards: dict[str, list[Shard]] = {}
+
+    def run(self, arm: str, lr: float, steps: int, seed: int, split: str) -> Run:
+        base = self.recipes[arm]
+        tokens = steps * base.batch_windows * base.window
+        training = base.training.model_copy(update={"lr": lr, "tokens": tokens})
+        recipe = base.model_copy(update={"training": training})
+        name = f"{arm}/{split}-lr{lr:g}-steps{steps}-seed{seed}"
+        plan = make_plan(recipe, self.shards(base), self.folder / "runs" / name, self.folder / "artifacts")
+        return Run(arm, lr, steps, seed, split, recipe.model_copy(update={"seed": seed}), plan)
+
+    def shards(self, recipe: Recipe) -> list[Shard]:
+        key = recipe.corpus.model_dump_json()
+        if key not in self._shards:
+            self._shards[key] = list_shards(recipe.corpus)
+        return self._shards[key]
+
+
+def run_comparison(
+    path: Path,
+    overrides: tuple[str, ...] = (),
+    out: Path = Path("runs"),
+    cpus: int | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Run the comparison at `path`; leaves results.json and report.html in `out`/<its name>.
+
+    Raises UserError for what cannot work, before anything is written.
+    """
+    progress = progress or Progress()
+    comparison, recipes = load_comparison(Path(path), tuple(overrides))
+    folder = out / comparison.name
+    check_out(out)
+    _check_folder(folder, comparison, recipes)
+    runs = Runs(recipes, folder)
+    tuning = [
+        runs.run(arm, lr, comparison.tuning_steps, comparison.seeds[0], "validation")
+        for arm in recipes
+        for lr in comparison.learning_rates
+    ]
+    make_folder(folder)
+    with locked(folder), cluster(cpus) as there:
+        check_budget(tuning[0].recipe, there, out, tuning[0].plan.corpus_bytes)
+        write_atomically(folder / "comparison.json", _identity(comparison, recipes))
+        for run in tuning:
+            prepare_data(run.plan, there, progress)
+        _execute("tuning", tuning, progress)
+        rates = {arm: _best_rate([run for run in tuning if run.arm == arm]) for arm in recipes}
+        seconds = _step_seconds(comparison, runs, rates, folder, progress)
+        planned = _planned(comparison, runs, rates, seconds)
+        _execute("runs", list({run.folder: run for _, _, run in planned}.values()), progress)
+    report = _report(comparison, planned, tuning, rates, seconds)
+    write_atomically(folder / "results.json", json.dumps(report.as_dict(), indent=2))
+    write_comparison_report(folder / "report.html", report)
+    for kind in dict.fromkeys(row.kind for row in report.rows):
+        progress.console.print(_table(report, kind))
+    progress.say(f"report  {folder / 'report.html'}\nfigures {folder / 'results.json'}")
+    return folder
+
+
+def _identity(comparison: Comparison, recipes: dict[str, Recipe]) -> str:
+    """What the finished runs depend on; more budgets and seeds may join them."""
+    shared = comparison.model_dump(mode="json", include={"reference", "tuning_steps", "learning_rates"})
+    return json.dumps([shared, {arm: recipe.model_dump(mode="json") for arm, recipe in recipes.items()}])
+
+
+def _check_folder(folder: Path, comparison: Comparison, recipes: dict[str, Recipe]) -> None:
+    path = folder / "comparison.json"
+    if path.exists() and path.read_text() != _identity(comparison, recipes):
+        raise UserError(
+            f"{folder} holds another comparison of this name: choose another --out, or name=… for this one"
+        )
+
+
+# --- running ---------------------------------------------------------------------------------------
+
+
+def _execute(name: str, runs: Sequence[Run], progress: Progress) -> None:
+    """Do what is not done yet, in order, as many at a time as there are CPUs."""
+    gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+    with progress.stage(name) as line:
+        left = [run for run in runs if not run.result.exists()]
+        pending = [_train.options(num_gpus=gpus).remote(run) for run in left]
+        while pending:
+            done, pending = ray.wait(pending, timeout=1.0)
+            ray.get(done)
+            _show(runs, left, line)
+        line.result = f"{len(runs)} runs, {len(runs) - len(left)} of them there before"
+
+
+def _show(runs: Sequence[Run], left: Sequence[Run], line: Line) -> None:
+    done = sum(run.result.exists() for run in runs)
+    folders = {run.folder.parent.name + "/" + run.folder.name: run.folder for run in left}
+    line.update(f"{done} of {len(runs)} finished; {running(folders)}".rstrip("; "))
+
+
+@ray.remote(num_cpus=1, max_retries=2)
+def _train(run: Run) -> None:
+    """Train, judge on the run's split, write result.json; a run that diverges says so there."""
+    started = time.perf_counter()
+    job = trial_job(run.plan, run.recipe)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        run_training(job, 0, device)
+    except UserError as error:
+        write_atomically(run.result, json.dumps({"error": str(error)}))
+        return
+    details = json.loads((job.export / "config.json").read_text())["training"]
+    held_out = read_columns(job.window_parts, ["tokens", "target_bytes"], run.split)
+    network = load_model(job.export).to(device)
+    windows = torch.from_numpy(tokens_array(held_out)).long().to(device)
+    nats = torch.cat([window_nats(network, part) for part in windows.split(_EVAL_BATCH)])
+    result = {
+        "steps": details["steps"],
+        "tokens": details["tokens"],
+        "flops": Ledger(details["ledger"]).total_flops,
+        "training_seconds": details["ledger"]["training"]["seconds"],
+        "seconds": time.perf_counter() - started,
+        "nats": nats.tolist(),
+        "bytes": held_out["target_bytes"].to_pylist(),
+    }
+    write_atomically(run.result, json.dumps(result))
+    shutil.rmtree(job.checkpoints, ignore_errors=True)
+
+
+def _read(run: Run) -> dict[str, Any]:
+    return json.loads(run.result.read_text())
+
+
+def _bits_per_byte(result: dict[str, Any]) -> float:
+    if "error" in result:
+        return math.inf
+    return math.fsum(result["nats"]) / sum(result["bytes"]) / math.log(2.0)
+
+
+def _best_rate(runs: list[Run]) -> float:
+    tried = {run.lr: _bits_per_byte(_read(run)) for run in runs}
+    best = min(tried, key=lambda lr: tried[lr])
+    if not math.isfinite(tried[best]):
+        raise UserError(
+            f"arm {runs[0].arm}: every learning rate of {sorted(tried)} diverged; the first says: "
+            f"{_read(runs[0])['error']}: try lower learning_rates"
+        )
+    return best
+
+
+# --- time ------------------------------------------------------------------------------------------
+
+
+def _step_seconds(
+    comparison: Comparison, runs: Runs, rates: dict[str, float], folder: Path, progress: Progress
+) -> dict[str, list[float]]:
+    """Seconds of interleaved steps by arm, measured once, while nothing else of ours runs."""
+    path = folder / "timing.json"
+    if not path.exists():
+        one = [runs.run(arm, rates[arm], 1, comparison.seeds[0], "test") for arm in rates]
+        cores = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes())
+        with progress.stage("timing") as line:
+            task = _time_steps.options(num_cpus=cores).remote(one, comparison.timing_rounds)
+            write_atomically(path, json.dumps(ray.get(task), indent=2))
+            line.result = f"{comparison.timing_rounds} interleaved steps of each arm"
+    return json.loads(path.read_text())
+
+
+@ray.remote
+def _time_steps(runs: list[Run], rounds: int) -> dict[str, list[float]]:
+    torch.set_num_threads(1)
+    jobs = [trial_job(run.plan, run.recipe) for run in runs]
+    arms = {}
+    for run, job in zip(runs, jobs, strict=True):
+        torch.manual_seed(run.seed)
+        arms[run.arm] = (
+            build_model(run.recipe.model, load_tokenizer(job.tokenizer).get_vocab_size()),
+            run.recipe,
+        )
+    tokens = tokens_array(read_columns(jobs[0].training_parts, ["tokens"]))
+    sampler = build_sampler(
+        runs[0].recipe.model_copy(update={"curriculum": None}), np.zeros(len(tokens)), rounds + 10
+    )
+    for run in runs:
+        shutil.rmtree(run.folder, ignore_errors=True)
+    return interleaved_step_seconds(arms, WindowData(tokens, tokens[:0]), sampler, rounds)
+
+
+def _relative_time(seconds: dict[str, list[float]], arm: str, reference: str) -> float:
+    """Median over the rounds of an arm's step time over the reference's in the same round."""
+    return statistics.median(a / b for a, b in zip(seconds[arm], seconds[reference], strict=True))
+
+
+def _planned(
+    comparison: Comparison, runs: Runs, rates: dict[str, float], seconds: dict[str, list[float]]
+) -> list[tuple[str, int, Run]]:
+    """(kind, the reference's steps, run): cheapest budgets first, then seed by seed."""
+    planned = []
+    for steps in sorted(comparison.steps):
+        for kind in ("steps", "seconds") if comparison.equal_seconds else ("steps",):
+            for seed in comparison.seeds:
+                for arm, lr in rates.items():
+                    relative = _relative_time(seconds, arm, comparison.reference)
+                    same = kind == "steps" or abs(relative - 1) < _SAME_TIME
+                    taken = steps if same else max(1, round(steps / relative))
+                    planned.append((kind, steps, runs.run(arm, lr, taken, seed, "test")))
+    return planned
+
+
+# --- results ---------------------------------------------------------------------------------------
+
+
+def _report(
+    comparison: Comparison,
+    planned: list[tuple[str, int, Run]],
+    tuning: list[Run],
+    rates: dict[str, float],
+    seconds: dict[str, list[float]],
+) -> ComparisonReport:
+    arms = []
+    for arm, lr in rates.items():
+        tried = {run.lr: _bits_per_byte(_read(run)) for run in tuning if run.arm == arm}
+        recipe = next(run.recipe for run in tuning if run.arm == arm)
+        arms.append(
+            ComparisonArm(
+                name=arm,
+                parameters=_parameters(recipe),
+                lr=lr,
+                tried=tried,
+                step_seconds=statistics.median(seconds[arm]),
+                relative_time=_relative_time(seconds, arm, comparison.reference),
+            )
+        )
+    rows: list[ComparisonRow] = []
+    for kind, steps in dict.fromkeys((kind, steps) for kind, steps, _ in planned):
+        group = [run for k, s, run in planned if (k, s) == (kind, steps)]
+        reference = [run for run in group if run.arm == comparison.reference]
+        rows += [_row(kind, steps, [run for run in group if run.arm == arm], reference) for arm in rates]
+    curves = {
+        f"{run.arm}": RunLog.read(run.folder / "metrics.jsonl")
+        for kind, steps, run in planned
+        if (kind, steps, run.seed) == ("steps", max(comparison.steps), comparison.seeds[0])
+    }
+    return ComparisonReport(comparison.name, comparison.reference, arms, rows, curves)
+
+
+def _parameters(recipe: Recipe) -> int:
+    with torch.device("meta"):
+        network = build_model(recipe.model, recipe.tokenizer.vocab_size)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _row(kind: str, steps: int, runs: list[Run], reference: list[Run]) -> ComparisonRow:
+    results, others = [_read(run) for run in runs], [_read(run) for run in reference]
+    row = ComparisonRow(kind=kind, reference_steps=steps, arm=runs[0].arm, steps=runs[0].steps)
+    failed = next((result["error"] for result in (*results, *others) if "error" in result), "")
+    if failed:
+        return replace(row, error=failed)
+    bits = [_bits_per_byte(result) for result in results]
+    row = replace(
+        row,
+        bits_per_byte=statistics.fmean(bits),
+        by_seed=bits,
+        seconds=statistics.fmean(result["training_seconds"] for result in results),
+        flops=statistics.fmean(result["flops"] for result in results),
+    )
+    if runs[0].arm == reference[0].arm:
+        return row
+    mine, theirs = (np.array([result["nats"] for result in group]) for group in (results, others))
+    interval = paired_difference(mine, theirs, np.array(results[0]["bytes"]))
+    return replace(row, difference=(interval.bits_per_byte, interval.low, interval.high))
+
+
+def _table(report: ComparisonReport, kind: str) -> Table:
+    table = Table(
+        *("reference's steps", "arm", "steps", "bits per byte", f"less {report.reference}", "95 %"),
+        title=f"at equal {kind}",
+        box=None,
+        header_style="bold",
+    )
+    for row in (row for row in report.rows if row.kind == kind):
+        shown = [f"{row.bits_per_byte:.4f}" if row.bits_per_byte else row.error[:40], "", ""]
+        if row.difference:
+            mean, low, high = row.difference
+            shown[1:] = [f"{mean:+.4f}", f"{low:+.4f} … {high:+.4f}"]
+        table.add_row(f"{row.reference_steps:,}", row.arm, f"{row.steps:,}", *shown)
+    return table
