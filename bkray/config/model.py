@@ -28,6 +28,8 @@ class ResNetBKModel(Section):
     n_heads: Count = 16
     mixer: MixerKind = "spectral"
     """The resolvent by gates and phases, without phases, from a learned potential, or its bare diagonal."""
+    longest_memory: Annotated[float, Field(gt=2.0)] = 256.0
+    """Sites; at the start memory lengths lie log-uniform between 2 and this."""
     attention: WindowedAttention | None = None
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from bkray.config import UserError
 from bkray.config.model import MixerKind, WindowedAttention
 from bkray.model.language_model import LanguageModel, Mixer, check_sizes
 from bkray.model.mixers import Attention, DiagonalMixer, GatedMixer, PotentialMixer, SpectralMixer
+from bkray.model.mixers.spectral import SHORTEST_MEMORY
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class ResNetBKConfig:
     """Sizes: V token ids, width d, layers, and heads, divisors of d.
 
     Heads share a phase projection (mixer "spectral"), are chains with d/H values each ("potential") or
-    features ("diagonal"); "gated", the real gated recurrence, has none. `attention` puts windowed softmax
+    features ("diagonal"); "gated", the real gated recurrence, has none. Memory lengths start log-uniform
+    between 2 and `longest_memory` sites. `attention` puts windowed softmax
     attention in the place of some layers' mixers.
     """
 
@@ -24,12 +26,15 @@ class ResNetBKConfig:
     n_layers: int = 4
     n_heads: int = 16
     mixer: MixerKind = "spectral"
+    longest_memory: float = 256.0
     attention: WindowedAttention | None = None
 
     def __post_init__(self) -> None:
         check_sizes(self, "vocab_size", "d_model", "n_layers", "n_heads")
         if self.d_model % self.n_heads:
             raise UserError(f"d_model {self.d_model} must be a multiple of n_heads {self.n_heads}")
+        if not self.longest_memory > SHORTEST_MEMORY:
+            raise UserError(f"longest_memory {self.longest_memory} must be above {SHORTEST_MEMORY} sites")
 
 
 class ResNetBK(LanguageModel):
@@ -41,11 +46,9 @@ class ResNetBK(LanguageModel):
 
 
 def _mixer(config: ResNetBKConfig, layer: int) -> Mixer:
-    d, heads = config.d_model, config.n_heads
     if config.attention and layer in config.attention.layers:
-        return Attention(d, config.attention.n_heads, config.attention.window)
+        return Attention(config.d_model, config.attention.n_heads, config.attention.window)
     if config.mixer == "gated":
-        return GatedMixer(d)
-    return {"spectral": SpectralMixer, "potential": PotentialMixer, "diagonal": DiagonalMixer}[config.mixer](
-        d, heads
-    )
+        return GatedMixer(config.d_model, config.longest_memory)
+    kinds = {"spectral": SpectralMixer, "potential": PotentialMixer, "diagonal": DiagonalMixer}
+    return kinds[config.mixer](config.d_model, config.n_heads, config.longest_memory)

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bkray.model.convolution import CausalConvolution
-from bkray.model.mixers.spectral import memory_lengths
+from bkray.model.mixers.spectral import LONGEST_MEMORY, memory_lengths
 from bkray.model.mixing import readout
 from bkray.model.resolvent import resolvent_diagonal, resolvent_mix
 
@@ -34,11 +34,11 @@ class Operator(nn.Module):
     It starts near the free chain, v = 0 and b = 1, where an absorption eta forgets in about 2 / eta sites.
     """
 
-    def __init__(self, d_model: int, n_heads: int) -> None:
+    def __init__(self, d_model: int, n_heads: int, longest_memory: float = LONGEST_MEMORY) -> None:
         super().__init__()
         self.potential = nn.Parameter(0.02 * torch.randn(n_heads, 1, d_model))
         self.absorption = nn.Parameter(0.02 * torch.randn(n_heads, 1, d_model))
-        eta = 2 / memory_lengths(n_heads) - ETA_MIN
+        eta = 2 / memory_lengths(n_heads, longest_memory) - ETA_MIN
         self.absorption_bias = nn.Parameter(eta.expm1().log())
         self.coupling = nn.Parameter(torch.ones(n_heads))
 
@@ -61,11 +61,11 @@ class PotentialMixer(nn.Module):
     Its state: the last inputs of the convolution (B, 3, d), L (B, H) and Y (B, H, d/H), both complex.
     """
 
-    def __init__(self, d_model: int, n_heads: int) -> None:
+    def __init__(self, d_model: int, n_heads: int, longest_memory: float = LONGEST_MEMORY) -> None:
         super().__init__()
         self.n_heads = n_heads
         self.convolution = CausalConvolution(d_model)
-        self.operator = Operator(d_model, n_heads)
+        self.operator = Operator(d_model, n_heads, longest_memory)
         self.value, self.gate, self.output = (nn.Linear(d_model, d_model, bias=False) for _ in range(3))
         self.psi = nn.Parameter(torch.zeros(d_model))
         nn.init.zeros_(self.output.weight)
@@ -104,10 +104,10 @@ class DiagonalMixer(nn.Module):
     Its state: the last inputs of the convolution (B, 3, d) and L (B, H), complex.
     """
 
-    def __init__(self, d_model: int, n_heads: int) -> None:
+    def __init__(self, d_model: int, n_heads: int, longest_memory: float = LONGEST_MEMORY) -> None:
         super().__init__()
         self.convolution = CausalConvolution(d_model)
-        self.operator = Operator(d_model, n_heads)
+        self.operator = Operator(d_model, n_heads, longest_memory)
         self.output = nn.Linear(2 * n_heads, d_model, bias=False)
         nn.init.zeros_(self.output.weight)
 

@@ -20,12 +20,12 @@ Tensor = torch.Tensor
 State = tuple[Tensor, ...]
 
 SHORTEST_MEMORY, LONGEST_MEMORY = 2.0, 256.0
-"""Sites; memory lengths start log-uniform between them."""
+"""Sites, between which memory lengths start; the longest where nothing else is said."""
 
 
-def memory_lengths(count: int) -> Tensor:
-    """(count,) sites, drawn log-uniform between the shortest and the longest."""
-    return SHORTEST_MEMORY * (LONGEST_MEMORY / SHORTEST_MEMORY) ** torch.rand(count)
+def memory_lengths(count: int, longest: float) -> Tensor:
+    """(count,) sites, drawn log-uniform between the shortest and `longest`."""
+    return SHORTEST_MEMORY * (longest / SHORTEST_MEMORY) ** torch.rand(count)
 
 
 class GatedMixer(nn.Module):
@@ -34,9 +34,9 @@ class GatedMixer(nn.Module):
     Its state: the last inputs of the convolution (B, 3, d) and h (B, d), whatever the length of the context.
     """
 
-    def __init__(self, d_model: int, memory: Tensor | None = None) -> None:
+    def __init__(self, d_model: int, longest_memory: float = LONGEST_MEMORY) -> None:
         super().__init__()
-        memory = memory_lengths(d_model) if memory is None else memory
+        memory = memory_lengths(d_model, longest_memory)
         self.convolution = CausalConvolution(d_model)
         self.forget = nn.Linear(d_model, d_model)
         self.gate = nn.Linear(d_model, d_model, bias=False)
@@ -81,10 +81,10 @@ class SpectralMixer(GatedMixer):
     that treats matrices, parameters of two dimensions, apart.
     """
 
-    def __init__(self, d_model: int, n_heads: int) -> None:
-        memory = memory_lengths(d_model)
+    def __init__(self, d_model: int, n_heads: int, longest_memory: float = LONGEST_MEMORY) -> None:
+        super().__init__(d_model, longest_memory)
+        memory = -2 / F.logsigmoid(self.forget.bias.detach())
         omega = 1.5 * torch.rand(d_model).clamp_min(1e-3) / memory
-        super().__init__(d_model, memory)
         self.phase = nn.Parameter(torch.zeros(n_heads, 1, d_model))
         self.log_tangent = nn.Parameter((omega / 2).tan().log())
         self.psi = nn.Parameter(torch.zeros(d_model))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bkray.config import UserError
-from bkray.evaluation.paired import paired_bootstrap
+from bkray.evaluation.paired import paired_bootstrap, paired_difference
 
 
 def test_a_constant_ratio_has_no_width():
@@ -56,3 +56,47 @@ def test_refuses_what_has_no_log_ratio():
         paired_bootstrap([1.0, 1.0], [0.0, 1.0])
     with pytest.raises(ValueError, match="one value a seed"):
         paired_bootstrap([1.0, 1.0], [1.0])
+
+
+def test_difference_of_one_bit_a_byte_everywhere():
+    nats_SW, bytes_W = np.full((2, 5), 30.0), np.array([10, 20, 30, 40, 50])
+    difference = paired_difference(nats_SW + math.log(2) * bytes_W, nats_SW, bytes_W)
+    assert (difference.bits_per_byte, difference.low, difference.high) == pytest.approx((1, 1, 1))
+
+
+def test_difference_is_that_of_the_arms_bits_per_byte():
+    rng = np.random.default_rng(0)
+    a, b = rng.gamma(5, 20, (3, 40)), rng.gamma(5, 20, (3, 40))
+    bytes_W = rng.integers(50, 100, 40)
+    bits = [nats.sum() / 3 / bytes_W.sum() / math.log(2) for nats in (a, b)]
+    there, back = paired_difference(a, b, bytes_W), paired_difference(b, a, bytes_W)
+    assert there.bits_per_byte == pytest.approx(bits[0] - bits[1])
+    assert there.low < there.bits_per_byte < there.high
+    assert (there.low, there.high) == pytest.approx((-back.high, -back.low))
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    """The windows agree within a seed: only resampling the seeds can show the doubt."""
+    nats_SW, bytes_W = np.full((3, 50), 30.0), np.full(50, 10)
+    steady = paired_difference(nats_SW + 1.0, nats_SW, bytes_W)
+    shaky = paired_difference(nats_SW + np.array([[-1.0], [1.0], [3.0]]), nats_SW, bytes_W)
+    assert steady.bits_per_byte == pytest.approx(shaky.bits_per_byte)
+    assert steady.low > 0
+    assert shaky.low < 0
+
+
+def test_difference_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    bytes_W, covered = np.full(60, 10), 0
+    for _ in range(200):
+        gap = rng.normal(0.5, 0.3, (8, 1)) + rng.normal(0, 3, (1, 60)) + rng.normal(0, 1, (8, 60))
+        interval = paired_difference(gap, np.zeros((8, 60)), bytes_W, resamples=300)
+        covered += interval.low <= 0.05 / math.log(2) <= interval.high
+    assert 0.86 < covered / 200 < 1
+
+
+def test_difference_refuses_other_shapes():
+    with pytest.raises(ValueError, match="shapes"):
+        paired_difference(np.ones((2, 3)), np.ones((2, 4)), np.ones(3))
+    with pytest.raises(ValueError, match="shapes"):
+        paired_difference(np.ones((0, 3)), np.ones((0, 3)), np.ones(3))

@@ -163,15 +163,16 @@ def test_resnet_bk_gradients_are_exact():
     assert torch.autograd.gradcheck(logits, values)
 
 
-def test_gates_start_as_documented():
+@pytest.mark.parametrize("longest", [256, 4096])
+def test_gates_start_as_documented(longest):
     torch.manual_seed(0)
-    mixer = ResNetBK(ResNetBKConfig(VOCABULARY)).blocks[0].mixer
+    mixer = ResNetBK(ResNetBKConfig(VOCABULARY, longest_memory=longest)).blocks[0].mixer
     z = torch.zeros(1, 1, 192)
     head, tangent, _ = mixer._phase(z)
     f, (cos, sin) = forget_gate(mixer.forget(z)), rational_phase(head, tangent)
     memory = -1 / f.log()
     assert memory.min() >= 2 * (1 - 1e-3)
-    assert memory.max() <= 256 * (1 + 1e-2)
+    assert longest / 2 < memory.max() <= longest * (1 + 1e-2)
     torch.testing.assert_close(cos**2 + sin**2, torch.ones_like(cos))
     turns = torch.atan2(sin, cos) * memory
     assert turns.min() > 0

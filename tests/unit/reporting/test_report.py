@@ -10,8 +10,15 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from bkray.reporting import RunReport, SweepReport, Trial
-from bkray.reporting.report import write_report, write_sweep_report
+from bkray.reporting import (
+    ComparisonArm,
+    ComparisonReport,
+    ComparisonRow,
+    RunReport,
+    SweepReport,
+    Trial,
+)
+from bkray.reporting.report import write_comparison_report, write_report, write_sweep_report
 
 HOSTILE = 'if a < b && "c": <script>alert(1)</script></pre>{{ 7 * 7 }}'
 SUMMARY = {
@@ -77,6 +84,25 @@ SWEEP = SweepReport(
     ],
     winner="t3",
     recipe="name: winner\n",
+)
+
+COMPARISON = ComparisonReport(
+    name="models & more",
+    reference="bk",
+    arms=[
+        ComparisonArm("bk", 2_430_000, 0.01, {0.005: 1.9, 0.01: 1.8, 0.02: 1.85}, 0.4, 1.0),
+        ComparisonArm("gru", 2_440_000, 0.02, {0.005: math.inf, 0.02: 1.9}, 0.6, 1.5),
+    ],
+    rows=[
+        ComparisonRow("steps", 400, "bk", 400, 1.8, [1.79, 1.81], None, 160.0, 1e13),
+        ComparisonRow("steps", 400, "gru", 400, 1.9, [1.9, 1.9], (0.1, 0.05, 0.15), 240.0, 1e13),
+        ComparisonRow("seconds", 400, "bk", 400, 1.8, [1.79, 1.81], None, 160.0, 1e13),
+        ComparisonRow("seconds", 400, "gru", 267, error=f"diverged {HOSTILE}"),
+    ],
+    curves={
+        arm: [{"step": step, "seconds": step / 2, "validation_loss": 9 - step / 100} for step in (100, 200)]
+        for arm in ("bk", "gru")
+    },
 )
 
 
@@ -152,6 +178,20 @@ def test_run_report_is_one_self_contained_file(html):
 
 def test_sweep_report_is_one_self_contained_file(sweep_html):
     assert_self_contained(sweep_html)
+
+
+def test_comparison_has_every_arm_its_interval_and_what_failed(tmp_path):
+    html = written(tmp_path, write_comparison_report, COMPARISON)
+    assert_self_contained(html)
+    page = Page(html)
+    assert page.row("gru")[1:6] == ["400", "1.9000", "+0.1000", "+0.0500 … +0.1500", "1.9000 1.9000"]
+    assert page.row("bk")[3:5] == ["–", "–"]
+    assert f"diverged {HOSTILE}" in page.text
+    assert "The time of 400 steps of bk" in page.text
+    assert "0.02 (the edge of what was tried)" in " ".join(page.text.split())
+    assert "0.005: not finite" in page.text
+    assert page.tags.count("svg") == 3  # differences at equal steps; two panels of curves
+    assert "1.500" in page.text
 
 
 def test_page_is_semantic(html):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bkray.config.model import ResNetBKModel
+from bkray.config.model import GRUModel, ResNetBKModel
 from bkray.config.recipe import Training
 from bkray.model import build_model
 from bkray.training import build_optimizer, build_schedule
@@ -50,6 +50,14 @@ def test_muon_takes_the_linear_layers_and_not_the_tables():
     assert muon == [id(net.body.weight)]
     decayed = [id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]]
     assert id(net.body.bias) not in decayed
+
+
+def test_muon_takes_the_matrices_of_recurrent_layers():
+    model = build_model(GRUModel(kind="gru", d_model=16, n_layers=1), 40)
+    optimizer = build_optimizer(model, Training(optimizer="muon"))
+    muon = {id(p) for group in optimizer.param_groups if "momentum" in group for p in group["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in muon and "gru" in name}
+    assert names == {f"blocks.0.mixer.gru.weight_{kind}_l0" for kind in ("ih", "hh")}
 
 
 def test_the_warm_up_reaches_the_rate_exactly_and_the_decay_ends_at_zero():

@@ -1,0 +1,106 @@
+"""bkray compare, for real: tuned rates, equal steps and seconds, paired figures; going on, and refusing."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import yaml
+
+from bkray.config import UserError
+from bkray.evaluation import paired_difference
+from bkray.runtime.comparison import run_comparison
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("four_cpus")]
+
+
+@pytest.fixture
+def spec(tmp_path, texts):
+    base = {
+        "name": "base",
+        "corpus": {"kind": "jsonl", "path": str(texts), "validation": 0.1, "test": 0.1},
+        "tokenizer": {"vocab_size": 300},
+        "window": 48,
+        "training": {"batch_tokens": 384, "checkpoint_every": 5},
+        "samples": None,
+    }
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    values = {
+        "name": "models",
+        "recipe": "base.yaml",
+        "arms": {
+            "bk": {"model": {"kind": "resnet_bk", "d_model": 32, "n_layers": 1}},
+            "gru": {"model": {"kind": "gru", "d_model": 96, "n_layers": 2}},
+        },
+        "reference": "bk",
+        "learning_rates": [1e-4, 1e-2],
+        "tuning_steps": 6,
+        "steps": [12],
+        "timing_rounds": 5,
+        "seeds": [0, 1],
+    }
+    path = tmp_path / "models.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def finished(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*/result.json")}
+
+
+def test_the_whole_comparison(spec, tmp_path):
+    folder = run_comparison(spec, out=tmp_path / "out")
+    results = json.loads((folder / "results.json").read_text())
+    arms = {arm["name"]: arm for arm in results["arms"]}
+    assert arms["bk"]["lr"] == 1e-2  # ten steps at 1e-4 teach nothing
+    assert set(arms["gru"]["tried"]) == {"0.0001", "0.01"}
+    assert arms["bk"]["relative_time"] == 1.0
+    rows = {(row["kind"], row["arm"]): row for row in results["rows"]}
+    assert rows["steps", "bk"]["difference"] is None
+    assert rows["steps", "gru"]["steps"] == 12
+    relative = arms["gru"]["relative_time"]
+    expected = 12 if abs(relative - 1) < 0.02 else max(1, round(12 / relative))
+    assert rows["seconds", "gru"]["steps"] == expected
+
+    lr = arms["gru"]["lr"]
+    read = {
+        arm: [
+            json.loads((folder / f"runs/{arm}/test-lr{rate:g}-steps12-seed{seed}/result.json").read_text())
+            for seed in (0, 1)
+        ]
+        for arm, rate in (("bk", 1e-2), ("gru", lr))
+    }
+    nats = {arm: np.array([one["nats"] for one in group]) for arm, group in read.items()}
+    bytes_W = np.array(read["bk"][0]["bytes"])
+    assert rows["steps", "gru"]["bits_per_byte"] == pytest.approx(
+        nats["gru"].mean(0).sum() / bytes_W.sum() / math.log(2)
+    )
+    interval = paired_difference(nats["gru"], nats["bk"], bytes_W)
+    assert rows["steps", "gru"]["difference"] == [interval.bits_per_byte, interval.low, interval.high]
+    assert not np.array_equal(nats["bk"][0], nats["bk"][1])
+    assert "models" in (folder / "report.html").read_text()
+    assert not list(folder.glob("runs/*/*/checkpoints"))
+
+    before = finished(folder)
+    run_comparison(spec, ("seeds=[0, 1, 2]",), out=tmp_path / "out")
+    after = finished(folder)
+    assert {path: after[path] for path in before} == before
+    assert {path.parent.name.split("-")[-1] for path in after.keys() - before.keys()} == {"seed2"}
+    with pytest.raises(UserError, match="another comparison"):
+        run_comparison(spec, ("training.warmup=0.3",), out=tmp_path / "out")
+
+
+def test_a_run_that_diverged_is_a_row_and_not_the_end(spec, tmp_path):
+    folder = run_comparison(spec, ("equal_seconds=false",), out=tmp_path / "out")
+    diverged = next(folder.glob("runs/gru/test-*-seed1/result.json"))
+    diverged.write_text(json.dumps({"error": "training diverged at step 3"}))
+    run_comparison(spec, ("equal_seconds=false",), out=tmp_path / "out")
+    rows = {row["arm"]: row for row in json.loads((folder / "results.json").read_text())["rows"]}
+    assert rows["gru"]["error"] == "training diverged at step 3"
+    assert rows["bk"]["bits_per_byte"] > 0
+    assert "training diverged at step 3" in (folder / "report.html").read_text()
+
+
+def test_no_rate_that_works_is_an_error_that_names_the_arm(spec, tmp_path):
+    with pytest.raises(UserError, match="arm bk: every learning rate"):
+        run_comparison(spec, ("learning_rates=[1.0e30]",), out=tmp_path / "out")

@@ -1,0 +1,64 @@
+"""A comparison's file: its own keys, those of its base recipe, and arms that can be compared."""
+
+import pytest
+import yaml
+
+from bkray.config import UserError
+from bkray.config.comparison import load_comparison
+
+BASE = {"name": "base", "corpus": {"kind": "text", "path": "x.txt"}, "window": 64}
+SPEC = {
+    "name": "models",
+    "recipe": "base.yaml",
+    "overrides": ["training.batch_tokens=1024"],
+    "arms": {"bk": {}, "gru": {"model": {"kind": "gru", "d_model": 64}}},
+    "reference": "bk",
+    "learning_rates": [0.01],
+    "steps": [10],
+}
+
+
+@pytest.fixture
+def load(tmp_path):
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
+
+    def call(*overrides, **changes):
+        path = tmp_path / "models.yaml"
+        path.write_text(yaml.safe_dump({**SPEC, **changes}))
+        return load_comparison(path, overrides)
+
+    return call
+
+
+def test_arms_differ_in_what_they_name_and_in_nothing_else(load):
+    _, recipes = load()
+    assert recipes["gru"].model.kind == "gru"
+    assert {recipe.training.batch_tokens for recipe in recipes.values()} == {1024}
+    assert {recipe.training.workers for recipe in recipes.values()} == {1}
+    same = {"name": "", "model": None}
+    assert recipes["bk"].model_copy(update=same) == recipes["gru"].model_copy(update=same)
+
+
+def test_overrides_find_the_comparison_or_its_base_recipe(load):
+    comparison, recipes = load("seeds=[4, 5]", "training.warmup=0.2", "corpus.path=y.txt")
+    assert comparison.seeds == (4, 5)
+    assert recipes["bk"].training.warmup == 0.2
+    assert recipes["gru"].corpus.path == "y.txt"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reference": "rnn"}, "reference 'rnn' is not among the arms: bk, gru"),
+        ({"arms": {"bk": {}}}, "at least two"),
+        ({"seeds": [1, 1]}, "names a value twice"),
+        ({"steps": []}, "steps"),
+        ({"arms": {"bk": {}, "wide": {"window": 128}}}, "cannot be compared at equal steps"),
+        ({"arms": {"bk": {}, "odd": {"model.kid": "gru"}}}, "has no section model"),
+        ({"arms": {"bk": {}, "odd": {"model": {"kind": "gruu"}}}}, "gruu"),
+        ({"learning_rate": [1]}, "learning_rates"),
+    ],
+)
+def test_what_cannot_be_compared_is_named(load, changes, message):
+    with pytest.raises(UserError, match=message):
+        load(**changes)
