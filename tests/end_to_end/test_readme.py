@@ -160,6 +160,16 @@ def test_the_sweep_for_a_cluster_finds_the_same_sweep(checkout, finished):
     assert "already complete" in again.stderr
 
 
+def test_the_comparison_for_a_cluster_finds_the_same_runs(checkout, finished):
+    assert "`python -m pipelines.compare_models`" in README
+    command = "python -m pipelines.compare_models pipelines/comparisons/models_docstrings.yaml"
+    again = run(command, checkout)
+    assert again.returncode == 0, again.stderr
+    assert "tuning        2 runs, 2 of them there before" in again.stderr
+    results = json.loads((checkout / "runs" / "models-docstrings" / "results.json").read_text())
+    assert {row["arm"] for row in results["rows"]} == {"resnet_bk", "gru"}
+
+
 def test_a_sweep_leaves_a_table_a_picture_and_a_winner(checkout, finished):
     first, again = (
         done for command, done in finished.items() if "sweep tune" in command or "make sweep" in command
