@@ -35,8 +35,8 @@ class ResNetBKModel(Section):
     @model_validator(mode="after")
     def _fits(self) -> ResNetBKModel:
         _check_heads(self.d_model, self.n_heads)
-        if self.mixer == "gated" and self.given("n_heads"):
-            raise ValueError("n_heads has no effect with mixer gated: remove it")
+        if self.mixer == "gated" and self.changed("n_heads"):
+            raise ValueError(f"n_heads {self.n_heads} has no effect with mixer gated: remove it")
         if self.attention:
             if max(self.attention.layers) >= self.n_layers:
                 raise ValueError(

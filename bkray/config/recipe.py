@@ -66,7 +66,7 @@ class TextCorpus(FileCorpus):
 
     @model_validator(mode="after")
     def _no_inert_key(self) -> TextCorpus:
-        if self.given("document") and self.given("document_start"):
+        if self.document_start is not None and self.changed("document"):
             raise ValueError("document has no effect beside document_start: remove one of the two")
         return self
 

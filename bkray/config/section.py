@@ -15,6 +15,6 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def given(self, key: str) -> bool:
-        """Whether the recipe names `key` itself, with a value other than null."""
-        return key in self.model_fields_set and getattr(self, key) is not None
+    def changed(self, key: str) -> bool:
+        """Whether `key` has another value than its default: a saved recipe spells defaults out."""
+        return getattr(self, key) != type(self).model_fields[key].default

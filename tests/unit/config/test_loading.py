@@ -44,6 +44,7 @@ def test_an_unknown_kind_names_the_nearest():
         ({"training": {"workers": 3}}, "training.workers 3 cannot share evenly"),
         ({"model": {"kind": "resnet_bk", "d_model": 100}}, "d_model 100 must be a multiple of n_heads 16"),
         ({"model": {"kind": "transformer", "d_model": 20, "n_heads": 4}}, "heads of odd width"),
+        ({"model": {"kind": "resnet_bk", "mixer": "gated", "n_heads": 4}}, "no effect with mixer gated"),
         ({"corpus": {"kind": "docstrings", "test": 0.4, "validation": 0.2}}, "less than half for training"),
         ({"corpus": {"kind": "text", "path": "x", "document_start": "("}}, "is not a regular expression"),
         (
@@ -92,10 +93,16 @@ def test_what_is_no_recipe_is_refused(tmp_path, text):
         load_recipe(path)
 
 
-def test_the_dumped_recipe_loads_to_the_same_recipe(tmp_path):
-    recipe = parse_recipe(
-        {**BASE, "curriculum": {"adjuster": {}}, "selection": {"kind": "margin", "keep": 0.5}}
-    )
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"curriculum": {"adjuster": {}}, "selection": {"kind": "margin", "keep": 0.5}},
+        {"model": {"kind": "resnet_bk", "mixer": "gated"}},
+        {"corpus": {"kind": "text", "path": "x", "document_start": "^="}},
+    ],
+)
+def test_the_dumped_recipe_loads_to_the_same_recipe(tmp_path, change):
+    recipe = parse_recipe({**BASE, **change})
     (tmp_path / "resolved.yaml").write_text(dump_yaml(recipe))
     assert load_recipe(tmp_path / "resolved.yaml") == recipe
 
