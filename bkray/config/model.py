@@ -21,6 +21,54 @@ class WindowedAttention(Section):
     n_heads: Count = 4
 
 
+class Halting(Section):
+    """Adaptive computation: sites halt before the last layer and are not computed again."""
+
+    first_layer: Count = 1
+    """Number of the first layer that sites may go without, the first of all being 0."""
+    threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """A site halts where the probability that it has not halted yet is no longer above this."""
+    ponder: Annotated[float, Field(gt=0.0)] = 0.01
+    """Ponder cost: what a layer at one site adds to its loss, nats."""
+    warmup: Annotated[int, Field(ge=0)] = 200
+    """Training steps in which the ponder cost rises to that: at first no layer is worth its cost."""
+
+    def check(self, n_layers: int, attention: WindowedAttention | None) -> None:
+        """ValueError where the layers do not allow it."""
+        if self.first_layer >= n_layers:
+            raise ValueError(
+                f"halting.first_layer {self.first_layer}: with n_layers {n_layers} the last is {n_layers - 1}"
+            )
+        if attention and max(attention.layers) >= self.first_layer:
+            raise ValueError(
+                f"attention.layers {list(attention.layers)}: layers from halting.first_layer "
+                f"{self.first_layer} on see other sites in each sequence, which attention's positions cannot "
+                "follow: move attention below it or raise halting.first_layer"
+            )
+
+
+class Multiscale(Section):
+    """Coarse layers: they run once for `factor` sites."""
+
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    """Numbers of the layers, the first is 0; neighbours share one pooling."""
+    factor: Annotated[int, Field(ge=2)] = 2
+
+    def check(self, n_layers: int) -> None:
+        """ValueError where there are no such layers."""
+        if max(self.layers) >= n_layers:
+            raise ValueError(
+                f"multiscale.layers {list(self.layers)}: with n_layers {n_layers} the last is {n_layers - 1}"
+            )
+        if len(set(self.layers)) < len(self.layers):
+            raise ValueError(f"multiscale.layers {list(self.layers)} names a layer more than once")
+        if len(self.layers) == n_layers:
+            raise ValueError(
+                "multiscale.layers names all layers, and one must see every site: leave one out or raise "
+                "n_layers"
+            )
+
+
 class ResNetBKModel(Section):
     kind: Literal["resnet_bk"]
     d_model: Annotated[int, Field(ge=16)] = 192
@@ -31,6 +79,13 @@ class ResNetBKModel(Section):
     longest_memory: Annotated[float, Field(gt=2.0)] = 256.0
     """Sites; at the start memory lengths lie log-uniform between 2 and this."""
     attention: WindowedAttention | None = None
+    halting: Halting | None = None
+    multiscale: Multiscale | None = None
+
+    @property
+    def data_dependent_shapes(self) -> bool:
+        """Whether shapes depend on values, so that torch.compile cannot take the model in one graph."""
+        return self.halting is not None
 
     @model_validator(mode="after")
     def _fits(self) -> ResNetBKModel:
@@ -44,6 +99,7 @@ class ResNetBKModel(Section):
                     f"is {self.n_layers - 1}"
                 )
             _check_heads(self.d_model, self.attention.n_heads, rotary=True)
+        check_stack(self.n_layers, self.attention, self.halting, self.multiscale)
         return self
 
 
@@ -81,6 +137,21 @@ class ImportModel(Section):
         if not re.fullmatch(r"[\w.]+:\w+", target):
             raise ValueError(f"{target!r} must read package.module:function")
         return target
+
+
+def check_stack(
+    n_layers: int,
+    attention: WindowedAttention | None,
+    halting: Halting | None,
+    multiscale: Multiscale | None,
+) -> None:
+    """ValueError where sites cannot be left out of the layers in this way."""
+    if halting and multiscale:
+        raise ValueError("halting and multiscale exclude each other: remove one of the two")
+    if halting:
+        halting.check(n_layers, attention)
+    if multiscale:
+        multiscale.check(n_layers)
 
 
 def _check_heads(d_model: int, n_heads: int, rotary: bool = False) -> None:

@@ -7,7 +7,7 @@ They differ in their mixers (`mixers/`). Decoding carries every mixer's state fr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -33,7 +33,11 @@ class Mixer(Protocol):
     def step(
         self, x_Bd: Tensor, state: tuple[Tensor, ...], position: int
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The output (B, d) of the site at `position`, and what is remembered then."""
+        """The output (B, d) of the site at `position`, and what is remembered then.
+
+        All that mixers other than attention and GRU ask of `position` is whether it is above 0: there it may
+        be a tensor (B, 1), a sequence its own.
+        """
         ...
 
 
@@ -61,12 +65,41 @@ class Block(nn.Module):
         return x + self.feed_forward(rms_norm(x)), state
 
 
+class Stack(nn.Module):
+    """How the residual stream x (B, N, d) goes through the blocks: here every site through all of them.
+
+    `halting.py` and `multiscale.py` leave out some of the sites. The memories are tuples of tensors.
+    """
+
+    def forward(self, blocks: Sequence[Block], x: Tensor) -> Tensor:
+        for block in blocks:
+            x = block(x)
+        return x
+
+    def initial_state(self, blocks: Sequence[Block], batch: int) -> tuple[tuple[Tensor, ...], ...]:
+        """What the blocks, and the way through them, remember before the first site."""
+        return tuple(block.mixer.initial_state(batch) for block in blocks)
+
+    def step(
+        self, blocks: Sequence[Block], x: Tensor, memories: Iterable[tuple[Tensor, ...]], position: int
+    ) -> tuple[Tensor, tuple[tuple[Tensor, ...], ...]]:
+        """x (B, d) of the site at `position` after the blocks, and what is remembered then."""
+        after = []
+        for block, memory in zip(blocks, memories, strict=True):
+            x, memory = block.step(x, memory, position)  # noqa: PLW2901
+            after.append(memory)
+        return x, tuple(after)
+
+
 class LanguageModel(nn.Module):
     """Token ids (B, N) to next-token logits (B, N, V); UserError for ids outside [0, V) and for no tokens."""
 
-    def __init__(self, vocab_size: int, d_model: int, mixers: Sequence[Mixer]) -> None:
+    def __init__(
+        self, vocab_size: int, d_model: int, mixers: Sequence[Mixer], stack: Stack | None = None
+    ) -> None:
         super().__init__()
         self.vocab_size = vocab_size
+        self.stack = stack or Stack()
         self.embedding = token_embedding(vocab_size, d_model)
         blocks = nn.ModuleList(Block(mixer, FeedForward(d_model)) for mixer in mixers)
         self.blocks = cast("Sequence[Block]", blocks)
@@ -77,10 +110,7 @@ class LanguageModel(nn.Module):
     def hidden(self, tokens_BN: Tensor) -> Tensor:
         """The normalised final states (B, N, d): `head` of any slice of them gives that slice's logits."""
         check_tokens(tokens_BN, 2, self.vocab_size)
-        x = rms_norm(self.embedding(tokens_BN))
-        for block in self.blocks:
-            x = block(x)
-        return rms_norm(x)
+        return rms_norm(self.stack(self.blocks, rms_norm(self.embedding(tokens_BN))))
 
     def auxiliary_losses(self) -> dict[str, Tensor]:
         """What the last forward pass in training mode adds to the loss, by name, weights included.
@@ -93,23 +123,28 @@ class LanguageModel(nn.Module):
                 terms[name] = terms[name] + term if name in terms else term
         return terms
 
+    def measurements(self) -> dict[str, float]:
+        """What the last forward pass measured about itself, by name, each once (kept in `measured`)."""
+        return {
+            name: float(value)
+            for module in self.modules()
+            for name, value in module.__dict__.pop("measured", {}).items()
+        }
+
     def head(self, hidden: Tensor) -> Tensor:
         """(..., d) to logits (..., V), with the embedding's own matrix."""
         return F.linear(hidden, self.embedding.weight)
 
     def initial_state(self, batch: int) -> State:
         """The state of `batch` sequences before their first token."""
-        return State(0, tuple(block.mixer.initial_state(batch) for block in self.blocks))
+        return State(0, self.stack.initial_state(self.blocks, batch))
 
     def step(self, tokens_B: Tensor, state: State) -> tuple[Tensor, State]:
         """Read one token a sequence: logits (B, V) for the next, and the new state (the old stays valid)."""
         check_tokens(tokens_B, 1, self.vocab_size)
         x = rms_norm(self.embedding(tokens_B))
-        mixers = []
-        for block, memory in zip(self.blocks, state.mixers, strict=True):
-            x, after = block.step(x, memory, state.position)
-            mixers.append(after)
-        return self.head(rms_norm(x)), State(state.position + 1, tuple(mixers))
+        x, mixers = self.stack.step(self.blocks, x, state.mixers, state.position)
+        return self.head(rms_norm(x)), State(state.position + 1, mixers)
 
 
 def check_sizes(config: Any, *names: str) -> None:

@@ -6,18 +6,55 @@ element-wise work is not. A backward pass costs twice its forward pass.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bkray.model import LanguageModel
+from bkray.model.halting import HaltingStack, halting_at
 from bkray.training.muon import NEWTON_SCHULZ_STEPS
 
 _ADAMW_FLOPS = 14  # a parameter: two moments, bias correction, root, division, decay, update
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class ForwardCost:
+    """FLOPs of one pass over one window, where sites may halt: counted at both ends, linear between."""
+
+    full: float
+    least: float
+    """With all sites halted before the first layer that they may go without."""
+    first: int
+    layers: int
+
+    def at(self, depth: float | None) -> float:
+        """At a mean depth, in layers; None: at full depth."""
+        if depth is None or self.first == self.layers:
+            return self.full
+        return self.least + (self.full - self.least) * (depth - self.first) / (self.layers - self.first)
+
+
+def forward_cost(model: nn.Module, window: int) -> ForwardCost:
+    """The cost of a pass at any mean depth; one figure where sites do not halt."""
+    full = forward_flops(model, window)
+    if not (isinstance(model, LanguageModel) and isinstance(model.stack, HaltingStack)):
+        return ForwardCost(full, full, 0, 0)
+    with halting_at(model.stack, 1.0):
+        return ForwardCost(full, _count(model, window), model.stack.first, len(model.blocks))
+
+
 def forward_flops(model: nn.Module, window: int) -> float:
-    """FLOPs of one forward pass over one window of `window` tokens."""
+    """FLOPs of one forward pass over one window of `window` tokens, where sites may halt at full depth."""
+    if isinstance(model, LanguageModel) and isinstance(model.stack, HaltingStack):
+        with halting_at(model.stack, 0.0):
+            return _count(model, window)
+    return _count(model, window)
+
+
+@torch.no_grad()
+def _count(model: nn.Module, window: int) -> float:
     device = next(model.parameters()).device
     training = model.training
     model.eval()

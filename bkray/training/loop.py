@@ -21,7 +21,7 @@ from bkray.config import Recipe, UserError
 from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
 from bkray.model import LanguageModel
 from bkray.training.checkpoint import Checkpointer
-from bkray.training.flops import forward_flops, optimizer_flops
+from bkray.training.flops import forward_cost, optimizer_flops
 from bkray.training.ledger import Ledger
 from bkray.training.optimizers import build_optimizer, build_schedule
 from bkray.training.parallel import World
@@ -118,7 +118,7 @@ class TrainingRun:
         self.reporter = reporter if self.world.rank == 0 else None
         self.model = model
         self.device = next(model.parameters()).device
-        self.forward_flops = forward_flops(model, recipe.window)
+        self.forward_cost = forward_cost(model, recipe.window)
         self.parallel_model = self.world.wrap(model)
         self.optimizer = build_optimizer(model, recipe.training)
         self.optimizer_flops = optimizer_flops(self.optimizer) * self.world.size
@@ -154,9 +154,8 @@ class TrainingRun:
         seconds = time.perf_counter() - started
         self.seconds += seconds
         tokens = len(ids) * self.recipe.window
-        self.ledger.charge(
-            "training", flops=3 * self.forward_flops * len(ids), tokens=tokens, seconds=seconds
-        )
+        flops = 3 * self.forward_cost.at(self.logged.get("depth")) * len(ids)
+        self.ledger.charge("training", flops=flops, tokens=tokens, seconds=seconds)
         self.ledger.charge("optimizer", flops=self.optimizer_flops)
 
     def _losses(self, tokens_BN1: np.ndarray) -> tuple[Tensor, dict[str, Tensor]]:
@@ -166,7 +165,12 @@ class TrainingRun:
         loss = F.cross_entropy(logits_BNV.flatten(0, 1).float(), tokens[:, 1:].flatten())
         terms = self.model.auxiliary_losses() if isinstance(self.model, LanguageModel) else {}
         self.logged.update({name: float(term.detach()) for name, term in terms.items()})
+        self.logged.update(self._measurements())
         return loss, terms
+
+    def _measurements(self) -> dict[str, float]:
+        """What the model's options measured in the last pass, on this rank."""
+        return self.model.measurements() if isinstance(self.model, LanguageModel) else {}
 
     def _check_finite(self, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
@@ -204,7 +208,7 @@ class TrainingRun:
             self.sampler.advance(self.step, self.adjuster.update(self.validation_loss))
         self.ledger.charge(
             "validation",
-            flops=self.forward_flops * len(windows),
+            flops=self.forward_cost.at(self._measurements().get("depth")) * len(windows),
             tokens=tokens_seen,
             seconds=time.perf_counter() - started,
         )

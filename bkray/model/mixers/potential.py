@@ -47,10 +47,10 @@ class Operator(nn.Module):
         eta = F.softplus(F.linear(z, self.absorption[:, 0], self.absorption_bias)) + ETA_MIN
         return v, self.coupling, eta
 
-    def advance(self, z_Bd: Tensor, left: Tensor, position: int) -> tuple[Tensor, Tensor, Tensor]:
+    def advance(self, z_Bd: Tensor, left: Tensor, position: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One site: L (B, H) after the last one `left`, D = Im(L) / |L|^2, and eta."""
         v, b, eta = self(z_Bd)
-        p = b * b if position else torch.zeros_like(b)
+        p = b * b * (position > 0)
         d = eta + p * left.imag
         return 1 / torch.complex(v - p * left.real, -d), d, eta
 
@@ -74,7 +74,8 @@ class PotentialMixer(nn.Module):
         z = self.convolution(x_BNd)
         value, gate = self.value(z).unflatten(-1, (self.n_heads, -1)), self.gate(z)
         with torch.autocast(z.device.type, enabled=False):
-            mixed = resolvent_mix(*self.operator(z), value).flatten(-2)
+            v, b, eta = self.operator(z)
+            mixed = resolvent_mix(v, b, eta, value).flatten(-2)
             mixed = readout(mixed.real, mixed.imag, self.psi)
         return self.output(mixed * F.silu(gate))
 
@@ -84,7 +85,7 @@ class PotentialMixer(nn.Module):
         mixed = mixed.unflatten(-1, (self.n_heads, -1))
         return window, mixed[..., 0], mixed
 
-    def step(self, x_Bd: Tensor, state: State, position: int) -> tuple[Tensor, State]:
+    def step(self, x_Bd: Tensor, state: State, position: int | Tensor) -> tuple[Tensor, State]:
         window, before, mixed = state
         z, window = self.convolution.step(x_Bd, window)
         value, gate = self.value(z).unflatten(-1, (self.n_heads, -1)), self.gate(z)
@@ -123,7 +124,7 @@ class DiagonalMixer(nn.Module):
         heads = self.operator.coupling.shape[0]
         return window, torch.zeros(batch, heads, dtype=window.dtype.to_complex(), device=window.device)
 
-    def step(self, x_Bd: Tensor, state: State, position: int) -> tuple[Tensor, State]:
+    def step(self, x_Bd: Tensor, state: State, position: int | Tensor) -> tuple[Tensor, State]:
         z, window = self.convolution.step(x_Bd, state[0])
         with torch.autocast(z.device.type, enabled=False):
             left, _, eta = self.operator.advance(z, state[1], position)

@@ -60,12 +60,12 @@ class GatedMixer(nn.Module):
         window = self.convolution.initial_state(batch)
         return window, torch.zeros_like(window[:, 0])
 
-    def step(self, x_Bd: Tensor, state: State, position: int) -> tuple[Tensor, State]:
+    def step(self, x_Bd: Tensor, state: State, position: int | Tensor) -> tuple[Tensor, State]:
         """One site; before the one at position 0 there is none."""
         z, window = self.convolution.step(x_Bd, state[0])
         gate = F.silu(self.gate(z))
         with torch.autocast(z.device.type, enabled=False):
-            f = forget_gate(self.forget(z)) if position else torch.zeros_like(z)
+            f = forget_gate(self.forget(z)) * (position > 0)
             mixed, memory = self._advance(z, f, (1 - f * f).sqrt() * z, state[1:])
         return self.output(mixed * gate), (window, *memory)
 

@@ -45,6 +45,17 @@ def test_an_unknown_kind_names_the_nearest():
         ({"model": {"kind": "resnet_bk", "d_model": 100}}, "d_model 100 must be a multiple of n_heads 16"),
         ({"model": {"kind": "transformer", "d_model": 20, "n_heads": 4}}, "heads of odd width"),
         ({"model": {"kind": "resnet_bk", "mixer": "gated", "n_heads": 4}}, "no effect with mixer gated"),
+        ({"model": {"kind": "resnet_bk", "halting": {"first_layer": 4}}}, "n_layers 4 the last is 3"),
+        (
+            {"model": {"kind": "resnet_bk", "halting": {}, "attention": {"layers": [1]}}},
+            "move attention below it or raise halting.first_layer",
+        ),
+        (
+            {"model": {"kind": "resnet_bk", "halting": {}, "multiscale": {"layers": [1]}}},
+            "halting and multiscale exclude each other: remove one of the two",
+        ),
+        ({"model": {"kind": "resnet_bk", "multiscale": {"layers": [4]}}}, "n_layers 4 the last is 3"),
+        ({"model": {"kind": "resnet_bk", "multiscale": {"layers": [1], "factor": 1}}}, "multiscale.factor"),
         ({"corpus": {"kind": "docstrings", "test": 0.4, "validation": 0.2}}, "less than half for training"),
         ({"corpus": {"kind": "text", "path": "x", "document_start": "("}}, "is not a regular expression"),
         (

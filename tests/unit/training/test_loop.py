@@ -68,6 +68,22 @@ def test_it_learns_and_reports(data, tmp_path):
     assert ledger.table()["optimizer"]["flops"] > 0
 
 
+def test_halting_is_reported_and_charged_by_its_depth(data, tmp_path):
+    model = {"kind": "resnet_bk", "d_model": 32, "n_layers": 3, "n_heads": 4}
+    halting = {"threshold": 0.94, "ponder": 0.3, "warmup": 0}  # the units start at 0.953
+    costs = []
+    for name, option in (("plain", {}), ("halting", {"halting": halting})):
+        settings = recipe()
+        changed = {**settings.model_dump(), "window": WINDOW, "model": {**model, **option}}
+        ledger, path = Ledger(), tmp_path / f"{name}.jsonl"
+        run(parse_recipe(changed), data, reporter=RunLog(path), ledger=ledger)
+        costs.append({kind: row["flops"] for kind, row in ledger.table().items()})
+    first, *_, last = RunLog.read(path)
+    assert first["ponder_loss"] > last["ponder_loss"]
+    assert 1 <= last["depth"] < first["depth"] <= 3
+    assert costs[1]["training"] < costs[0]["training"]
+
+
 class Killed(Exception):
     pass
 
