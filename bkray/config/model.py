@@ -10,6 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from bkray.config.section import Count, Section
 
 MixerKind = Literal["spectral", "gated", "potential", "diagonal"]
+SPARSE_MIXERS = ("spectral", "gated")
+"""The mixers that `sparsity` works with: those whose state a site drives."""
 
 
 class WindowedAttention(Section):
@@ -30,8 +32,8 @@ class Halting(Section):
     """A site halts where the probability that it has not halted yet is no longer above this."""
     ponder: Annotated[float, Field(gt=0.0)] = 0.01
     """Ponder cost: what a layer at one site adds to its loss, nats."""
-    warmup: Annotated[int, Field(ge=0)] = 200
-    """Training steps in which the ponder cost rises to that: at first no layer is worth its cost."""
+    warmup: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
+    """Share of the training in which the ponder cost rises to that: at first no layer is worth its cost."""
 
     def check(self, n_layers: int, attention: WindowedAttention | None) -> None:
         """ValueError where the layers do not allow it."""
@@ -69,6 +71,46 @@ class Multiscale(Section):
             )
 
 
+class MixtureOfExperts(Section):
+    """Experts in the place of every feed-forward layer: a token goes through the `top_k` likeliest."""
+
+    count: Annotated[int, Field(ge=2)] = 4
+    top_k: Count = 1
+    width: Count | None = None
+    """Hidden width of an expert; null: 4 d_model / top_k, which costs a token what the dense layer does."""
+    balance: Annotated[float, Field(ge=0.0)] = 0.01
+    """Weight of the load-balance loss."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> MixtureOfExperts:
+        if self.top_k > self.count:
+            raise ValueError(
+                f"top_k {self.top_k} must be at most count {self.count}: there are no more experts"
+            )
+        if self.top_k == self.count and self.changed("balance"):
+            raise ValueError(
+                f"balance has no effect with top_k {self.top_k}, every expert: remove it or lower top_k"
+            )
+        return self
+
+
+class KoopmanObjective(Section):
+    """An auxiliary loss: a learned linear operator predicts the next final state from the present one."""
+
+    weight: Annotated[float, Field(gt=0.0)] = 0.1
+    warmup: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    """Share of the training in which the weight rises from 0."""
+
+
+class SiteSparsity(Section):
+    """A learned gate per layer and site decides whether the site drives the recurrence."""
+
+    density: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """Share of the sites that are to be open."""
+    weight: Annotated[float, Field(gt=0.0)] = 1.0
+    """Of the penalty (share of open sites - density)^2, a layer."""
+
+
 class ResNetBKModel(Section):
     kind: Literal["resnet_bk"]
     d_model: Annotated[int, Field(ge=16)] = 192
@@ -87,6 +129,10 @@ class ResNetBKModel(Section):
         """Whether shapes depend on values, so that torch.compile cannot take the model in one graph."""
         return self.halting is not None
 
+    experts: MixtureOfExperts | None = None
+    koopman: KoopmanObjective | None = None
+    sparsity: SiteSparsity | None = None
+
     @model_validator(mode="after")
     def _fits(self) -> ResNetBKModel:
         _check_heads(self.d_model, self.n_heads)
@@ -100,7 +146,21 @@ class ResNetBKModel(Section):
                 )
             _check_heads(self.d_model, self.attention.n_heads, rotary=True)
         check_stack(self.n_layers, self.attention, self.halting, self.multiscale)
+        if self.sparsity:
+            self._check_sparsity()
         return self
+
+    def _check_sparsity(self) -> None:
+        if self.mixer not in SPARSE_MIXERS:
+            raise ValueError(
+                f"sparsity has no effect with mixer {self.mixer}: remove it or take mixer "
+                f"{' or '.join(SPARSE_MIXERS)}"
+            )
+        if self.attention and set(self.attention.layers) >= set(range(self.n_layers)):
+            raise ValueError(
+                "sparsity has no effect where attention takes every layer: remove it or one of "
+                "attention.layers"
+            )
 
 
 class TransformerModel(Section):

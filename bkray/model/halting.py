@@ -43,14 +43,10 @@ class HaltingStack(Stack):
     `auxiliary["ponder_loss"]`. `weight` is shaped (layers, 1, d): no matrix to an optimizer of matrices.
     """
 
-    steps: Tensor
-    """Training steps so far."""
-
     def __init__(self, halting: Halting, d_model: int, n_layers: int) -> None:
         super().__init__()
         self.first, self.threshold = halting.first_layer, halting.threshold
         self.ponder, self.warmup = halting.ponder, halting.warmup
-        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self.weight = nn.Parameter(torch.zeros(n_layers - self.first, 1, d_model))
         self.bias = nn.Parameter(torch.full((n_layers - self.first,), INITIAL_LOGIT))
 
@@ -72,13 +68,12 @@ class HaltingStack(Stack):
             x = torch.where(live.unsqueeze(-1), places.scatter(x), halted)
         self.measured = {"depth": depth}
         if self.training:
-            self.auxiliary = {"ponder_loss": self._ponder_weight() * expected}
+            self.auxiliary = {"ponder_loss": self.ponder * expected}
         return x
 
-    def _ponder_weight(self) -> Tensor:
-        """The ponder cost at this training step, which is counted."""
-        self.steps += 1
-        return self.ponder * (self.steps / max(1, self.warmup)).clamp(max=1.0)
+    def schedule(self, progress: float) -> float:
+        """The factor of the ponder cost when the share `progress` of the training is done: a linear rise."""
+        return min(1.0, progress / self.warmup) if self.warmup else 1.0
 
     def initial_state(self, blocks: Sequence[Block], batch: int) -> tuple[State, ...]:
         """From `first_layer` on a layer also counts the sites it has seen, (B, 1)."""

@@ -7,7 +7,7 @@ They differ in their mixers (`mixers/`). Decoding carries every mixer's state fr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -95,13 +95,18 @@ class LanguageModel(nn.Module):
     """Token ids (B, N) to next-token logits (B, N, V); UserError for ids outside [0, V) and for no tokens."""
 
     def __init__(
-        self, vocab_size: int, d_model: int, mixers: Sequence[Mixer], stack: Stack | None = None
+        self,
+        vocab_size: int,
+        d_model: int,
+        mixers: Sequence[Mixer],
+        feed_forward: Callable[[int], nn.Module] = FeedForward,
+        stack: Stack | None = None,
     ) -> None:
         super().__init__()
         self.vocab_size = vocab_size
         self.stack = stack or Stack()
         self.embedding = token_embedding(vocab_size, d_model)
-        blocks = nn.ModuleList(Block(mixer, FeedForward(d_model)) for mixer in mixers)
+        blocks = nn.ModuleList(Block(mixer, feed_forward(d_model)) for mixer in mixers)
         self.blocks = cast("Sequence[Block]", blocks)
 
     def forward(self, tokens_BN: Tensor) -> Tensor:
@@ -112,24 +117,32 @@ class LanguageModel(nn.Module):
         check_tokens(tokens_BN, 2, self.vocab_size)
         return rms_norm(self.stack(self.blocks, rms_norm(self.embedding(tokens_BN))))
 
-    def auxiliary_losses(self) -> dict[str, Tensor]:
+    def auxiliary_losses(self, progress: float = 1.0) -> dict[str, Tensor]:
         """What the last forward pass in training mode adds to the loss, by name, weights included.
 
-        Each is given once: modules that have such terms keep them in `auxiliary` until then.
+        Each is given once: modules that have such terms keep them in `auxiliary` until then. One whose weight
+        has a schedule says in `schedule` what factor it takes at `progress`, the share of the training done.
         """
         terms: dict[str, Tensor] = {}
-        for module in self.modules():
-            for name, term in module.__dict__.pop("auxiliary", {}).items():
-                terms[name] = terms[name] + term if name in terms else term
+        for module, name, term in self._left("auxiliary"):
+            weighted = module.schedule(progress) * term if hasattr(module, "schedule") else term
+            terms[name] = terms[name] + weighted if name in terms else weighted
         return terms
 
     def measurements(self) -> dict[str, float]:
-        """What the last forward pass measured about itself, by name, each once (kept in `measured`)."""
-        return {
-            name: float(value)
-            for module in self.modules()
-            for name, value in module.__dict__.pop("measured", {}).items()
-        }
+        """What the last forward pass measured of itself, by name, the mean over its modules.
+
+        Each is given once: modules that measure keep their figures in `measured` until then.
+        """
+        figures: dict[str, list[float]] = {}
+        for _, name, figure in self._left("measured"):
+            figures.setdefault(name, []).append(float(figure))
+        return {name: sum(values) / len(values) for name, values in figures.items()}
+
+    def _left(self, attribute: str) -> Iterator[tuple[Any, str, Tensor]]:
+        for module in self.modules():
+            for name, value in module.__dict__.pop(attribute, {}).items():
+                yield module, name, value
 
     def head(self, hidden: Tensor) -> Tensor:
         """(..., d) to logits (..., V), with the embedding's own matrix."""

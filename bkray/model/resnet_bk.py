@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
 
 from bkray.config import UserError
-from bkray.config.model import Halting, MixerKind, Multiscale, WindowedAttention, check_stack
+from bkray.config.model import (
+    SPARSE_MIXERS,
+    Halting,
+    KoopmanObjective,
+    MixerKind,
+    MixtureOfExperts,
+    Multiscale,
+    SiteSparsity,
+    WindowedAttention,
+    check_stack,
+)
+from bkray.model.experts import Experts
 from bkray.model.halting import HaltingStack
+from bkray.model.koopman import Koopman
 from bkray.model.language_model import LanguageModel, Mixer, Stack, check_sizes
+from bkray.model.layers import FeedForward
 from bkray.model.mixers import Attention, DiagonalMixer, GatedMixer, PotentialMixer, SpectralMixer
 from bkray.model.mixers.spectral import SHORTEST_MEMORY
 from bkray.model.multiscale import MultiscaleStack
+from bkray.model.sparsity import SiteGate
 
 
 @dataclass(frozen=True)
@@ -21,7 +38,9 @@ class ResNetBKConfig:
     Heads share a phase projection (mixer "spectral"), are chains with d/H values each ("potential") or
     features ("diagonal"); "gated", the real gated recurrence, has none. Memory lengths start log-uniform
     between 2 and `longest_memory` sites. `attention` puts windowed softmax attention in the place of some
-    layers' mixers. `halting` and `multiscale` leave sites out of some layers.
+    layers' mixers, `experts` a mixture of experts in that of every feed-forward layer; `koopman` adds an
+    objective on the final states, `sparsity` gates to the mixers; `halting` and `multiscale` leave sites out
+    of some layers.
     """
 
     vocab_size: int
@@ -33,6 +52,9 @@ class ResNetBKConfig:
     attention: WindowedAttention | None = None
     halting: Halting | None = None
     multiscale: Multiscale | None = None
+    experts: MixtureOfExperts | None = None
+    koopman: KoopmanObjective | None = None
+    sparsity: SiteSparsity | None = None
 
     def __post_init__(self) -> None:
         check_sizes(self, "vocab_size", "d_model", "n_layers", "n_heads")
@@ -44,17 +66,32 @@ class ResNetBKConfig:
             check_stack(self.n_layers, self.attention, self.halting, self.multiscale)
         except ValueError as error:
             raise UserError(str(error)) from error
+        if self.sparsity and self.mixer not in SPARSE_MIXERS:
+            raise UserError(f"sparsity takes mixer {' or '.join(SPARSE_MIXERS)}, not {self.mixer}")
 
 
 class ResNetBK(LanguageModel):
     def __init__(self, config: ResNetBKConfig) -> None:
-        super().__init__(
-            config.vocab_size,
-            config.d_model,
-            [_mixer(config, layer) for layer in range(config.n_layers)],
-            _stack(config),
-        )
+        mixers = [_mixer(config, layer) for layer in range(config.n_layers)]
+        feed_forward = partial(_feed_forward, config)
+        super().__init__(config.vocab_size, config.d_model, mixers, feed_forward, _stack(config))
+        self.koopman = Koopman(config.d_model, **config.koopman.model_dump()) if config.koopman else None
         self.config = config
+
+    def hidden(self, tokens_BN: torch.Tensor) -> torch.Tensor:
+        hidden_BNd = super().hidden(tokens_BN)
+        if self.koopman:
+            self.koopman(hidden_BNd)
+        return hidden_BNd
+
+
+def _feed_forward(config: ResNetBKConfig, d_model: int) -> nn.Module:
+    if config.experts is None:
+        return FeedForward(d_model)
+    count, top_k = config.experts.count, config.experts.top_k
+    return Experts(
+        d_model, count, top_k, config.experts.width or 4 * d_model // top_k, config.experts.balance
+    )
 
 
 def _stack(config: ResNetBKConfig) -> Stack | None:
@@ -66,13 +103,16 @@ def _stack(config: ResNetBKConfig) -> Stack | None:
 
 
 def _mixer(config: ResNetBKConfig, layer: int) -> Mixer:
+    d, heads, longest = config.d_model, config.n_heads, config.longest_memory
     if config.attention and layer in config.attention.layers:
-        return Attention(config.d_model, config.attention.n_heads, config.attention.window)
-    if config.mixer == "gated":
-        return GatedMixer(config.d_model, config.longest_memory)
-    kinds: dict[str, Callable[[int, int, float], Mixer]] = {
-        "spectral": SpectralMixer,
-        "potential": PotentialMixer,
-        "diagonal": DiagonalMixer,
-    }
-    return kinds[config.mixer](config.d_model, config.n_heads, config.longest_memory)
+        return Attention(d, config.attention.n_heads, config.attention.window)
+    sites = SiteGate(d, **config.sparsity.model_dump()) if config.sparsity else None
+    match config.mixer:
+        case "spectral":
+            return SpectralMixer(d, heads, longest, sites)
+        case "gated":
+            return GatedMixer(d, longest, sites)
+        case "potential":
+            return PotentialMixer(d, heads, longest)
+        case "diagonal":
+            return DiagonalMixer(d, heads, longest)

@@ -6,6 +6,7 @@ element-wise work is not. A backward pass costs twice its forward pass.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -36,28 +37,33 @@ class ForwardCost:
         return self.least + (self.full - self.least) * (depth - self.first) / (self.layers - self.first)
 
 
-def forward_cost(model: nn.Module, window: int) -> ForwardCost:
+def forward_cost(model: nn.Module, window: int, training_mode: bool = False) -> ForwardCost:
     """The cost of a pass at any mean depth; one figure where sites do not halt."""
-    full = forward_flops(model, window)
+    full = forward_flops(model, window, training_mode)
     if not (isinstance(model, LanguageModel) and isinstance(model.stack, HaltingStack)):
         return ForwardCost(full, full, 0, 0)
     with halting_at(model.stack, 1.0):
-        return ForwardCost(full, _count(model, window), model.stack.first, len(model.blocks))
+        least = _count(model, window, training_mode)
+    return ForwardCost(full, least, model.stack.first, len(model.blocks))
 
 
-def forward_flops(model: nn.Module, window: int) -> float:
-    """FLOPs of one forward pass over one window of `window` tokens, where sites may halt at full depth."""
+def forward_flops(model: nn.Module, window: int, training_mode: bool = False) -> float:
+    """FLOPs of one forward pass over one window of `window` tokens, where sites may halt at full depth.
+
+    In training mode objectives that are computed only there count as well; a foreign module, which may change
+    its buffers there, is never put into it.
+    """
     if isinstance(model, LanguageModel) and isinstance(model.stack, HaltingStack):
         with halting_at(model.stack, 0.0):
-            return _count(model, window)
-    return _count(model, window)
+            return _count(model, window, training_mode)
+    return _count(model, window, training_mode and isinstance(model, LanguageModel))
 
 
 @torch.no_grad()
-def _count(model: nn.Module, window: int) -> float:
+def _count(model: nn.Module, window: int, training_mode: bool) -> float:
     device = next(model.parameters()).device
     training = model.training
-    model.eval()
+    model.train(training_mode)
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, window, dtype=torch.int64, device=device))
     model.train(training)
@@ -74,5 +80,6 @@ def optimizer_flops(optimizer: torch.optim.Optimizer) -> float:
 
 
 def _muon_flops(parameter: nn.Parameter) -> float:
-    short, long = sorted(parameter.shape)
-    return NEWTON_SCHULZ_STEPS * (4.0 * short * short * long + 2.0 * short**3)
+    *stack, rows, columns = parameter.shape
+    short, long = sorted((rows, columns))
+    return math.prod(stack) * NEWTON_SCHULZ_STEPS * (4.0 * short * short * long + 2.0 * short**3)

@@ -119,6 +119,7 @@ class TrainingRun:
         self.model = model
         self.device = next(model.parameters()).device
         self.forward_cost = forward_cost(model, recipe.window)
+        self.training_cost = forward_cost(model, recipe.window, training_mode=True)
         self.parallel_model = self.world.wrap(model)
         self.optimizer = build_optimizer(model, recipe.training)
         self.optimizer_flops = optimizer_flops(self.optimizer) * self.world.size
@@ -154,7 +155,7 @@ class TrainingRun:
         seconds = time.perf_counter() - started
         self.seconds += seconds
         tokens = len(ids) * self.recipe.window
-        flops = 3 * self.forward_cost.at(self.logged.get("depth")) * len(ids)
+        flops = 3 * self.training_cost.at(self.logged.get("depth")) * len(ids)
         self.ledger.charge("training", flops=flops, tokens=tokens, seconds=seconds)
         self.ledger.charge("optimizer", flops=self.optimizer_flops)
 
@@ -163,7 +164,9 @@ class TrainingRun:
         tokens = torch.as_tensor(tokens_BN1, dtype=torch.int64, device=self.device)
         logits_BNV = self.parallel_model(tokens[:, :-1])
         loss = F.cross_entropy(logits_BNV.flatten(0, 1).float(), tokens[:, 1:].flatten())
-        terms = self.model.auxiliary_losses() if isinstance(self.model, LanguageModel) else {}
+        if not isinstance(self.model, LanguageModel):
+            return loss, {}
+        terms = self.model.auxiliary_losses(self.step / self.recipe.steps)
         self.logged.update({name: float(term.detach()) for name, term in terms.items()})
         self.logged.update(self._measurements())
         return loss, terms

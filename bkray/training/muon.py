@@ -30,9 +30,10 @@ def orthogonalise(matrices_BMN: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Ten
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon with Nesterov momentum and decoupled weight decay, for 2-D parameters only.
+    """Muon with Nesterov momentum and decoupled weight decay, for matrices and stacks of them, (S, M, N).
 
-    The update is scaled by 0.2 √max(rows, columns), so that its size matches AdamW's and both take one `lr`.
+    Each matrix of a stack is orthogonalised by itself. The update is scaled by 0.2 √max(rows, columns), so
+    that its size matches AdamW's and both take one `lr`.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.ndim != 2:
+                if parameter.ndim not in {2, 3}:
                     raise ValueError(
-                        f"Muon takes matrices only, got a parameter of shape {tuple(parameter.shape)}"
+                        f"Muon takes matrices only and stacks of them, not a parameter of shape "
+                        f"{tuple(parameter.shape)}"
                     )
 
     @torch.no_grad()
@@ -56,7 +58,7 @@ class Muon(torch.optim.Optimizer):
             by_shape: dict[torch.Size, list[nn.Parameter]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    by_shape.setdefault(parameter.shape, []).append(parameter)
+                    by_shape.setdefault(parameter.shape[-2:], []).append(parameter)
             for shape, parameters in by_shape.items():
                 self._update(parameters, 0.2 * max(shape) ** 0.5, group)
         return loss
@@ -70,10 +72,11 @@ class Muon(torch.optim.Optimizer):
             assert parameter.grad is not None
             gradient, buffer = parameter.grad.float(), state["momentum_buffer"]
             buffer.lerp_(gradient, 1.0 - group["momentum"])
-            directions.append(gradient.lerp(buffer, group["momentum"]))
-        stacked = torch.stack(directions)
+            directions.append(gradient.lerp(buffer, group["momentum"]).view(-1, *parameter.shape[-2:]))
+        stacked = torch.cat(directions)
         if stacked.is_cuda:
             stacked = stacked.bfloat16()
-        for parameter, update in zip(parameters, orthogonalise(stacked), strict=True):
+        updates = orthogonalise(stacked).split([len(direction) for direction in directions])
+        for parameter, update in zip(parameters, updates, strict=True):
             parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
-            parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * scale)
+            parameter.add_(update.view_as(parameter).to(parameter.dtype), alpha=-group["lr"] * scale)

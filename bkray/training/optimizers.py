@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from bkray.config.recipe import Training
+from bkray.model.experts import Experts
 from bkray.training.muon import Muon
 
 _BETAS = (0.9, 0.95)
@@ -64,7 +65,7 @@ def _adamw(groups: list[tuple[list[nn.Parameter], float]], lr: float) -> torch.o
 
 
 def _split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """(weights of linear and recurrent layers, other matrices and tables, vectors and scalars).
+    """(weights of linear, recurrent and expert layers, other matrices and tables, vectors and scalars).
 
     The output head, the one linear layer as wide as the vocabulary, counts as a table.
     """
@@ -76,6 +77,7 @@ def _split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
     linear |= {
         id(p) for m in model.modules() if isinstance(m, nn.RNNBase) for p in m.parameters() if p.ndim == 2
     }
+    linear |= {id(p) for m in model.modules() if isinstance(m, Experts) for p in (m.up, m.down)}
     matrices, others, vectors = [], [], []
     for parameter in model.parameters():
         if not parameter.requires_grad:

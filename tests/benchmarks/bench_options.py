@@ -103,7 +103,7 @@ def effect() -> None:
     options: dict[str, dict[str, Any]] = {"plain": {}}
     options |= {f"plain, {count} layers": {"n_layers": count} for count in (3, 2)}
     options |= {
-        f"ponder {ponder}": {"halting": {"ponder": ponder, "warmup": 150}} for ponder in (0.003, 0.01, 0.03)
+        f"ponder {ponder}": {"halting": {"ponder": ponder, "warmup": 0.5}} for ponder in (0.003, 0.01, 0.03)
     }
     options |= {
         f"layers 1 and 2 at 1/{factor}": {"multiscale": {"layers": [1, 2], "factor": factor}}

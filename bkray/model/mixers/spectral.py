@@ -5,6 +5,8 @@ f^2 = sigmoid(W_f z + b_f)                   forget gate, a channel
 tan(omega/2) = t_c 2 sigmoid(w_h . z)        phase: a head's w_h, a channel's t_c
 h_i = f_i exp(-i omega_i) h_{i-1} + sqrt(1 - f_i^2) z_i
 y = W_o [Re(exp(i psi_c) h) * SiLU(W_g z)]
+
+With `sites`, a gate of the site, the drive of h_i is sqrt(1 - f_i^2) s_i z_i (`bkray/model/sparsity.py`).
 """
 
 from __future__ import annotations
@@ -34,8 +36,11 @@ class GatedMixer(nn.Module):
     Its state: the last inputs of the convolution (B, 3, d) and h (B, d), whatever the length of the context.
     """
 
-    def __init__(self, d_model: int, longest_memory: float = LONGEST_MEMORY) -> None:
+    def __init__(
+        self, d_model: int, longest_memory: float = LONGEST_MEMORY, sites: nn.Module | None = None
+    ) -> None:
         super().__init__()
+        self.sites = sites
         memory = memory_lengths(d_model, longest_memory)
         self.convolution = CausalConvolution(d_model)
         self.forget = nn.Linear(d_model, d_model)
@@ -50,11 +55,14 @@ class GatedMixer(nn.Module):
         z = self.convolution(x_BNd)
         gate = self.gate(z)
         with torch.autocast(z.device.type, enabled=False):
-            mixed = self._mix(z, self.forget(z), gate)
+            mixed = self._mix(z, self._driven(z), self.forget(z), gate)
         return self.output(mixed)
 
-    def _mix(self, z: Tensor, forget: Tensor, gate: Tensor) -> Tensor:
-        return real_mixing(z, forget, gate)
+    def _driven(self, z: Tensor) -> Tensor:
+        return z if self.sites is None else self.sites(z) * z
+
+    def _mix(self, z: Tensor, driven: Tensor, forget: Tensor, gate: Tensor) -> Tensor:
+        return real_mixing(driven, forget, gate)
 
     def initial_state(self, batch: int) -> State:
         window = self.convolution.initial_state(batch)
@@ -66,7 +74,7 @@ class GatedMixer(nn.Module):
         gate = F.silu(self.gate(z))
         with torch.autocast(z.device.type, enabled=False):
             f = forget_gate(self.forget(z)) * (position > 0)
-            mixed, memory = self._advance(z, f, (1 - f * f).sqrt() * z, state[1:])
+            mixed, memory = self._advance(z, f, (1 - f * f).sqrt() * self._driven(z), state[1:])
         return self.output(mixed * gate), (window, *memory)
 
     def _advance(self, z: Tensor, f: Tensor, drive: Tensor, memory: State) -> tuple[Tensor, State]:
@@ -81,16 +89,22 @@ class SpectralMixer(GatedMixer):
     that treats matrices, parameters of two dimensions, apart.
     """
 
-    def __init__(self, d_model: int, n_heads: int, longest_memory: float = LONGEST_MEMORY) -> None:
-        super().__init__(d_model, longest_memory)
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        longest_memory: float = LONGEST_MEMORY,
+        sites: nn.Module | None = None,
+    ) -> None:
+        super().__init__(d_model, longest_memory, sites)
         memory = -2 / F.logsigmoid(self.forget.bias.detach())
         omega = 1.5 * torch.rand(d_model).clamp_min(1e-3) / memory
         self.phase = nn.Parameter(torch.zeros(n_heads, 1, d_model))
         self.log_tangent = nn.Parameter((omega / 2).tan().log())
         self.psi = nn.Parameter(torch.zeros(d_model))
 
-    def _mix(self, z: Tensor, forget: Tensor, gate: Tensor) -> Tensor:
-        return spectral_mixing(z, forget, gate, *self._phase(z))
+    def _mix(self, z: Tensor, driven: Tensor, forget: Tensor, gate: Tensor) -> Tensor:
+        return spectral_mixing(driven, forget, gate, *self._phase(z))
 
     def initial_state(self, batch: int) -> State:
         window, h = super().initial_state(batch)

@@ -56,6 +56,26 @@ def test_an_unknown_kind_names_the_nearest():
         ),
         ({"model": {"kind": "resnet_bk", "multiscale": {"layers": [4]}}}, "n_layers 4 the last is 3"),
         ({"model": {"kind": "resnet_bk", "multiscale": {"layers": [1], "factor": 1}}}, "multiscale.factor"),
+        ({"model": {"kind": "resnet_bk", "experts": {"count": 2, "top_k": 3}}}, "at most count 2"),
+        (
+            {"model": {"kind": "resnet_bk", "experts": {"count": 2, "top_k": 2, "balance": 0.1}}},
+            "balance has no effect with top_k 2",
+        ),
+        (
+            {"model": {"kind": "resnet_bk", "mixer": "diagonal", "sparsity": {}}},
+            "sparsity has no effect with mixer diagonal: remove it or take mixer spectral or gated",
+        ),
+        (
+            {
+                "model": {
+                    "kind": "resnet_bk",
+                    "n_layers": 1,
+                    "sparsity": {},
+                    "attention": {"layers": [0], "n_heads": 4},
+                }
+            },
+            "sparsity has no effect where attention takes every layer",
+        ),
         ({"corpus": {"kind": "docstrings", "test": 0.4, "validation": 0.2}}, "less than half for training"),
         ({"corpus": {"kind": "text", "path": "x", "document_start": "("}}, "is not a regular expression"),
         (

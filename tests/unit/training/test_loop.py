@@ -153,6 +153,37 @@ def test_a_killed_run_ends_bit_equal_to_an_uninterrupted_one(data, tmp_path, opt
     )  # the adjuster acted
 
 
+def test_options_are_logged_and_resume_bit_equal(data, tmp_path):
+    options = {"experts": {"count": 4}, "koopman": {"warmup": 0.5}, "sparsity": {}}
+    values = recipe().model_dump(exclude_unset=True)
+    settings = parse_recipe({**values, "model": {**values["model"], **options}})
+    expected, plain = run(settings, data, reporter=RunLog(tmp_path / "plain.jsonl"))
+    saver, log = Checkpointer(tmp_path / "checkpoints", "key"), tmp_path / "killed.jsonl"
+    with pytest.raises(Killed):
+        run(settings, data, reporter=KillAt(log, 24), checkpointer=saver)
+    model, result = run(settings, data, reporter=RunLog(log), checkpointer=saver)
+    assert (result.loss, result.validation_loss) == (plain.loss, plain.validation_loss)
+    for (name, a), b in zip(expected.state_dict().items(), model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    lines = [RunLog.read(path) for path in (tmp_path / "plain.jsonl", log)]
+    for name in ("balance_loss", "koopman_loss", "sparsity_loss", "density", "busiest_expert"):
+        assert [line[name] for line in lines[0]] == [line[name] for line in lines[1]]
+    assert plain.validation_loss < 1.5
+
+
+def test_what_is_computed_in_training_alone_is_charged_to_training(data):
+    d, ledgers = 32, {}
+    for koopman in (None, {}):
+        values = recipe().model_dump(exclude_unset=True)
+        settings = parse_recipe({**values, "model": {**values["model"], "koopman": koopman}})
+        ledgers[koopman is None] = Ledger()
+        run(settings, data, ledger=ledgers[koopman is None])
+    without, with_it = (ledgers[key].table() for key in (True, False))
+    assert with_it["validation"]["flops"] == without["validation"]["flops"]
+    added = 3 * 2 * (WINDOW - 1) * d * d * 40 * 8
+    assert with_it["training"]["flops"] == without["training"]["flops"] + added
+
+
 def test_another_seed_is_another_run(data):
     one, _ = run(recipe(), data)
     other, _ = run(recipe().model_copy(update={"seed": 1}), data)

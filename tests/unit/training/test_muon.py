@@ -32,3 +32,18 @@ def test_it_follows_torchs_own_muon_within_bfloat16():
 def test_matrices_only():
     with pytest.raises(ValueError, match="matrices only"):
         Muon([nn.Parameter(torch.zeros(3))], lr=0.1)
+
+
+def test_a_stack_is_so_many_matrices():
+    torch.manual_seed(0)
+    start, gradients = torch.randn(3, 8, 6), [torch.randn(3, 8, 6) for _ in range(3)]
+    gradients[1][0] = 0
+    stack, single = nn.Parameter(start.clone()), [nn.Parameter(matrix.clone()) for matrix in start]
+    optimizers = [Muon([stack], lr=0.1, weight_decay=0.1), Muon(single, lr=0.1, weight_decay=0.1)]
+    for gradient in gradients:
+        stack.grad = gradient.clone()
+        for parameter, part in zip(single, gradient, strict=True):
+            parameter.grad = part.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert torch.equal(stack, torch.stack(list(single)))

@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from bkray.config.model import GRUModel, ResNetBKModel
+from bkray.config.model import GRUModel, MixtureOfExperts, ResNetBKModel
 from bkray.config.recipe import Training
 from bkray.model import build_model
 from bkray.training import build_optimizer, build_schedule
+from bkray.training.flops import optimizer_flops
+from bkray.training.muon import Muon
 from bkray.training.optimizers import rate_factor
 
 SMALL = ResNetBKModel(kind="resnet_bk", d_model=16, n_layers=1, n_heads=2)
@@ -58,6 +60,18 @@ def test_muon_takes_the_matrices_of_recurrent_layers():
     muon = {id(p) for group in optimizer.param_groups if "momentum" in group for p in group["params"]}
     names = {name for name, p in model.named_parameters() if id(p) in muon and "gru" in name}
     assert names == {f"blocks.0.mixer.gru.weight_{kind}_l0" for kind in ("ih", "hh")}
+
+
+def test_muon_takes_the_experts_matrices_one_by_one_and_no_convolution():
+    experts = MixtureOfExperts(count=3, top_k=1, width=24)
+    model = build_model(SMALL.model_copy(update={"experts": experts}), 40)
+    optimizer = build_optimizer(model, Training(optimizer="muon"))
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = [group["params"] for group in optimizer.param_groups if "momentum" in group]
+    stacks = {names[id(p)].removeprefix("blocks.0.") for group in groups for p in group if p.ndim == 3}
+    assert stacks == {"feed_forward.up", "feed_forward.down"}
+    single, stack = nn.Parameter(torch.zeros(16, 24)), nn.Parameter(torch.zeros(3, 16, 24))
+    assert optimizer_flops(Muon([stack], lr=1.0)) == 3 * optimizer_flops(Muon([single], lr=1.0))
 
 
 def test_the_warm_up_reaches_the_rate_exactly_and_the_decay_ends_at_zero():

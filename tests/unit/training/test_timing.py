@@ -34,7 +34,7 @@ def test_arms_take_turns_on_the_same_batches():
     )
     assert [len(values) for values in times.values()] == [5, 5]
     assert min(min(values) for values in times.values()) > 0
-    steps = seen[2:]  # the first pass of each counts its FLOPs
+    steps = [(name, batch) for name, batch in seen if np.any(batch)]  # zeros are there to count FLOPs
     assert [name for name, _ in steps] == ["a", "b"] * (len(steps) // 2)
     assert [batch for name, batch in steps if name == "a"] == [batch for name, batch in steps if name == "b"]
     for name, (model, _) in arms.items():
