@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from bkray.config.model import Model, ResNetBKModel
+from bkray.config.schedule import OneCycle, PlainSchedule, Schedule
 from bkray.config.section import Section, Share
 
 Pacing = Literal["linear", "exponential", "root", "step"]
@@ -199,8 +200,8 @@ class Training(Section):
     """Target tokens of a global batch, whatever the number of workers."""
     optimizer: Literal["adamw", "muon"] = "muon"
     lr: Annotated[float, Field(gt=0.0)] = 3e-3
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """What follows the warm-up: decay to zero, straight or as a cosine, or none."""
+    schedule: Schedule = PlainSchedule(kind="linear")
+    """What follows the warm-up."""
     warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
     """Share of the steps in which the rate rises to `lr`."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
@@ -219,6 +220,12 @@ class Training(Section):
     """How often a lost worker is replaced before the run gives up."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Where the lines of metrics.jsonl go as well."""
+
+    @model_validator(mode="after")
+    def _rise(self) -> Training:
+        if isinstance(self.schedule, OneCycle) and not self.warmup:
+            raise ValueError("schedule one_cycle rises in training.warmup of the steps: set it above 0")
+        return self
 
     @field_validator("trackers")
     @classmethod

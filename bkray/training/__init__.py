@@ -4,12 +4,14 @@ from bkray.training.checkpoint import Checkpointer
 from bkray.training.export import export_model, load_model
 from bkray.training.ledger import Ledger
 from bkray.training.loop import Reporter, TrainResult, WindowData, train
-from bkray.training.optimizers import build_optimizer, build_schedule
+from bkray.training.optimizers import build_optimizer
+from bkray.training.schedules import LossTrendLR, build_schedule
 from bkray.training.timing import interleaved_step_seconds
 
 __all__ = [
     "Checkpointer",
     "Ledger",
+    "LossTrendLR",
     "Reporter",
     "TrainResult",
     "WindowData",

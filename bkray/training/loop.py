@@ -23,8 +23,9 @@ from bkray.model import LanguageModel
 from bkray.training.checkpoint import Checkpointer
 from bkray.training.flops import forward_cost, optimizer_flops
 from bkray.training.ledger import Ledger
-from bkray.training.optimizers import build_optimizer, build_schedule
+from bkray.training.optimizers import build_optimizer
 from bkray.training.parallel import World
+from bkray.training.schedules import LossTrendLR, PlateauLR, build_schedule
 
 _EVAL_BATCH = 16
 
@@ -207,6 +208,8 @@ class TrainingRun:
         tokens_seen = len(windows) * self.recipe.window
         self.validation_loss = float(self.world.total(nats)) / tokens_seen
         self.logged["validation_loss"] = self.validation_loss
+        if isinstance(self.schedule, PlateauLR):
+            self.schedule.observe_validation(self.validation_loss)
         if self.adjuster:
             self.sampler.advance(self.step, self.adjuster.update(self.validation_loss))
         self.ledger.charge(
@@ -230,6 +233,8 @@ class TrainingRun:
         loss = self.world.total(self.loss_sum.reshape(1).clone()).item() / self.loss_steps / self.world.size
         self.loss_sum, self.loss_steps = torch.zeros((), dtype=torch.float64), 0
         self.logged["loss"] = loss
+        if isinstance(self.schedule, LossTrendLR):
+            self.schedule.observe(loss)
         steps, seconds = self.step - self._logged_at[0], self.seconds - self._logged_at[1]
         self._logged_at = (self.step, self.seconds)
         if self.reporter:

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by name.
+"""Optimizers by name.
 
 matrices ─► Muon          (or AdamW for everything)
 embeddings, output head, vectors, scalars ─► AdamW
@@ -6,13 +6,11 @@ embeddings, output head, vectors, scalars ─► AdamW
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from bkray.config.recipe import Training
 from bkray.model.experts import Experts
@@ -89,24 +87,3 @@ def _split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
         else:
             vectors.append(parameter)
     return matrices, others, vectors
-
-
-def build_schedule(optimizer: torch.optim.Optimizer, training: Training, steps: int) -> LambdaLR:
-    """Warm-up to `training.lr`, then `training.schedule` over the rest of `steps`."""
-    return LambdaLR(optimizer, lambda step: rate_factor(step, steps, training.warmup, training.schedule))
-
-
-def rate_factor(step: int, steps: int, warmup: float, schedule: str) -> float:
-    """The factor of the base rate at `step` of `steps`.
-
-    The warm-up rises in equal steps and reaches 1 exactly; a decaying schedule would reach 0 at `steps`.
-    """
-    rising = round(warmup * steps)
-    if step < rising:
-        return (step + 1) / rising
-    progress = min(1.0, (step - rising) / max(1, steps - rising))
-    if schedule == "linear":
-        return 1.0 - progress
-    if schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * progress))
-    return 1.0

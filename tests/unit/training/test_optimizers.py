@@ -7,10 +7,9 @@ from torch import nn
 from bkray.config.model import GRUModel, MixtureOfExperts, ResNetBKModel
 from bkray.config.recipe import Training
 from bkray.model import build_model
-from bkray.training import build_optimizer, build_schedule
+from bkray.training import build_optimizer
 from bkray.training.flops import optimizer_flops
 from bkray.training.muon import Muon
-from bkray.training.optimizers import rate_factor
 
 SMALL = ResNetBKModel(kind="resnet_bk", d_model=16, n_layers=1, n_heads=2)
 
@@ -72,28 +71,3 @@ def test_muon_takes_the_experts_matrices_one_by_one_and_no_convolution():
     assert stacks == {"feed_forward.up", "feed_forward.down"}
     single, stack = nn.Parameter(torch.zeros(16, 24)), nn.Parameter(torch.zeros(3, 16, 24))
     assert optimizer_flops(Muon([stack], lr=1.0)) == 3 * optimizer_flops(Muon([single], lr=1.0))
-
-
-def test_the_warm_up_reaches_the_rate_exactly_and_the_decay_ends_at_zero():
-    for schedule in ("linear", "cosine"):
-        factors = [rate_factor(step, 100, 0.1, schedule) for step in range(101)]
-        assert factors[:11] == pytest.approx([i / 10 for i in range(1, 11)] + [1.0])
-        assert factors[10:] == sorted(factors[10:], reverse=True)
-        assert factors[100] == pytest.approx(0.0, abs=1e-12)
-    assert rate_factor(55, 100, 0.1, "linear") == pytest.approx(0.5)
-    assert rate_factor(55, 100, 0.1, "cosine") == pytest.approx(0.5)
-    assert rate_factor(99, 100, 0.0, "constant") == 1.0
-
-
-def test_the_schedule_drives_both_optimizers():
-    model = build_model(SMALL, 40)
-    training = Training(optimizer="muon", lr=0.5, warmup=0.5)
-    optimizer = build_optimizer(model, training)
-    schedule = build_schedule(optimizer, training, 10)
-    seen = []
-    for _ in range(10):
-        assert len({group["lr"] for group in optimizer.param_groups}) == 1
-        seen.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert seen == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.4, 0.3, 0.2, 0.1])
