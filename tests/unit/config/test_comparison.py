@@ -1,10 +1,14 @@
 """A comparison's file: its own keys, those of its base recipe, and arms that can be compared."""
 
+from pathlib import Path
+
 import pytest
+import torch
 import yaml
 
 from bkray.config import UserError
 from bkray.config.comparison import load_comparison
+from bkray.model import build_model
 
 BASE = {"name": "base", "corpus": {"kind": "text", "path": "x.txt"}, "window": 64}
 SPEC = {
@@ -62,3 +66,26 @@ def test_overrides_find_the_comparison_or_its_base_recipe(load):
 def test_what_cannot_be_compared_is_named(load, changes, message):
     with pytest.raises(UserError, match=message):
         load(**changes)
+
+
+COMPARISONS = sorted((Path(__file__).parents[3] / "pipelines" / "comparisons").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
+def test_the_comparisons_that_come_along_can_be_run(path):
+    comparison, recipes = load_comparison(path)
+    assert comparison.name == path.stem.replace("_", "-")
+    assert len(recipes) == len(comparison.arms)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in COMPARISONS if "models" in path.stem], ids=lambda p: p.stem
+)
+def test_compared_models_have_equally_many_parameters(path):
+    _, recipes = load_comparison(path)
+    with torch.device("meta"):
+        sizes = [
+            sum(p.numel() for p in build_model(recipe.model, recipe.tokenizer.vocab_size).parameters())
+            for recipe in recipes.values()
+        ]
+    assert 2e6 < min(sizes) <= max(sizes) < 1.01 * min(sizes)
