@@ -79,6 +79,22 @@ def generate(
 
 @app.command()
 @exit_codes()
+def compress(
+    folder: RunFolder,
+    methods: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="METHOD", help="int8, int4, int4:32, prune:SHARE, or as prune:0.25+int8"),
+    ] = None,
+    cpus: Cpus = None,
+) -> None:
+    """Quantize or prune the model of a finished run; leaves smaller copies and a table."""
+    from bkray.runtime.compression import compress
+
+    typer.echo(compress(folder.absolute(), tuple(methods or ()), cpus))
+
+
+@app.command()
+@exit_codes()
 def report(folder: RunFolder) -> None:
     """Write summary.json and report.html of a finished run again, from its artifacts."""
     from bkray.runtime.pipeline import rewrite_results

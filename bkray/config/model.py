@@ -124,14 +124,11 @@ class ResNetBKModel(Section):
     halting: Halting | None = None
     multiscale: Multiscale | None = None
 
-    @property
-    def data_dependent_shapes(self) -> bool:
-        """Whether shapes depend on values, so that torch.compile cannot take the model in one graph."""
-        return self.halting is not None
-
     experts: MixtureOfExperts | None = None
     koopman: KoopmanObjective | None = None
     sparsity: SiteSparsity | None = None
+    feed_forward_width: Count | None = None
+    """Channels of a feed-forward layer; null: 4 d_model."""
 
     @model_validator(mode="after")
     def _fits(self) -> ResNetBKModel:
@@ -148,6 +145,8 @@ class ResNetBKModel(Section):
         check_stack(self.n_layers, self.attention, self.halting, self.multiscale)
         if self.sparsity:
             self._check_sparsity()
+        if self.experts and self.feed_forward_width:
+            raise ValueError("feed_forward_width has no effect beside experts: set experts.width")
         return self
 
     def _check_sparsity(self) -> None:
@@ -168,6 +167,8 @@ class TransformerModel(Section):
     d_model: Annotated[int, Field(ge=16)] = 192
     n_layers: Count = 4
     n_heads: Count = 4
+    feed_forward_width: Count | None = None
+    """Channels of a feed-forward layer; null: 4 d_model."""
 
     @model_validator(mode="after")
     def _fits(self) -> TransformerModel:
@@ -179,6 +180,8 @@ class GRUModel(Section):
     kind: Literal["gru"]
     d_model: Annotated[int, Field(ge=16)] = 192
     n_layers: Count = 4
+    feed_forward_width: Count | None = None
+    """Channels of a feed-forward layer; null: 4 d_model."""
 
 
 class ImportModel(Section):

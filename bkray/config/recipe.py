@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bkray.config.model import Model, ResNetBKModel
+from bkray.config.model import GRUModel, ImportModel, Model, ResNetBKModel
 from bkray.config.schedule import OneCycle, PlainSchedule, Schedule
 from bkray.config.section import Section, Share
 
@@ -209,6 +209,12 @@ class Training(Section):
     """Largest norm of the gradient."""
     workers: Annotated[int, Field(ge=1)] = 2
     parallel: Literal["ddp"] = "ddp"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the forward pass; weights, optimizer, losses and BK's operators stay in float32."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of the blocks and compute the rest again for the backward pass."""
+    compile: bool = False
+    """torch.compile of the training pass."""
     log_every: Annotated[int, Field(ge=1)] = 10
     """Steps between two lines of metrics.jsonl."""
     eval_every: Annotated[int, Field(ge=1)] = 50
@@ -311,8 +317,27 @@ class Recipe(Section):
                 f"training.batch_tokens {self.training.batch_tokens} is {self.batch_windows} windows of "
                 f"{self.window}, which training.workers {self.training.workers} cannot share evenly"
             )
+        faults += self._unsuitable_hardware()
         if isinstance(self.corpus, Corpus) and self.corpus.validation + self.corpus.test > 0.5:
             faults.append("corpus.validation and corpus.test together leave less than half for training")
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _unsuitable_hardware(self) -> list[str]:
+        faults = []
+        if self.training.activation_checkpointing and isinstance(self.model, ImportModel):
+            faults.append(
+                "training.activation_checkpointing has no effect on model kind import, whose blocks are not "
+                "known: remove it, and use torch.utils.checkpoint in the module"
+            )
+        if self.training.compile and isinstance(self.model, GRUModel):
+            faults.append(
+                "training.compile cannot take model kind gru, whose recurrence torch leaves uncompiled: "
+                "remove it"
+            )
+        if self.training.compile and isinstance(self.model, ResNetBKModel) and self.model.halting:
+            faults.append(
+                "training.compile cannot take model.halting, whose shapes depend on the tokens: remove one"
+            )
+        return faults

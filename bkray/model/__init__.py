@@ -2,7 +2,7 @@
 
 from bkray.model.build import build_model
 from bkray.model.comparators import GRU, GRUConfig, Transformer, TransformerConfig
-from bkray.model.generate import generate
+from bkray.model.generate import generate, generate_each
 from bkray.model.language_model import LanguageModel
 from bkray.model.resnet_bk import ResNetBK, ResNetBKConfig
 from bkray.model.resolvent import operator_of, resolvent_diagonal, resolvent_mix
@@ -18,6 +18,7 @@ __all__ = [
     "TransformerConfig",
     "build_model",
     "generate",
+    "generate_each",
     "operator_of",
     "resolvent_diagonal",
     "resolvent_mix",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from bkray.config import UserError
 from bkray.model.language_model import LanguageModel, check_sizes
+from bkray.model.layers import FeedForward
 from bkray.model.mixers import Attention, GRUMixer
 
 
@@ -17,9 +19,11 @@ class TransformerConfig:
     d_model: int = 192
     n_layers: int = 4
     n_heads: int = 4
+    feed_forward_width: int | None = None
+    """None: 4 d_model."""
 
     def __post_init__(self) -> None:
-        check_sizes(self, "vocab_size", "d_model", "n_layers", "n_heads")
+        check_sizes(self, "vocab_size", "d_model", "n_layers", "n_heads", "feed_forward_width")
         if self.d_model % (2 * self.n_heads):
             raise UserError(f"d_model {self.d_model} must be a multiple of 2 x n_heads {self.n_heads}")
 
@@ -29,7 +33,8 @@ class Transformer(LanguageModel):
 
     def __init__(self, config: TransformerConfig) -> None:
         mixers = [Attention(config.d_model, config.n_heads) for _ in range(config.n_layers)]
-        super().__init__(config.vocab_size, config.d_model, mixers)
+        feed_forward = partial(FeedForward, width=config.feed_forward_width)
+        super().__init__(config.vocab_size, config.d_model, mixers, feed_forward)
         self.config = config
 
 
@@ -40,9 +45,11 @@ class GRUConfig:
     vocab_size: int
     d_model: int = 192
     n_layers: int = 4
+    feed_forward_width: int | None = None
+    """None: 4 d_model."""
 
     def __post_init__(self) -> None:
-        check_sizes(self, "vocab_size", "d_model", "n_layers")
+        check_sizes(self, "vocab_size", "d_model", "n_layers", "feed_forward_width")
 
 
 class GRU(LanguageModel):
@@ -50,5 +57,6 @@ class GRU(LanguageModel):
 
     def __init__(self, config: GRUConfig) -> None:
         mixers = [GRUMixer(config.d_model) for _ in range(config.n_layers)]
-        super().__init__(config.vocab_size, config.d_model, mixers)
+        feed_forward = partial(FeedForward, width=config.feed_forward_width)
+        super().__init__(config.vocab_size, config.d_model, mixers, feed_forward)
         self.config = config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from torch import nn
 from bkray.config import UserError
 
 
-@torch.no_grad()
 def generate(
     model: nn.Module,
     prompt_ids: Sequence[int],
@@ -27,6 +26,20 @@ def generate(
     mode and is left in the mode in which it came. Raises UserError for an empty prompt and for a
     temperature that is not positive.
     """
+    return list(generate_each(model, prompt_ids, max_tokens, temperature, seed, stop_id, context))
+
+
+@torch.no_grad()
+def generate_each(
+    model: nn.Module,
+    prompt_ids: Sequence[int],
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    stop_id: int | None = None,
+    context: int | None = None,
+) -> Iterator[int]:
+    """The ids of `generate`, one after the other as they are drawn."""
     if not prompt_ids:
         raise UserError("prompt_ids is empty: give at least one token to go on from")
     if not temperature > 0:
@@ -39,13 +52,14 @@ def generate(
         read = _streaming(model, device) if hasattr(model, "step") else _rereading(model, device, context)
         for token in prompt_ids:
             logits = read(token)
-        new: list[int] = []
-        while len(new) < max_tokens and (not new or new[-1] != stop_id):
-            if new:
-                logits = read(new[-1])
+        for number in range(max_tokens):
+            if number:
+                logits = read(token)
             shares = torch.softmax(logits().double().cpu() / temperature, dim=-1)
-            new.append(int(torch.multinomial(shares, 1, generator=generator)))
-        return new
+            token = int(torch.multinomial(shares, 1, generator=generator))
+            yield token
+            if token == stop_id:
+                return
     finally:
         model.train(was_training)
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from bkray.config import UserError
 from bkray.model.arguments import check_tokens
@@ -51,11 +52,19 @@ class State(NamedTuple):
 class Block(nn.Module):
     """x += mixer(RMSNorm(x)); x += feed-forward(RMSNorm(x))."""
 
+    checkpointing = False
+    """In training, keep only the input and compute the rest again for the gradient (arXiv 1604.06174)."""
+
     def __init__(self, mixer: Mixer, feed_forward: nn.Module) -> None:
         super().__init__()
         self.mixer, self.feed_forward = mixer, feed_forward
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.checkpointing and self.training:
+            return checkpoint(self._pass, x, use_reentrant=False)
+        return self._pass(x)
+
+    def _pass(self, x: Tensor) -> Tensor:
         x = x + self.mixer(rms_norm(x))
         return x + self.feed_forward(rms_norm(x))
 
@@ -109,6 +118,16 @@ class LanguageModel(nn.Module):
         blocks = nn.ModuleList(Block(mixer, feed_forward(d_model)) for mixer in mixers)
         self.blocks = cast("Sequence[Block]", blocks)
 
+    @property
+    def checkpointing(self) -> bool:
+        """Whether the blocks keep only their inputs in training."""
+        return self.blocks[0].checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, value: bool) -> None:
+        for block in self.blocks:
+            block.checkpointing = value
+
     def forward(self, tokens_BN: Tensor) -> Tensor:
         return self.head(self.hidden(tokens_BN))
 
@@ -161,7 +180,7 @@ class LanguageModel(nn.Module):
 
 
 def check_sizes(config: Any, *names: str) -> None:
-    """UserError where a size of `config` is below 1."""
+    """UserError where a size of `config` is below 1; None stands for a default."""
     for name in names:
-        if getattr(config, name) < 1:
+        if getattr(config, name) is not None and getattr(config, name) < 1:
             raise UserError(f"{name} must be at least 1, not {getattr(config, name)}")

@@ -56,12 +56,13 @@ def relu_squared(x: Tensor) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """x (..., d) to (..., d) through width 4d; starts as zero."""
+    """x (..., d) to (..., d) through `width` channels (None: 4d); starts as zero."""
 
-    def __init__(self, d_model: int) -> None:
+    def __init__(self, d_model: int, width: int | None = None) -> None:
         super().__init__()
-        self.up = nn.Linear(d_model, 4 * d_model, bias=False)
-        self.down = nn.Linear(4 * d_model, d_model, bias=False)
+        width = width or 4 * d_model
+        self.up = nn.Linear(d_model, width, bias=False)
+        self.down = nn.Linear(width, d_model, bias=False)
         nn.init.zeros_(self.down.weight)
 
     def forward(self, x: Tensor) -> Tensor:

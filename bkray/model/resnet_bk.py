@@ -55,9 +55,11 @@ class ResNetBKConfig:
     experts: MixtureOfExperts | None = None
     koopman: KoopmanObjective | None = None
     sparsity: SiteSparsity | None = None
+    feed_forward_width: int | None = None
+    """None: 4 d_model."""
 
     def __post_init__(self) -> None:
-        check_sizes(self, "vocab_size", "d_model", "n_layers", "n_heads")
+        check_sizes(self, "vocab_size", "d_model", "n_layers", "n_heads", "feed_forward_width")
         if self.d_model % self.n_heads:
             raise UserError(f"d_model {self.d_model} must be a multiple of n_heads {self.n_heads}")
         if not self.longest_memory > SHORTEST_MEMORY:
@@ -87,7 +89,7 @@ class ResNetBK(LanguageModel):
 
 def _feed_forward(config: ResNetBKConfig, d_model: int) -> nn.Module:
     if config.experts is None:
-        return FeedForward(d_model)
+        return FeedForward(d_model, config.feed_forward_width)
     count, top_k = config.experts.count, config.experts.top_k
     return Experts(
         d_model, count, top_k, config.experts.width or 4 * d_model // top_k, config.experts.balance

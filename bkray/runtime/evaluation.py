@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch
 from bkray.corpus import load_tokenizer
 from bkray.corpus.windows import read_columns, tokens_array
 from bkray.evaluation import HeldOut, NGramBaseline, window_nats
-from bkray.model import generate
+from bkray.model import generate_each
+from bkray.runtime.artifacts import Artifact
 from bkray.runtime.cluster import TASK_CPUS
 from bkray.runtime.stages import actors, map_tables, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
@@ -39,22 +41,8 @@ def evaluation(work: Work) -> Outcome:
     split, window = "test", work.recipe.window
     windows, exported = work.inputs["windows"], work.inputs["model"].path
     baselines = _fit_baselines.remote(windows.parts, work.inputs["tokenizer"].path / "tokenizer.json", split)
-    dataset = map_tables(
-        read_parts(windows.parts, split).repartition(target_num_rows_per_block=_BLOCK_ROWS),
-        _WindowNats,
-        TASK_CPUS,
-        fn_constructor_args=(exported,),
-        compute=actors(work.cpus, windows.splits[split], _BLOCK_ROWS),
-        batch_size=_BATCH,
-    )
-    rows = write_parts(dataset, work.directory, _SCHEMA, ["window_id"])
-    table = read_columns(sorted(work.directory.glob("part-*")), ["nats", "target_bytes"])
-    held_out = HeldOut(
-        nats=math.fsum(table["nats"].to_pylist()),
-        tokens=rows * window,
-        bytes=sum(table["target_bytes"].to_pylist()),
-        windows=rows,
-    )
+    held_out = held_out_windows(windows, exported, work.directory, split, window, work.cpus)
+    rows = held_out.windows
     network = load_model(exported)
     ledger = Ledger()
     ledger.charge("evaluation", flops=rows * forward_flops(network, window), tokens=rows * window)
@@ -65,6 +53,28 @@ def evaluation(work: Work) -> Outcome:
     }
     summary = f"{held_out.bits_per_byte:.4f} bits per byte on {rows:,} {split} windows"
     return Outcome(rows, summary, ledger=ledger, details=details)
+
+
+def held_out_windows(
+    windows: Artifact, exported: Path, directory: Path, split: str, window: int, cpus: int
+) -> HeldOut:
+    """What the exported model loses on a split; the nats of every window go to parts in `directory`."""
+    dataset = map_tables(
+        read_parts(windows.parts, split).repartition(target_num_rows_per_block=_BLOCK_ROWS),
+        _WindowNats,
+        TASK_CPUS,
+        fn_constructor_args=(exported,),
+        compute=actors(cpus, windows.splits[split], _BLOCK_ROWS),
+        batch_size=_BATCH,
+    )
+    rows = write_parts(dataset, directory, _SCHEMA, ["window_id"])
+    table = read_columns(sorted(directory.glob("part-*")), ["nats", "target_bytes"])
+    return HeldOut(
+        nats=math.fsum(table["nats"].to_pylist()),
+        tokens=rows * window,
+        bytes=sum(table["target_bytes"].to_pylist()),
+        windows=rows,
+    )
 
 
 class _WindowNats:
@@ -109,13 +119,39 @@ def _samples(network: torch.nn.Module, work: Work) -> list[tuple[str, str]]:
         return []
     bpe = load_tokenizer(work.inputs["tokenizer"].path / "tokenizer.json")
     return [
-        (prompt, write(network, bpe, prompt, settings.tokens, settings.temperature, work.recipe.seed))
+        (prompt, write(network, bpe, prompt, settings.tokens, settings.temperature, work.recipe.seed).text)
         for prompt in settings.prompts
     ]
 
 
-def write(network: torch.nn.Module, bpe: Any, prompt: str, tokens: int, temperature: float, seed: int) -> str:
+@dataclass(frozen=True)
+class Written:
+    """A generated text, and how fast it came."""
+
+    text: str
+    prompt_tokens: int
+    tokens: int
+    prompt_seconds: float
+    """Until the first token: reading the prompt."""
+    seconds: float
+    """For the tokens after the first."""
+
+    @property
+    def speed(self) -> str:
+        """One line for people; the first token belongs to the prompt, which it had to wait for."""
+        read = f"{self.prompt_tokens} tokens of prompt read in {self.prompt_seconds:.2f} s"
+        if self.tokens < 2:
+            return read
+        return f"{self.tokens} tokens, {(self.tokens - 1) / self.seconds:.0f} tokens a second ({read})"
+
+
+def write(
+    network: torch.nn.Module, bpe: Any, prompt: str, tokens: int, temperature: float, seed: int
+) -> Written:
     """What the model writes after `prompt`: up to `tokens` tokens, ending early at the end of a document."""
     ids = [0, *bpe.encode(prompt).ids]
-    made = generate(network, ids, tokens, temperature=temperature, seed=seed, stop_id=0)
-    return bpe.decode([int(token) for token in made])
+    made, times = [], [time.perf_counter()]
+    for token in generate_each(network, ids, tokens, temperature=temperature, seed=seed, stop_id=0):
+        made.append(token)
+        times.append(time.perf_counter())
+    return Written(bpe.decode(made), len(ids), len(made), times[1] - times[0], times[-1] - times[1])

@@ -56,11 +56,16 @@ def print_plan(recipe: Recipe, out: Path, cpus: int | None) -> None:
 
 
 def print_text(folder: Path, prompt: str, tokens: int, temperature: float, seed: int) -> None:
-    """Print what the model of a run's folder, or of an exported model's folder, writes after `prompt`."""
+    """Print what the model of a run's folder, or of an exported model's folder, writes after `prompt`.
+
+    Its speed goes to stderr, so that stdout holds the text alone.
+    """
     exported = folder / "model" if (folder / "model" / "config.json").exists() else folder
     if not (exported / "config.json").exists():
         raise UserError(
             f"{folder} holds no trained model: name the folder of a finished run, for example runs/quickstart"
         )
     network, bpe = load_model(exported), load_tokenizer(exported / "tokenizer.json")
-    print(prompt + write(network, bpe, prompt, tokens, temperature, seed))
+    written = write(network, bpe, prompt, tokens, temperature, seed)
+    print(prompt + written.text, flush=True)
+    print(written.speed, file=sys.stderr)

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from bkray.config import Recipe, UserError, dump_yaml, load_recipe, read_yaml
+from bkray.config.model import ImportModel
 from bkray.corpus import list_shards
 from bkray.model import build_model
 from bkray.reporting.progress import Progress
@@ -32,6 +33,7 @@ from bkray.runtime.stopwatch import counting
 from bkray.runtime.training import model
 from bkray.runtime.work import Outcome, Work
 from bkray.training import Checkpointer
+from bkray.training.hardware import check_compiler, check_compiles
 
 BUILDERS: dict[str, Callable[[Work], Outcome]] = {
     "documents": prepare.documents,
@@ -100,6 +102,13 @@ def run_pipeline(
 
 def rewrite_results(run: Path) -> str:
     """Write summary.json and report.html of a finished run again; returns the path of the report."""
+    plan, built = finished_run(run)
+    write_results(plan, built, run)
+    return str(run / "report.html")
+
+
+def finished_run(run: Path) -> tuple[Plan, dict[str, Artifact]]:
+    """The plan of a finished run and all its artifacts; raises UserError where it is none."""
     if not (run / "resolved.yaml").exists():
         raise UserError(f"{run} holds no run: name the folder of a finished one, for example runs/quickstart")
     plan = plan_run(load_recipe(run / "resolved.yaml"), run.parent)
@@ -109,8 +118,7 @@ def rewrite_results(run: Path) -> str:
         raise UserError(
             f"{run} is not finished, {', '.join(missing)} is missing: run `bkray run` to go on with it"
         )
-    write_results(plan, {name: artifact for name, artifact in found.items() if artifact}, run)
-    return str(run / "report.html")
+    return plan, {name: artifact for name, artifact in found.items() if artifact}
 
 
 def _build_all(
@@ -224,9 +232,15 @@ def make_folder(folder: Path) -> None:
 
 
 def _check_model(recipe: Recipe) -> None:
-    """Refuse a model that cannot be built, before any data is prepared; takes no memory."""
+    """Refuse a model that cannot be built or compiled, before any data is prepared; takes no memory."""
     with torch.device("meta"):
-        build_model(recipe.model, recipe.tokenizer.vocab_size)
+        network = build_model(recipe.model, recipe.tokenizer.vocab_size)
+    if not recipe.training.compile:
+        return
+    if not inside_job():  # there the workers' machines do it
+        check_compiler()
+    if isinstance(recipe.model, ImportModel):
+        check_compiles(network, recipe.window)
 
 
 def _flat(values: object, prefix: str = "") -> dict[str, object]:

@@ -70,6 +70,28 @@ def _count(model: nn.Module, window: int, training_mode: bool) -> float:
     return float(counter.get_total_flops())
 
 
+def recomputed_flops(model: LanguageModel, window: int) -> float:
+    """FLOPs that activation checkpointing computes a second time for one window: less than a forward pass.
+
+    Counted as what a forward and backward pass takes with it, less what it takes without; `model` does both.
+    """
+    tokens = torch.zeros(1, window, dtype=torch.int64, device=next(model.parameters()).device)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    training = model.training
+    counts = []
+    try:
+        for checkpointing in (True, False):
+            model.checkpointing = checkpointing
+            model.train()
+            with FlopCounterMode(display=False) as counter:
+                torch.autograd.grad(model(tokens).float().sum(), parameters, allow_unused=True)
+            counts.append(float(counter.get_total_flops()))
+    finally:
+        model.checkpointing = True
+        model.train(training)
+    return counts[0] - counts[1]
+
+
 def optimizer_flops(optimizer: torch.optim.Optimizer) -> float:
     """FLOPs of one optimizer step on one rank."""
     total = 0.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,7 +22,9 @@ from bkray.config import Recipe, UserError
 from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
 from bkray.model import LanguageModel
 from bkray.training.checkpoint import Checkpointer
-from bkray.training.flops import forward_cost, optimizer_flops
+from bkray.training.finite import first_non_finite
+from bkray.training.flops import forward_cost, optimizer_flops, recomputed_flops
+from bkray.training.hardware import autocast, compile_errors, prepare
 from bkray.training.ledger import Ledger
 from bkray.training.optimizers import build_optimizer
 from bkray.training.parallel import World
@@ -73,7 +76,7 @@ def train(
     """Train `model` in place for `recipe.steps` steps, going on from the newest checkpoint if there is one.
 
     Every rank of an initialised process group calls this with the same arguments; only rank 0's reporter is
-    used. Raises UserError where loss or gradient stop being finite.
+    used. Raises UserError where loss, gradient or a parameter is not finite.
     """
     run = TrainingRun(model, data, sampler, recipe, reporter, ledger or Ledger(), adjuster)
     settings = recipe.training
@@ -81,6 +84,7 @@ def train(
         run.load_state_dict(state)
     if run.reporter and (dropped := run.reporter.truncate_after(run.step)):
         run.charge_lost(dropped)
+    run.check_parameters("before", "mend how the model starts")
     while run.step < recipe.steps:
         run.train_step()
         last = run.step == recipe.steps
@@ -121,7 +125,10 @@ class TrainingRun:
         self.device = next(model.parameters()).device
         self.forward_cost = forward_cost(model, recipe.window)
         self.training_cost = forward_cost(model, recipe.window, training_mode=True)
-        self.parallel_model = self.world.wrap(model)
+        self.parallel_model = self.world.wrap(prepare(model, recipe.training))
+        self.recomputed = 0.0
+        if isinstance(model, LanguageModel) and recipe.training.activation_checkpointing:
+            self.recomputed = recomputed_flops(model, recipe.window) / self.training_cost.full
         self.optimizer = build_optimizer(model, recipe.training)
         self.optimizer_flops = optimizer_flops(self.optimizer) * self.world.size
         self.schedule = build_schedule(self.optimizer, recipe.training, recipe.steps)
@@ -141,10 +148,15 @@ class TrainingRun:
         mine = self.sampler.ids(self.step, self.world.rank, self.world.size)
         self.model.train()
         loss, auxiliary = self._losses(self.data.train[mine])
-        sum(auxiliary.values(), loss).backward()
+        with self._compiling():
+            sum(auxiliary.values(), loss).backward()
+        if isinstance(self.model, LanguageModel):
+            self.model.auxiliary_losses()  # blocks that are computed again for backward leave theirs again
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.training.clip)
         self._check_finite(float(loss.detach()), float(norm))
         self.optimizer.step()
+        remedy = f"training.lr is {self.recipe.training.lr}, try a lower one"
+        self.check_parameters("after the update of", remedy)
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -156,14 +168,15 @@ class TrainingRun:
         seconds = time.perf_counter() - started
         self.seconds += seconds
         tokens = len(ids) * self.recipe.window
-        flops = 3 * self.training_cost.at(self.logged.get("depth")) * len(ids)
+        flops = (3 + self.recomputed) * self.training_cost.at(self.logged.get("depth")) * len(ids)
         self.ledger.charge("training", flops=flops, tokens=tokens, seconds=seconds)
         self.ledger.charge("optimizer", flops=self.optimizer_flops)
 
     def _losses(self, tokens_BN1: np.ndarray) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy, nats a token, and what the model's options add to it."""
         tokens = torch.as_tensor(tokens_BN1, dtype=torch.int64, device=self.device)
-        logits_BNV = self.parallel_model(tokens[:, :-1])
+        with self._compiling(), autocast(self.recipe.training, self.device):
+            logits_BNV = self.parallel_model(tokens[:, :-1])
         loss = F.cross_entropy(logits_BNV.flatten(0, 1).float(), tokens[:, 1:].flatten())
         if not isinstance(self.model, LanguageModel):
             return loss, {}
@@ -176,22 +189,30 @@ class TrainingRun:
         """What the model's options measured in the last pass, on this rank."""
         return self.model.measurements() if isinstance(self.model, LanguageModel) else {}
 
+    def _compiling(self) -> AbstractContextManager[None]:
+        return compile_errors() if self.recipe.training.compile else nullcontext()
+
     def _check_finite(self, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
             return
-        bad = [
-            name
-            for name, p in self.model.named_parameters()
-            if p.grad is not None and not p.grad.isfinite().all()
-        ]
+        named = self.model.named_parameters()
+        bad = first_non_finite((name, p.grad) for name, p in named if p.grad is not None)
         raise UserError(
             f"training diverged at step {self.step}: loss {loss}, gradient norm {norm}, first at "
-            f"{bad[0] if bad else 'the loss'}; training.lr is {self.recipe.training.lr}: try a lower one"
+            f"{bad or 'the loss'}; training.lr is {self.recipe.training.lr}: try a lower one"
         )
+
+    def check_parameters(self, when: str, remedy: str) -> None:
+        """Raise UserError naming the first parameter that is not finite."""
+        if bad := first_non_finite(self.model.named_parameters()):
+            raise UserError(f"parameter {bad} is not finite {when} step {self.step}: {remedy}")
 
     @torch.no_grad()
     def validate(self) -> None:
-        """Mean loss in nats a token over the first `eval_windows` validation windows, shared by the ranks."""
+        """Mean loss in nats a token over the first `eval_windows` validation windows, shared by the ranks.
+
+        It is not compiled: the batches have other shapes, and each would be compiled for itself.
+        """
         started = time.perf_counter()
         windows = self.data.validation[: self.recipe.training.eval_windows]
         mine = windows[self.world.rank :: self.world.size]
@@ -199,7 +220,8 @@ class TrainingRun:
         nats = torch.zeros(1, dtype=torch.float64)
         for begin in range(0, len(mine), _EVAL_BATCH):
             tokens = torch.as_tensor(mine[begin : begin + _EVAL_BATCH], dtype=torch.int64, device=self.device)
-            logits_BNV = self.model(tokens[:, :-1])
+            with autocast(self.recipe.training, self.device):
+                logits_BNV = self.model(tokens[:, :-1])
             nats += (
                 F.cross_entropy(logits_BNV.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="sum")
                 .double()

@@ -94,12 +94,12 @@ class PlateauLR(LRScheduler):
         self.rising = rising
         self.plateau = ReduceLROnPlateau(optimizer, factor=settings.factor, patience=settings.patience)
         super().__init__(optimizer)
-        self.plateau.min_lrs = [settings.floor * base for base in self.base_lrs]
+        self.plateau.min_lrs = [settings.floor * float(base) for base in self.base_lrs]
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         if self.last_epoch >= max(1, self.rising):
-            return [group["lr"] for group in self.optimizer.param_groups]
-        return [base * (self.last_epoch + 1) / max(1, self.rising) for base in self.base_lrs]
+            return [float(group["lr"]) for group in self.optimizer.param_groups]
+        return [float(base) * (self.last_epoch + 1) / max(1, self.rising) for base in self.base_lrs]
 
     def observe_validation(self, loss: float) -> None:
         if self.last_epoch >= self.rising:
@@ -143,7 +143,7 @@ class LossTrendLR(LRScheduler):
         warmed = min(1.0, (self._since_restart + 1) / max(1, self.rising))
         decay = self.settings["decay"] * self.steps
         left = min(1.0, max(0.0, (self.steps - self.last_epoch) / decay)) if decay else 1.0
-        return [base * self.trend * warmed * left for base in self.base_lrs]
+        return [float(base) * self.trend * warmed * left for base in self.base_lrs]
 
     def observe(self, loss: float) -> None:
         """Take in the mean training loss since the last call; the next `step` acts on it."""

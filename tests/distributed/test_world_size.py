@@ -1,5 +1,7 @@
 """The same global batches give the same weights, whatever the number of ranks."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -24,17 +26,26 @@ RECIPE = parse_recipe(
 )
 
 
-def work(rank, world_size, folder):
+HARDWARE = RECIPE.model_copy(
+    update={
+        "training": RECIPE.training.model_copy(update={"compile": True, "activation_checkpointing": True})
+    }
+)
+
+
+def work(rank, world_size, folder, recipe=RECIPE):
     torch.set_num_threads(1)
+    if recipe.training.compile:  # all of it but the C++ compiler, which takes long
+        torch.compile = functools.partial(torch.compile, backend="aot_eager")
     if world_size > 1:
         dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
     rng = np.random.default_rng(0)
     data = WindowData(*(rng.integers(0, 30, (count, 17)).astype(np.int32) for count in (100, 9)))
     torch.manual_seed(0)
-    model = build_model(RECIPE.model, 30)
-    sampler = CurriculumSampler(rng.random(100), 8, RECIPE.steps, seed=0)
+    model = build_model(recipe.model, 30)
+    sampler = CurriculumSampler(rng.random(100), 8, recipe.steps, seed=0)
     ledger = Ledger()
-    result = train(model, data, sampler, RECIPE, ledger=ledger)
+    result = train(model, data, sampler, recipe, ledger=ledger)
     if rank == 0:
         flops = ledger.table()["training"]["flops"]
         state = {"model": model.state_dict(), "loss": result.validation_loss, "flops": flops}
@@ -56,3 +67,13 @@ def test_weights_agree_at_world_1_2_and_4(tmp_path):
         assert results[world_size]["loss"] == pytest.approx(results[1]["loss"], abs=1e-5)
         for name, expected in results[1]["model"].items():
             torch.testing.assert_close(results[world_size]["model"][name], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_compiled_and_checkpointed_weights_agree_at_world_1_and_2(tmp_path):
+    states = []
+    for world_size, recipe in ((1, RECIPE), (2, HARDWARE)):
+        mp.spawn(work, (world_size, str(tmp_path), recipe), nprocs=world_size)
+        states.append(torch.load(tmp_path / f"{world_size}.pt", weights_only=True)["model"])
+    assert states[0].keys() == states[1].keys()
+    for name, expected in states[0].items():
+        torch.testing.assert_close(states[1][name], expected, atol=1e-4, rtol=1e-4)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from importlib.util import find_spec
 
 import pytest
@@ -65,6 +66,24 @@ def test_a_tracker_that_is_not_installed(bkray, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_compiling_without_a_compiler_or_a_model_that_can_be_compiled(bkray, tmp_path):
+    (tmp_path / "text.txt").write_text("words " * 1000)
+    (tmp_path / "breaking.py").write_text(
+        "from torch import nn\n\n\nclass Breaking(nn.Embedding):\n"
+        "    def __init__(self, vocab_size):\n        super().__init__(vocab_size, vocab_size)\n\n"
+        "    def forward(self, tokens):\n        print(tokens)\n        return super().forward(tokens)\n"
+    )
+    arguments = ["run", recipe(tmp_path), "training.compile=true", "--out", tmp_path / "out"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    none = bkray(*arguments, env=environment | {"CXX": "no-such-compiler"})
+    own = bkray(*arguments, "model={kind: import, target: 'breaking:Breaking'}", env=environment)
+    for finished, message in ((none, "needs a C++ compiler"), (own, "torch cannot compile the model")):
+        assert finished.returncode == 2, finished.stderr
+        assert message in finished.stderr
+        assert "Traceback" not in finished.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.ray
 def test_a_corpus_too_small_for_one_window(bkray, tmp_path):
     (tmp_path / "text.txt").write_text("\n\n".join(f"paragraph {i}" for i in range(300)))
@@ -105,7 +124,7 @@ def test_an_output_folder_of_another_recipe(bkray, tmp_path):
 
 
 def test_generate_and_report_want_a_finished_run(bkray, tmp_path):
-    for command in ("generate", "report"):
+    for command in ("generate", "report", "compress"):
         finished = bkray(command, tmp_path)
         assert finished.returncode == 2
         assert "name the folder of a finished" in finished.stderr

@@ -153,6 +153,16 @@ def test_the_scripts_for_a_cluster_find_the_same_run(checkout, finished, module)
     assert "already complete" in again.stderr
 
 
+def test_the_script_that_compresses_finds_the_same_copies(checkout, finished):
+    assert "python -m pipelines.compress" in README
+    made = {path: path.stat().st_mtime_ns for path in checkout.glob("runs/quickstart/compressed/*/*")}
+    again = run("python -m pipelines.compress runs/quickstart", checkout)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.strip() == str(checkout / "runs" / "quickstart" / "compressed" / "compression.json")
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert len(made) == 3 * 5
+
+
 def test_the_sweep_for_a_cluster_finds_the_same_sweep(checkout, finished):
     assert "python -m tune.sweep tune/sweeps/quickstart.yaml" in README
     again = run("python -m tune.sweep tune/sweeps/quickstart.yaml", checkout)

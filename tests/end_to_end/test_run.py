@@ -75,11 +75,42 @@ def test_a_run_leaves_what_is_promised_and_changes_nothing_when_repeated(bkray, 
     text = bkray("generate", run, "--prompt", "the scan", "--tokens", "8")
     assert text.returncode == 0
     assert text.stdout.startswith("the scan")
+    assert "tokens a second" in text.stderr
+    assert "tokens a second" not in text.stdout
     report = (run / "report.html").read_bytes()
     assert bkray("report", run).returncode == 0
     assert (run / "report.html").read_bytes() == report
     plan = bkray("plan", small, "--out", run.parent)
     assert plan.stdout.count("cached") == 10
+
+
+def test_compressed_copies_are_smaller_and_evaluated(bkray, small, reference):
+    run, _ = reference(bkray, small)
+    before = json.loads((run / "summary.json").read_text())["held_out"]
+    finished = bkray("compress", run, "int8", "int4:32", "prune:0.25+int8", "--cpus", 2)
+    assert finished.returncode == 0, finished.stderr
+    original, *copies = json.loads((run / "compressed" / "compression.json").read_text())
+    assert original["held_out"] == before
+    assert [copy["method"] for copy in copies] == ["int8", "int4:32", "prune:0.25+int8"]
+    for copy in copies:
+        assert f"{copy['held_out']['bits_per_byte']:.4f}" in finished.stderr
+        assert copy["held_out"]["windows"] == before["windows"]
+        assert copy["held_out"]["nats"] != before["nats"]
+        assert copy["held_out"]["bits_per_byte"] < 1.2 * before["bits_per_byte"]
+        assert copy["bytes"] == (Path(copy["path"]) / "model.safetensors").stat().st_size
+        assert copy["bytes"] < 0.6 * original["bytes"]
+    assert copies[1]["bytes"] < copies[0]["bytes"]
+    assert copies[2]["parameters"] == original["parameters"] - 2 * 32 * 32  # of one layer's 128 channels
+    text = bkray("generate", copies[2]["path"], "--prompt", "the scan", "--tokens", "4")
+    assert text.stdout.startswith("the scan")
+    made = {path: path.stat().st_mtime_ns for path in run.glob("compressed/*/*")}
+    again = bkray("compress", run, "int8", "prune:0.25+int8")
+    assert again.returncode == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in run.glob("compressed/*/*")} == made
+    refused = bkray("compress", run, "prune:0.999")
+    assert refused.returncode == 2
+    assert "leaves 0 of 128 channels" in refused.stderr
+    assert not list(run.rglob(".partial-*"))
 
 
 def test_disturbed_at_every_turn_it_ends_with_the_same_bytes(bkray, small, reference, tmp_path):

@@ -76,6 +76,14 @@ def test_an_unknown_kind_names_the_nearest():
             },
             "sparsity has no effect where attention takes every layer",
         ),
+        (
+            {"model": {"kind": "resnet_bk", "experts": {}, "feed_forward_width": 64}},
+            "no effect beside experts",
+        ),
+        (
+            {"model": {"kind": "resnet_bk", "halting": {}}, "training": {"compile": True}},
+            "compile cannot take model.halting",
+        ),
         ({"corpus": {"kind": "docstrings", "test": 0.4, "validation": 0.2}}, "less than half for training"),
         ({"corpus": {"kind": "text", "path": "x", "document_start": "("}}, "is not a regular expression"),
         (
@@ -153,3 +161,16 @@ def test_trials_use_no_trackers_and_keep_the_rest():
     values = {**BASE, "training": {"trackers": ["tensorboard"], "clip": 2.0}}
     training = trial_recipe(sweep, values, {"training.lr": 0.1}, "trial").training
     assert (training.trackers, training.clip, training.lr) == ((), 2.0, 0.1)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model": {"kind": "resnet_bk", "mixer": "gated"}},
+        {"corpus": {"kind": "text", "path": "a", "document_start": "^= "}},
+    ],
+)
+def test_what_is_written_with_every_default_is_read_again(tmp_path, values):
+    recipe = parse_recipe({"name": "t", "corpus": {"kind": "docstrings"}, **values})
+    (tmp_path / "resolved.yaml").write_text(dump_yaml(recipe))
+    assert load_recipe(tmp_path / "resolved.yaml") == recipe

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bkray.config import UserError
-from bkray.model import ResNetBK, ResNetBKConfig, generate
+from bkray.model import ResNetBK, ResNetBKConfig, generate, generate_each
 
 
 class Whole(nn.Module):
@@ -66,3 +66,14 @@ def test_leaves_the_mode_and_refuses_bad_arguments(model):
         generate(model, [], 2, 1.0, seed=0)
     with pytest.raises(UserError, match="temperature"):
         generate(model, [1], 2, 0.0, seed=0)
+
+
+def test_tokens_come_one_by_one_and_an_abandoned_text_leaves_the_mode(model):
+    whole = Whole(model).train()
+    each = generate_each(whole, [1, 2, 3], 20, 1.0, seed=5)
+    first = [next(each), next(each)]
+    assert whole.lengths == [3, 4], "no token is computed before it is asked for"
+    each.close()
+    assert whole.training
+    assert torch.is_grad_enabled()
+    assert generate(model, [1, 2, 3], 2, 1.0, seed=5) == first

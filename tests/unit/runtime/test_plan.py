@@ -19,5 +19,8 @@ def test_what_changes_no_result_changes_no_key(tmp_path, training):
     assert model_key(tmp_path, **training) == model_key(tmp_path)
 
 
-def test_what_changes_the_weights_changes_the_key(tmp_path):
-    assert model_key(tmp_path, lr=1.0) != model_key(tmp_path)
+@pytest.mark.parametrize(
+    "training", [{"lr": 1.0}, {"precision": "bf16"}, {"activation_checkpointing": True}, {"compile": True}]
+)
+def test_what_changes_the_weights_changes_the_key(tmp_path, training):
+    assert model_key(tmp_path, **training) != model_key(tmp_path)

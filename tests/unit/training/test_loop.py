@@ -203,3 +203,21 @@ def test_on_random_tokens_the_held_out_loss_never_falls_below_the_entropy():
 def test_divergence_is_an_error_that_names_the_rate(data):
     with pytest.raises(UserError, match=r"diverged at step \d+.*training.lr is 1e\+20: try a lower one"):
         run(recipe(optimizer="adamw", lr=1e20, schedule="constant", warmup=0.0), data)
+
+
+def test_a_parameter_that_becomes_infinite_is_named_at_its_step(data):
+    settings = recipe(optimizer="adamw", lr=1e39, schedule="constant", warmup=0.0)  # beyond float32
+    with pytest.raises(
+        UserError, match=r"parameter embedding.weight is not finite after the update of step 0"
+    ):
+        run(settings, data)
+
+
+def test_a_model_that_starts_with_nan_is_named(data):
+    settings = recipe()
+    model = build_model(settings.model, VOCAB)
+    with torch.no_grad():
+        model.blocks[0].mixer.gate.weight[0, 0] = math.nan
+    sampler = CurriculumSampler(np.zeros(len(data.train)), settings.batch_windows, settings.steps, start=1.0)
+    with pytest.raises(UserError, match=r"parameter blocks.0.mixer.gate.weight is not finite before step 0"):
+        train(model, data, sampler, settings)

@@ -1,0 +1,178 @@
+"""Smaller copies of a finished run's model, each with held-out quality and size before and after.
+
+    run ─► its model ─► prune / int8 / int4 ─► <run>/compressed/<method>/ ─► test split ─► table, JSON
+
+A copy is an exported model like the run's own: it can be loaded, generated from and trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from bkray.config import UserError
+from bkray.config.loading import parse_section
+from bkray.corpus.windows import read_columns, tokens_array
+from bkray.model import build_model
+from bkray.model.compression import channel_importance, prune_feed_forward, quantize_model
+from bkray.reporting.files import write_atomically
+from bkray.reporting.progress import Progress
+from bkray.runtime.artifacts import Artifact, key_of, write_manifest, writing
+from bkray.runtime.cluster import cluster
+from bkray.runtime.evaluation import held_out_windows
+from bkray.runtime.pipeline import finished_run, locked
+from bkray.runtime.results import versions
+from bkray.training import load_model
+from bkray.training.export import Exported, unique_tensors, write_export
+
+DEFAULT_METHODS = ("int8", "int4", "prune:0.1")
+_GROUP = 64
+_IMPORTANCE_WINDOWS = 64  # training windows that channels are weighed on
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Method:
+    """Prune a share of the feed-forward channels, then quantize; either may be left out."""
+
+    name: str
+    prune: float | None = None
+    bits: int | None = None
+    group: int | None = None
+
+    @property
+    def folder(self) -> str:
+        return self.name.replace(":", "-")
+
+
+def parse_method(text: str) -> Method:
+    """`int8`, `int4`, `int4:32`, `prune:0.25`, or a pruning and a quantization joined by +."""
+    given: dict[str, Any] = {}
+    for part in text.split("+"):
+        found: dict[str, Any]
+        if match := re.fullmatch(r"int(8|4)(?::(32|64))?", part):
+            bits = int(match[1])
+            if bits == 8 and match[2]:
+                raise UserError(f"{text}: int8 has one scale an output channel: leave out :{match[2]}")
+            found = {"bits": bits, "group": int(match[2] or _GROUP) if bits == 4 else None}
+        elif match := re.fullmatch(r"prune:(\d*\.?\d+)", part):
+            found = {"prune": float(match[1])}
+            if not 0 < found["prune"] < 1:
+                raise UserError(f"{text}: the share of channels to prune must lie between 0 and 1")
+        else:
+            raise UserError(
+                f"{text!r} is no way to compress: choose from int8, int4, int4:32, prune:SHARE such as "
+                "prune:0.25, or two of them as prune:0.25+int8"
+            )
+        if found.keys() & given.keys() or (given and "prune" in found):
+            raise UserError(f"{text}: give at most one pruning, first, and at most one quantization")
+        given |= found
+    return Method(text, **given)
+
+
+def compress(
+    run: Path, methods: tuple[str, ...] = (), cpus: int | None = None, progress: Progress | None = None
+) -> Path:
+    """Make the copies that are not there yet, print the table; returns the path of compression.json.
+
+    Raises UserError for a folder that is no finished run, and for what cannot be compressed that way.
+    """
+    progress = progress or Progress()
+    chosen = [parse_method(text) for text in dict.fromkeys(methods or DEFAULT_METHODS)]
+    plan, built = finished_run(run)
+    folder = run / "compressed"
+    keys = {one.name: key_of(_FORMAT, one.name, plan.stages["evaluation"].key) for one in chosen}
+    found = {one.name: Artifact.find(folder / one.folder, keys[one.name]) for one in chosen}
+    missing = [one for one in chosen if found[one.name] is None]
+    if missing:
+        states = {one.name: _smaller(one, built) for one in missing}  # refused before anything is written
+        with locked(run), cluster(cpus) as there:
+            for one in missing:
+                with progress.stage(one.name) as line:
+                    path, key = folder / one.folder, keys[one.name]
+                    artifact = _make(one, *states[one.name], built, path, key, there)
+                    found[one.name] = artifact
+                    line.result = f"{artifact.manifest['held_out']['bits_per_byte']:.4f} bits per byte"
+    before = _row("original", built["model"].path, built["evaluation"].manifest["details"]["held_out"])
+    rows = [before]
+    for copy in found.values():
+        assert copy is not None
+        rows.append(_row(copy.manifest["method"], copy.path, copy.manifest["held_out"]))
+    progress.console.print(_table(rows))
+    write_atomically(folder / "compression.json", json.dumps(rows, indent=2))
+    return folder / "compression.json"
+
+
+def _smaller(method: Method, built: dict[str, Artifact]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors and config.json of the compressed model."""
+    source = built["model"].path
+    network = load_model(source)
+    tensors = unique_tensors(network)
+    config = json.loads((source / "config.json").read_text())
+    config = {key: config[key] for key in ("model", "vocab_size", "window")} | {"compression": method.name}
+    if method.prune:
+        windows = tokens_array(read_columns(built["training_set"].parts[:1], ["tokens"]))
+        sample = torch.from_numpy(windows[:_IMPORTANCE_WINDOWS, :-1]).long()
+        importance = channel_importance(network, sample)
+        tensors, width = prune_feed_forward(network, tensors, importance, method.prune)
+        config["model"] |= {"feed_forward_width": width}
+        section = parse_section(Exported, {"model": config["model"]}, "compressed").model
+        network = build_model(section, config["vocab_size"])
+    if method.bits:
+        tensors = quantize_model(network, tensors, method.bits, method.group)
+    return tensors, config
+
+
+def _make(
+    method: Method,
+    tensors: dict[str, torch.Tensor],
+    config: dict[str, Any],
+    built: dict[str, Artifact],
+    path: Path,
+    key: str,
+    cpus: int,
+) -> Artifact:
+    """Write and evaluate one copy; a failed one leaves nothing."""
+    with writing(path) as directory:
+        write_export(directory / "exported", tensors, built["tokenizer"].path / "tokenizer.json", config)
+        for file in (directory / "exported").iterdir():
+            file.rename(directory / file.name)
+        (directory / "exported").rmdir()
+        held_out = held_out_windows(built["windows"], directory, directory, "test", config["window"], cpus)
+        write_manifest(
+            directory,
+            {"key": key, "method": method.name, "held_out": held_out.as_dict("test"), "versions": versions()},
+        )
+    artifact = Artifact.find(path, key)
+    assert artifact is not None
+    return artifact
+
+
+def _row(name: str, model: Path, held_out: dict[str, Any]) -> dict[str, Any]:
+    parameters = sum(parameter.numel() for parameter in load_model(model).parameters())
+    size = (model / "model.safetensors").stat().st_size
+    return {"method": name, "path": str(model), "parameters": parameters, "bytes": size, "held_out": held_out}
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(
+        "model", "bits per byte", "change", "MB", "size", "parameters", box=None, header_style="bold"
+    )
+    original = rows[0]
+    for row in rows:
+        bits = row["held_out"]["bits_per_byte"]
+        table.add_row(
+            row["method"],
+            f"{bits:.4f}",
+            f"{bits / original['held_out']['bits_per_byte'] - 1:+.2%}",
+            f"{row['bytes'] / 1e6:.2f}",
+            f"{row['bytes'] / original['bytes']:.1%}",
+            f"{row['parameters']:,}",
+        )
+    return table

@@ -1,0 +1,84 @@
+import pytest
+import torch
+from torch import nn
+
+from bkray.config import UserError
+from bkray.model import ResNetBK, ResNetBKConfig, Transformer, TransformerConfig
+from bkray.model.compression import channel_importance, prune_feed_forward
+
+TOKENS = torch.arange(120).remainder(37).view(4, 30)
+
+
+@pytest.fixture(params=[(ResNetBK, ResNetBKConfig), (Transformer, TransformerConfig)])
+def kind(request):
+    return request.param
+
+
+def built(kind, width=None):
+    torch.manual_seed(0)
+    model = kind[0](kind[1](40, d_model=32, n_layers=2, n_heads=4, feed_forward_width=width))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def test_channels_that_write_nothing_go_first_and_the_smaller_model_says_the_same(kind):
+    model, silent = built(kind), {0: torch.arange(0, 128, 2), 1: torch.arange(64)}
+    with torch.no_grad():
+        for number, channels in silent.items():
+            layer = model.blocks[number].feed_forward
+            (layer.down.weight if number else layer.up.weight.T)[:, channels] = 0
+        expected = model(TOKENS)
+    importance = channel_importance(model, TOKENS)
+    state, width = prune_feed_forward(model, model.state_dict(), importance, 0.5)
+    smaller = built(kind, width)
+    smaller.load_state_dict(state)
+    assert smaller.blocks[0].feed_forward.up.weight.shape == (64, 32)
+    torch.testing.assert_close(smaller(TOKENS), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_importance_is_the_size_of_what_a_channel_writes(kind):
+    model = built(kind)
+    written = []
+    layer = model.blocks[1].feed_forward
+    layer.register_forward_pre_hook(lambda _, inputs: written.append(inputs[0]))
+    importance = channel_importance(model, TOKENS)["blocks.1.feed_forward"]
+    hidden = layer.up(written[0]).relu().square()[..., 5:6]
+    sizes = (hidden * layer.down.weight[:, 5]).norm(dim=-1)
+    assert importance[5].item() == pytest.approx(sizes.square().mean().sqrt().item(), rel=1e-4)
+    assert not layer.down._forward_pre_hooks
+
+
+def test_it_loses_less_than_at_random_and_than_the_other_half(kind):
+    model = built(kind)
+    with torch.no_grad():  # channels of very different sizes, as training makes them
+        for block in model.blocks:
+            block.feed_forward.up.weight.mul_(torch.logspace(-1, 0.5, 128)[torch.randperm(128), None])
+    importance = channel_importance(model, TOKENS)
+    random = {name: torch.rand_like(scores) for name, scores in importance.items()}
+    worst = {name: -scores for name, scores in importance.items()}
+    errors = []
+    for scores in (importance, random, worst):
+        state, width = prune_feed_forward(model, model.state_dict(), scores, 0.5)
+        smaller = built(kind, width)
+        smaller.load_state_dict(state)
+        errors.append((smaller(TOKENS) - model(TOKENS)).norm().item())
+    assert errors[0] < 0.5 * errors[1] < errors[2]
+
+
+@pytest.mark.parametrize("share", [0.999, 0.001])
+def test_a_share_that_leaves_nothing_or_takes_nothing_is_refused(kind, share):
+    model = built(kind)
+    importance = channel_importance(model, TOKENS)
+    with pytest.raises(UserError, match=rf"prune:{share} leaves (0|128) of 128 channels"):
+        prune_feed_forward(model, model.state_dict(), importance, share)
+
+
+def test_other_models_and_layers_are_refused_by_name(kind):
+    with pytest.raises(UserError, match="not Embedding"):
+        channel_importance(nn.Embedding(2, 2), TOKENS)
+    model = built(kind)
+    model.blocks[1].feed_forward = nn.Identity()
+    with pytest.raises(UserError, match=r"blocks.1.feed_forward is Identity"):
+        channel_importance(model, TOKENS)
