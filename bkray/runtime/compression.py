@@ -20,7 +20,7 @@ from bkray.config import UserError
 from bkray.config.loading import parse_section
 from bkray.corpus.windows import read_columns, tokens_array
 from bkray.model import build_model
-from bkray.model.compression import channel_importance, prune_feed_forward, quantize_model
+from bkray.model.compression import prune_feed_forward, quantize_model, unit_importance
 from bkray.reporting.files import write_atomically
 from bkray.reporting.progress import Progress
 from bkray.runtime.artifacts import Artifact, key_of, write_manifest, writing
@@ -119,9 +119,11 @@ def _smaller(method: Method, built: dict[str, Artifact]) -> tuple[dict[str, torc
     if method.prune:
         windows = tokens_array(read_columns(built["training_set"].parts[:1], ["tokens"]))
         sample = torch.from_numpy(windows[:_IMPORTANCE_WINDOWS, :-1]).long()
-        importance = channel_importance(network, sample)
-        tensors, width = prune_feed_forward(network, tensors, importance, method.prune)
-        config["model"] |= {"feed_forward_width": width}
+        importance = unit_importance(network, sample)
+        tensors, changes = prune_feed_forward(network, tensors, importance, method.prune)
+        if "experts" in changes:
+            changes["experts"] = {**config["model"]["experts"], **changes["experts"]}
+        config["model"] |= changes
         section = parse_section(Exported, {"model": config["model"]}, "compressed").model
         network = build_model(section, config["vocab_size"])
     if method.bits:

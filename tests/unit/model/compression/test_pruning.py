@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 from bkray.config import UserError
+from bkray.config.model import MixtureOfExperts
 from bkray.model import ResNetBK, ResNetBKConfig, Transformer, TransformerConfig
-from bkray.model.compression import channel_importance, prune_feed_forward
+from bkray.model.compression import prune_feed_forward, unit_importance
 
 TOKENS = torch.arange(120).remainder(37).view(4, 30)
 
@@ -30,9 +31,9 @@ def test_channels_that_write_nothing_go_first_and_the_smaller_model_says_the_sam
             layer = model.blocks[number].feed_forward
             (layer.down.weight if number else layer.up.weight.T)[:, channels] = 0
         expected = model(TOKENS)
-    importance = channel_importance(model, TOKENS)
-    state, width = prune_feed_forward(model, model.state_dict(), importance, 0.5)
-    smaller = built(kind, width)
+    importance = unit_importance(model, TOKENS)
+    state, changes = prune_feed_forward(model, model.state_dict(), importance, 0.5)
+    smaller = built(kind, changes["feed_forward_width"])
     smaller.load_state_dict(state)
     assert smaller.blocks[0].feed_forward.up.weight.shape == (64, 32)
     torch.testing.assert_close(smaller(TOKENS), expected, rtol=1e-5, atol=1e-5)
@@ -43,7 +44,7 @@ def test_the_importance_is_the_size_of_what_a_channel_writes(kind):
     written = []
     layer = model.blocks[1].feed_forward
     layer.register_forward_pre_hook(lambda _, inputs: written.append(inputs[0]))
-    importance = channel_importance(model, TOKENS)["blocks.1.feed_forward"]
+    importance = unit_importance(model, TOKENS)["blocks.1.feed_forward"]
     hidden = layer.up(written[0]).relu().square()[..., 5:6]
     sizes = (hidden * layer.down.weight[:, 5]).norm(dim=-1)
     assert importance[5].item() == pytest.approx(sizes.square().mean().sqrt().item(), rel=1e-4)
@@ -55,13 +56,13 @@ def test_it_loses_less_than_at_random_and_than_the_other_half(kind):
     with torch.no_grad():  # channels of very different sizes, as training makes them
         for block in model.blocks:
             block.feed_forward.up.weight.mul_(torch.logspace(-1, 0.5, 128)[torch.randperm(128), None])
-    importance = channel_importance(model, TOKENS)
+    importance = unit_importance(model, TOKENS)
     random = {name: torch.rand_like(scores) for name, scores in importance.items()}
     worst = {name: -scores for name, scores in importance.items()}
     errors = []
     for scores in (importance, random, worst):
-        state, width = prune_feed_forward(model, model.state_dict(), scores, 0.5)
-        smaller = built(kind, width)
+        state, changes = prune_feed_forward(model, model.state_dict(), scores, 0.5)
+        smaller = built(kind, changes["feed_forward_width"])
         smaller.load_state_dict(state)
         errors.append((smaller(TOKENS) - model(TOKENS)).norm().item())
     assert errors[0] < 0.5 * errors[1] < errors[2]
@@ -70,15 +71,58 @@ def test_it_loses_less_than_at_random_and_than_the_other_half(kind):
 @pytest.mark.parametrize("share", [0.999, 0.001])
 def test_a_share_that_leaves_nothing_or_takes_nothing_is_refused(kind, share):
     model = built(kind)
-    importance = channel_importance(model, TOKENS)
+    importance = unit_importance(model, TOKENS)
     with pytest.raises(UserError, match=rf"prune:{share} leaves (0|128) of 128 channels"):
         prune_feed_forward(model, model.state_dict(), importance, share)
 
 
 def test_other_models_and_layers_are_refused_by_name(kind):
     with pytest.raises(UserError, match="not Embedding"):
-        channel_importance(nn.Embedding(2, 2), TOKENS)
+        unit_importance(nn.Embedding(2, 2), TOKENS)
     model = built(kind)
     model.blocks[1].feed_forward = nn.Identity()
     with pytest.raises(UserError, match=r"blocks.1.feed_forward is Identity"):
-        channel_importance(model, TOKENS)
+        unit_importance(model, TOKENS)
+
+
+def with_experts(count, top_k=2):
+    torch.manual_seed(0)
+    experts = MixtureOfExperts(count=count, top_k=top_k, width=24)
+    model = ResNetBK(ResNetBKConfig(40, d_model=32, n_layers=2, n_heads=4, experts=experts))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def test_the_least_important_experts_go_with_their_rows_of_the_router():
+    model = with_experts(5)
+    importance = {f"blocks.{n}.feed_forward": torch.tensor([0.1, 0.4, 0.0, 0.3, 0.2]) for n in range(2)}
+    state, changes = prune_feed_forward(model, model.state_dict(), importance, 0.4)
+    assert changes == {"experts": {"count": 3, "width": 24}}
+    smaller = with_experts(3)
+    smaller.load_state_dict(state)
+    for after, before in zip(smaller.blocks, model.blocks, strict=True):
+        kept = [1, 3, 4]
+        assert torch.equal(after.feed_forward.up, before.feed_forward.up[kept])
+        assert torch.equal(after.feed_forward.down, before.feed_forward.down[kept])
+        assert torch.equal(after.feed_forward.router.weight, before.feed_forward.router.weight[kept])
+    assert smaller(TOKENS).isfinite().all()
+
+
+def test_an_experts_importance_is_its_probability_where_it_is_chosen():
+    model, given = with_experts(4, top_k=1), []
+    layer = model.blocks[1].feed_forward
+    layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].flatten(0, 1)))
+    importance = unit_importance(model, TOKENS)["blocks.1.feed_forward"]
+    p = layer.router(torch.cat(given)).softmax(-1)
+    expected = torch.where(p == p.max(-1, keepdim=True).values, p, 0.0).mean(0)
+    torch.testing.assert_close(importance.float(), expected, rtol=1e-4, atol=1e-6)
+    assert importance.sum() <= 1
+
+
+def test_too_few_experts_are_refused():
+    model = with_experts(4, top_k=3)
+    importance = unit_importance(model, TOKENS)
+    with pytest.raises(UserError, match=r"prune:0.5 leaves 2 of 4 experts: .* at least 3"):
+        prune_feed_forward(model, model.state_dict(), importance, 0.5)
