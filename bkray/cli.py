@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,21 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="key=value", help
 Out = Annotated[Path | None, typer.Option(help="folder for runs (default: runs)")]
 Cpus = Annotated[int | None, typer.Option(min=1, help="logical CPUs (default: the cores there are)")]
 RunFolder = Annotated[Path, typer.Argument(help="folder of a finished run, for example runs/quickstart")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bkray {version('bkray')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    shown: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="show the version")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()

@@ -41,6 +41,7 @@ def print_plan(recipe: Recipe, out: Path, cpus: int | None) -> None:
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     workers = recipe.training.workers
+    named = "worker" if workers == 1 else "workers"
     verdict = (
         "fits"
         if workers <= available
@@ -50,7 +51,7 @@ def print_plan(recipe: Recipe, out: Path, cpus: int | None) -> None:
         f"corpus    {len(plan.shards):,} shards, {plan.corpus_bytes / 1e6:,.1f} MB; "
         f"about {disk_bytes(recipe, plan.corpus_bytes) / 1e6:,.0f} MB of disk at most\n"
         f"training  {recipe.steps:,} steps of {recipe.batch_windows} windows of {recipe.window} tokens\n"
-        f"CPUs      {workers} workers x 1 CPU = {workers} of {available}: {verdict}",
+        f"CPUs      {workers} {named} x 1 CPU = {workers} of {available}: {verdict}",
         highlight=False,
     )
 
