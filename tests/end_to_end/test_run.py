@@ -134,9 +134,17 @@ def test_disturbed_at_every_turn_it_ends_with_the_same_bytes(bkray, small, refer
 def disturbed(recipe, out, cpus, stage, how):
     """Start a run, send it the signal when it has reached the stage; return its exit code and stderr."""
     command = [sys.executable, "-m", "bkray.cli", "run", str(recipe), "--out", str(out), "--cpus", str(cpus)]
+    # Below a background job of a shell the interrupt is ignored, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     log = out.parent / "stderr.txt"
     with open(log, "w") as stderr:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr)
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+        )
+        signal.signal(signal.SIGINT, before)
         wait_for(lambda: reached(out / "small", stage), process)
         process.send_signal(how)
         process.wait(timeout=120)
