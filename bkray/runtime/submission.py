@@ -34,11 +34,11 @@ def closing_lines(result: RunResult) -> list[str]:
     ]
 
 
-def main(until: str, description: str) -> None:
-    """Parse the command line and run the pipeline up to stage `until`; exits with the run's code."""
+def arguments(description: str | None, file: str, example: str) -> argparse.Namespace:
+    """The command line of a script that takes one YAML `file`: file, overrides, out (absolute), cpus."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("recipe", help="YAML file of the recipe")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example training.lr=3e-4")
+    parser.add_argument("file", type=Path, metavar=file.upper(), help=f"YAML file of the {file}")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"for example {example}")
     parser.add_argument(
         "--out", type=Path, default=default_out(), help="folder for runs, on a disk all nodes reach"
     )
@@ -46,7 +46,14 @@ def main(until: str, description: str) -> None:
         "--cpus", type=int, help="logical CPUs of a local cluster (default: the cores there are)"
     )
     given = parser.parse_args()
+    given.out = given.out.absolute()
+    return given
+
+
+def main(until: str, description: str) -> None:
+    """Parse the command line and run the pipeline up to stage `until`; exits with the run's code."""
+    given = arguments(description, "recipe", "training.lr=3e-4")
     with exit_codes():
-        recipe = load_recipe(given.recipe, given.overrides)
-        result = run_pipeline(recipe, given.out.absolute(), until=until, cpus=given.cpus)
+        recipe = load_recipe(given.file, given.overrides)
+        result = run_pipeline(recipe, given.out, until=until, cpus=given.cpus)
         print("\n".join(closing_lines(result)))
