@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
-from bkray.config.recipe import Deletion, Swap
+from bkray.config.preparation import Deletion, Swap
 from bkray.corpus.schema import DOCUMENTS, row_rng, stable_id
 
 _GAP = re.compile(r"(\s+)")

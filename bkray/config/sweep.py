@@ -10,7 +10,8 @@ from pydantic import Field, field_validator
 
 from bkray.config.errors import UserError
 from bkray.config.loading import apply_overrides, parse_recipe, parse_section, read_yaml
-from bkray.config.recipe import Recipe, Section
+from bkray.config.recipe import Recipe
+from bkray.config.section import Section
 
 
 class Choice(Section):

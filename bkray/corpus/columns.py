@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bkray.config import UserError
-from bkray.config.recipe import ParquetCorpus
+from bkray.config.corpus import ParquetCorpus
 from bkray.corpus.shard import Fault, Record, Shard
 
 ROWS = 128

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bkray.config import UserError
-from bkray.config.recipe import DocstringsCorpus
+from bkray.config.corpus import DocstringsCorpus
 from bkray.corpus.shard import HELD_OUT, Fault, Record, Shard
 
 FILES_A_SHARD = 50

@@ -16,7 +16,7 @@ from fsspec.core import has_magic, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from bkray.config import UserError
-from bkray.config.recipe import JsonlCorpus, ParquetCorpus, TextCorpus
+from bkray.config.corpus import JsonlCorpus, ParquetCorpus, TextCorpus
 from bkray.corpus.lines import COMPRESSION
 from bkray.corpus.shard import Shard, own_splits
 

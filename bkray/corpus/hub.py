@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bkray.config import UserError
-from bkray.config.recipe import HubCorpus
+from bkray.config.corpus import HubCorpus
 from bkray.corpus.columns import ROWS, cells, check_column
 from bkray.corpus.lines import UTF8_MAX_BYTES, group, opens_at
 from bkray.corpus.shard import Fault, Record, Shard, own_splits, split_named

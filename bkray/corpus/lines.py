@@ -17,7 +17,7 @@ import fsspec
 import pyarrow as pa
 
 from bkray.config import UserError
-from bkray.config.recipe import JsonlCorpus, TextCorpus
+from bkray.config.corpus import JsonlCorpus, TextCorpus
 from bkray.corpus.columns import no_such_column
 from bkray.corpus.shard import Fault, Record, Shard, not_utf8, too_long
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bkray.config.recipe import Corpus
+from bkray.config.corpus import Corpus
 from bkray.corpus.schema import stable_id
 
 _LEADING_WORD = re.compile(

@@ -14,7 +14,7 @@ from typing import Any, assert_never
 import pyarrow as pa
 
 from bkray.config import UserError
-from bkray.config.recipe import (
+from bkray.config.corpus import (
     AnyCorpus,
     Cleaning,
     DocstringsCorpus,

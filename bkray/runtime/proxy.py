@@ -11,7 +11,7 @@ import torch
 
 from bkray.config import Recipe
 from bkray.config.model import ResNetBKModel
-from bkray.config.recipe import Training
+from bkray.config.training import Training
 from bkray.corpus import load_tokenizer
 from bkray.corpus.windows import read_columns, tokens_array
 from bkray.curriculum import CurriculumSampler

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from bkray.config import UserError
-from bkray.config.recipe import Training
+from bkray.config.training import Training
 from bkray.model import LanguageModel
 
 _REMEDY = "set training.compile=false"

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bkray.config import Recipe, UserError
 from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
@@ -24,8 +22,9 @@ from bkray.model import LanguageModel
 from bkray.training.checkpoint import Checkpointer
 from bkray.training.finite import first_non_finite
 from bkray.training.flops import forward_cost, optimizer_flops, recomputed_flops
-from bkray.training.hardware import autocast, compile_errors, prepare
+from bkray.training.hardware import autocast
 from bkray.training.ledger import Ledger
+from bkray.training.objective import Objective, token_losses
 from bkray.training.optimizers import build_optimizer
 from bkray.training.parallel import World
 from bkray.training.schedules import LossTrendLR, PlateauLR, build_schedule
@@ -42,12 +41,30 @@ class Reporter(Protocol):
         """Drop the lines beyond `step`; the last of them tells what an interrupted attempt had spent."""
 
 
+class Stateful(Protocol):
+    """What a checkpoint keeps; `load_state_dict` of what `state_dict` gave goes on as if never stopped."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
+
+
 @dataclass(frozen=True)
 class WindowData:
     """Token ids of the training windows (W, N + 1) and of the validation windows (W', N + 1)."""
 
     train: np.ndarray
     validation: np.ndarray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The windows of one global batch."""
+
+    ids: np.ndarray
+    """(B,) int64: their positions in the training windows, the same on every rank."""
+    tokens: Tensor
+    """(B / world size, N + 1) int64: the windows that are this rank's, in the order of `ids`."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +142,8 @@ class TrainingRun:
         self.device = next(model.parameters()).device
         self.forward_cost = forward_cost(model, recipe.window)
         self.training_cost = forward_cost(model, recipe.window, training_mode=True)
-        self.parallel_model = self.world.wrap(prepare(model, recipe.training))
+        self.objective = Objective(model, recipe.training)
+        self.parallel_objective = self.world.wrap(self.objective)
         self.recomputed = 0.0
         if isinstance(model, LanguageModel) and recipe.training.activation_checkpointing:
             self.recomputed = recomputed_flops(model, recipe.window) / self.training_cost.full
@@ -144,53 +162,58 @@ class TrainingRun:
     def train_step(self) -> None:
         """One global batch: forward, backward, clip, update; charges the ledger."""
         started = time.perf_counter()
+        batch = self.draw()
+        loss = self.backward(batch)
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.training.clip))
+        self._check_finite(float(loss), norm)
+        self.update()
+        self.step += 1
+        self.account(batch, loss, norm, time.perf_counter() - started)
+
+    def draw(self) -> Batch:
+        """The global batch of this step, and the windows of it that are this rank's."""
         ids = self.sampler.ids(self.step)
         mine = self.sampler.ids(self.step, self.world.rank, self.world.size)
+        tokens = torch.as_tensor(self.data.train[mine], dtype=torch.int64, device=self.device)
+        return Batch(ids, tokens)
+
+    def backward(self, batch: Batch) -> Tensor:
+        """Leave the gradient of the batch in the parameters; returns this rank's mean loss, nats a token."""
         self.model.train()
-        loss, auxiliary = self._losses(self.data.train[mine])
-        with self._compiling():
-            sum(auxiliary.values(), loss).backward()
-        if isinstance(self.model, LanguageModel):
-            self.model.auxiliary_losses()  # blocks that are computed again for backward leave theirs again
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.training.clip)
-        self._check_finite(float(loss.detach()), float(norm))
+        losses_BN: Tensor = self.parallel_objective(batch.tokens)
+        loss = losses_BN.mean()
+        terms = self._option_terms()
+        with self.objective.compiling():
+            sum(terms.values(), loss).backward()
+        self.objective.auxiliary_losses(1.0)  # blocks that are computed again for backward leave theirs again
+        return loss.detach()
+
+    def update(self) -> None:
+        """Take the optimizer's step along the gradient and forget the gradient."""
         self.optimizer.step()
         remedy = f"training.lr is {self.recipe.training.lr}, try a lower one"
         self.check_parameters("after the update of", remedy)
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-        self.step += 1
-        self.seen[ids] = True
-        self.loss_sum += loss.detach().double().cpu()
+    def account(self, batch: Batch, loss: Tensor, norm: float, seconds: float) -> None:
+        """Note what the step saw and charge what it cost."""
+        self.seen[batch.ids] = True
+        self.loss_sum += loss.double().cpu()
         self.loss_steps += 1
-        self.logged["grad_norm"] = float(norm)
-        seconds = time.perf_counter() - started
+        self.logged["grad_norm"] = norm
         self.seconds += seconds
-        tokens = len(ids) * self.recipe.window
-        flops = (3 + self.recomputed) * self.training_cost.at(self.logged.get("depth")) * len(ids)
-        self.ledger.charge("training", flops=flops, tokens=tokens, seconds=seconds)
+        windows = len(batch.ids)
+        flops = (3 + self.recomputed) * self.training_cost.at(self.logged.get("depth")) * windows
+        self.ledger.charge("training", flops=flops, tokens=windows * self.recipe.window, seconds=seconds)
         self.ledger.charge("optimizer", flops=self.optimizer_flops)
 
-    def _losses(self, tokens_BN1: np.ndarray) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy, nats a token, and what the model's options add to it."""
-        tokens = torch.as_tensor(tokens_BN1, dtype=torch.int64, device=self.device)
-        with self._compiling(), autocast(self.recipe.training, self.device):
-            logits_BNV = self.parallel_model(tokens[:, :-1])
-        loss = F.cross_entropy(logits_BNV.flatten(0, 1).float(), tokens[:, 1:].flatten())
-        if not isinstance(self.model, LanguageModel):
-            return loss, {}
-        terms = self.model.auxiliary_losses(self.step / self.recipe.steps)
+    def _option_terms(self) -> dict[str, Tensor]:
+        """What the model's options add to the loss; they and what the options measured go to the log."""
+        terms = self.objective.auxiliary_losses(self.step / self.recipe.steps)
         self.logged.update({name: float(term.detach()) for name, term in terms.items()})
-        self.logged.update(self._measurements())
-        return loss, terms
-
-    def _measurements(self) -> dict[str, float]:
-        """What the model's options measured in the last pass, on this rank."""
-        return self.model.measurements() if isinstance(self.model, LanguageModel) else {}
-
-    def _compiling(self) -> AbstractContextManager[None]:
-        return compile_errors() if self.recipe.training.compile else nullcontext()
+        self.logged.update(self.objective.measurements())
+        return terms
 
     def _check_finite(self, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
@@ -222,11 +245,7 @@ class TrainingRun:
             tokens = torch.as_tensor(mine[begin : begin + _EVAL_BATCH], dtype=torch.int64, device=self.device)
             with autocast(self.recipe.training, self.device):
                 logits_BNV = self.model(tokens[:, :-1])
-            nats += (
-                F.cross_entropy(logits_BNV.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="sum")
-                .double()
-                .cpu()
-            )
+            nats += token_losses(logits_BNV, tokens[:, 1:]).sum(dtype=torch.float64).cpu()
         tokens_seen = len(windows) * self.recipe.window
         self.validation_loss = float(self.world.total(nats)) / tokens_seen
         self.logged["validation_loss"] = self.validation_loss
@@ -236,7 +255,7 @@ class TrainingRun:
             self.sampler.advance(self.step, self.adjuster.update(self.validation_loss))
         self.ledger.charge(
             "validation",
-            flops=self.forward_cost.at(self._measurements().get("depth")) * len(windows),
+            flops=self.forward_cost.at(self.objective.measurements().get("depth")) * len(windows),
             tokens=tokens_seen,
             seconds=time.perf_counter() - started,
         )
@@ -285,16 +304,24 @@ class TrainingRun:
             unique_tokens=int(self.seen.sum()) * self.recipe.window,
         )
 
+    @property
+    def parts(self) -> dict[str, Stateful]:
+        """What keeps a state of its own, by its name in a checkpoint; what is off is absent."""
+        parts: dict[str, Stateful | None] = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "sampler": self.sampler,
+            "ledger": self.ledger,
+            "adjuster": self.adjuster,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on; a collective call, since every rank's RNG is in it."""
         return {
+            **{name: part.state_dict() for name, part in self.parts.items()},
             "step": self.step,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "sampler": self.sampler.state_dict(),
-            "adjuster": self.adjuster.state_dict() if self.adjuster else None,
-            "ledger": self.ledger.state_dict(),
             "rng": self.world.gather(torch.get_rng_state()),
             "seen": torch.from_numpy(np.packbits(self.seen)),
             "seconds": self.seconds,
@@ -305,14 +332,9 @@ class TrainingRun:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
         self.step = state["step"]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.sampler.load_state_dict(state["sampler"])
-        if self.adjuster and state["adjuster"]:
-            self.adjuster.load_state_dict(state["adjuster"])
-        self.ledger.load_state_dict(state["ledger"])
         if self.world.rank < len(state["rng"]):
             torch.set_rng_state(state["rng"][self.world.rank])
             self.loss_sum = state["loss_sums"][self.world.rank].reshape(()).clone()

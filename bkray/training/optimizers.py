@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bkray.config.recipe import Training
+from bkray.config.training import Training
 from bkray.model.experts import Experts
 from bkray.training.muon import Muon
 

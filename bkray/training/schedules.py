@@ -23,8 +23,8 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
-from bkray.config.recipe import Training
 from bkray.config.schedule import LossTrend, OneCycle, Plateau, WarmRestarts, WarmupStableDecay
+from bkray.config.training import Training
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, training: Training, steps: int) -> LRScheduler:

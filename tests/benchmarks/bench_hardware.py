@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from bkray.config.model import ResNetBKModel, TransformerModel
-from bkray.config.recipe import Training
+from bkray.config.training import Training
 from bkray.model import build_model
 from bkray.training import build_optimizer
 from bkray.training.hardware import autocast, prepare

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bkray.config.model import GRUModel, Model, ResNetBKModel, TransformerModel
-from bkray.config.recipe import Training
+from bkray.config.training import Training
 from bkray.model import build_model
 from bkray.training import build_optimizer, build_schedule
 

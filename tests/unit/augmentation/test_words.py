@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from bkray.augmentation import RandomDeletion, RandomSwap, build_augmentation
-from bkray.config.recipe import Deletion, Swap
+from bkray.config.preparation import Deletion, Swap
 from bkray.corpus import DOCUMENTS, stable_id
 
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from bkray.config import UserError
-from bkray.config.recipe import Cleaning, DocstringsCorpus
+from bkray.config.corpus import Cleaning, DocstringsCorpus
 from bkray.corpus import list_shards, read_shard, stable_id
 from bkray.corpus.docstrings import docstrings
 from bkray.corpus.shard import Fault

@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from bkray.config import UserError
-from bkray.config.recipe import Cleaning, JsonlCorpus, ParquetCorpus, TextCorpus
+from bkray.config.corpus import Cleaning, JsonlCorpus, ParquetCorpus, TextCorpus
 from bkray.corpus import DOCUMENTS, REJECTS, list_shards, read_shard, sources, stable_id
 
 WIKITEXT = Path(__file__).parents[4] / "shared" / "data" / "wikitext-2"

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from bkray.config import UserError
-from bkray.config.recipe import Cleaning, HubCorpus
+from bkray.config.corpus import Cleaning, HubCorpus
 from bkray.corpus import list_shards, read_shard
 
 
@@ -73,7 +73,7 @@ def test_wrong_column_and_configuration(folder):
 
 def test_name_that_cannot_be_loaded_says_what_to_do(tmp_path):
     code = (
-        "from bkray.corpus import list_shards; from bkray.config.recipe import HubCorpus\n"
+        "from bkray.corpus import list_shards; from bkray.config.corpus import HubCorpus\n"
         "list_shards(HubCorpus(kind='hub', name='nobody/nothing', config='raw'))"
     )
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": ""}

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from bkray.config import UserError, parse_recipe
 from bkray.config.model import KoopmanObjective, MixtureOfExperts, SiteSparsity
-from bkray.config.recipe import Training
+from bkray.config.training import Training
 from bkray.curriculum import CurriculumSampler
 from bkray.model import ResNetBK, ResNetBKConfig, build_model
 from bkray.training import Ledger, WindowData, export_model, hardware, load_model, train

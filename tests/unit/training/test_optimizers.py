@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bkray.config.model import GRUModel, MixtureOfExperts, ResNetBKModel
-from bkray.config.recipe import Training
+from bkray.config.training import Training
 from bkray.model import build_model
 from bkray.training import build_optimizer
 from bkray.training.flops import optimizer_flops

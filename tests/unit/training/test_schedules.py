@@ -9,7 +9,7 @@ from torch import nn
 
 from bkray.config import UserError, parse_section
 from bkray.config.model import ResNetBKModel
-from bkray.config.recipe import Training
+from bkray.config.training import Training
 from bkray.model import build_model
 from bkray.training import LossTrendLR, build_optimizer, build_schedule
 from bkray.training.schedules import PlateauLR

@@ -1,0 +1,106 @@
+"""The recipe's `corpus`, `cleaning` and `tokenizer`: where the text comes from and how it becomes tokens."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from bkray.config.section import Section
+
+
+class Corpus(Section):
+    """What every source shares: the shares of held-out text, where the source has no splits of its own."""
+
+    validation: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
+    test: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
+
+
+class DocstringsCorpus(Corpus):
+    """The English docstrings of installed Python packages, read with `ast` and never imported."""
+
+    kind: Literal["docstrings"]
+    packages: tuple[str, ...] = ("torch", "sympy", "numpy", "pandas", "networkx", "ray", "nltk")
+
+
+class FileCorpus(Corpus):
+    """Files, folders or globs (.gz and .zst too), local or at any URL that fsspec reads."""
+
+    path: str | tuple[str, ...]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+
+def _checked_pattern(pattern: str | None) -> str | None:
+    if pattern is not None:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+    return pattern
+
+
+class TextCorpus(FileCorpus):
+    """Plain text. A document is a file, a paragraph (blank line between), a line, or starts at a pattern."""
+
+    kind: Literal["text"]
+    document: Literal["file", "paragraph", "line"] = "paragraph"
+    document_start: str | None = None
+    """Regular expression: a line that it matches opens a new document (replaces `document`)."""
+
+    _pattern = field_validator("document_start")(_checked_pattern)
+
+    @model_validator(mode="after")
+    def _no_inert_key(self) -> TextCorpus:
+        if self.document_start is not None and self.changed("document"):
+            raise ValueError("document has no effect beside document_start: remove one of the two")
+        return self
+
+
+class JsonlCorpus(FileCorpus):
+    """JSON Lines: one object a line, its text under `text_field`."""
+
+    kind: Literal["jsonl"]
+    text_field: str = "text"
+
+
+class ParquetCorpus(FileCorpus):
+    """Parquet tables with the text in column `text_field`."""
+
+    kind: Literal["parquet"]
+    text_field: str = "text"
+
+
+class HubCorpus(Corpus):
+    """A data set of the Hugging Face hub, by `datasets` name and configuration."""
+
+    kind: Literal["hub"]
+    name: str
+    config: str | None = None
+    revision: str | None = None
+    text_field: str = "text"
+    document_start: str | None = None
+    """Regular expression: a row that it matches opens a new document of several rows."""
+
+    _pattern = field_validator("document_start")(_checked_pattern)
+
+
+AnyCorpus = Annotated[
+    DocstringsCorpus | TextCorpus | JsonlCorpus | ParquetCorpus | HubCorpus, Field(discriminator="kind")
+]
+
+
+class Cleaning(Section):
+    exact: bool = True
+    """Remove exact duplicates over all splits; the copy with the lowest id stays."""
+    max_chars: Annotated[int, Field(ge=1)] = 1_000_000
+    """A longer document goes to the rejects."""
+    max_rejects: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    """Share of rejected documents above which the stage stops."""
+
+
+class Tokenizer(Section):
+    vocab_size: Annotated[int, Field(ge=257, le=65_536)] = 4096

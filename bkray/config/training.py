@@ -1,0 +1,58 @@
+"""The recipe's `training`: the loop, its optimizer and how it runs on the hardware."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from bkray.config.schedule import OneCycle, PlainSchedule, Schedule
+from bkray.config.section import Section
+
+
+class Training(Section):
+    tokens: Annotated[int, Field(ge=1)] = 2_000_000
+    """Target tokens seen in all."""
+    batch_tokens: Annotated[int, Field(ge=1)] = 4096
+    """Target tokens of a global batch, whatever the number of workers."""
+    optimizer: Literal["adamw", "muon"] = "muon"
+    lr: Annotated[float, Field(gt=0.0)] = 3e-3
+    schedule: Schedule = PlainSchedule(kind="linear")
+    """What follows the warm-up."""
+    warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    """Share of the steps in which the rate rises to `lr`."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    clip: Annotated[float, Field(gt=0.0)] = 1.0
+    """Largest norm of the gradient."""
+    workers: Annotated[int, Field(ge=1)] = 2
+    parallel: Literal["ddp"] = "ddp"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the forward pass; weights, optimizer, losses and BK's operators stay in float32."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of the blocks and compute the rest again for the backward pass."""
+    compile: bool = False
+    """torch.compile of the training pass."""
+    log_every: Annotated[int, Field(ge=1)] = 10
+    """Steps between two lines of metrics.jsonl."""
+    eval_every: Annotated[int, Field(ge=1)] = 50
+    """Steps between two looks at the validation split."""
+    eval_windows: Annotated[int, Field(ge=1)] = 128
+    checkpoint_every: Annotated[int, Field(ge=1)] = 50
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    max_failures: Annotated[int, Field(ge=0)] = 2
+    """How often a lost worker is replaced before the run gives up."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Where the lines of metrics.jsonl go as well."""
+
+    @model_validator(mode="after")
+    def _rise(self) -> Training:
+        if isinstance(self.schedule, OneCycle) and not self.warmup:
+            raise ValueError("schedule one_cycle rises in training.warmup of the steps: set it above 0")
+        return self
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_once(cls, trackers: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := sorted({kind for kind in trackers if trackers.count(kind) > 1}):
+            raise ValueError(f"{', '.join(twice)} is named more than once")
+        return trackers
