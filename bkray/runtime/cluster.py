@@ -27,6 +27,8 @@ _WORKER_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRE
 _LOCAL_RAY = {
     "RAY_worker_niceness": "0",  # Ray's 15 lets workers yield to everything else on the machine
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one machine of one's own is not taken away
+    "RAY_event_stats": "false",  # every process of Ray's would keep and report figures that nobody reads
+    "RAY_task_events_report_interval_ms": "0",
 }
 
 _OBJECT_STORE_BYTES = 1 << 30
