@@ -32,7 +32,17 @@ class Swap(WordAugmentation):
     probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
 
 
-Augmentation = Annotated[Deletion | Swap, Field(discriminator="kind")]
+class Synonym(WordAugmentation):
+    """Replacement by WordNet synonyms (EDA, arXiv 1901.11196); `bkray fetch wordnet` brings the data."""
+
+    kind: Literal["synonym"]
+    probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """That a word is drawn; a drawn word without a fitting synonym stays."""
+    max_share: Share = 0.3
+    """Share of a document's words that are replaced at most."""
+
+
+Augmentation = Annotated[Deletion | Swap | Synonym, Field(discriminator="kind")]
 
 
 class Difficulty(Section):

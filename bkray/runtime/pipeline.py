@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from bkray.augmentation import check_augmentations
 from bkray.config import Recipe, UserError, dump_yaml, load_recipe, read_yaml
 from bkray.config.model import ImportModel
 from bkray.corpus import list_shards
@@ -82,6 +83,8 @@ def run_pipeline(
     stages = _up_to(plan, until)
     _check_folder(run, recipe)
     _check_model(recipe)
+    if not inside_job():  # there the workers' machines read it
+        check_augmentations(recipe.augmentation)
     check_trackers(recipe.training.trackers)
     found = {name: stage.find() for name, stage in stages.items()}
     if "model" in found and not found["model"]:
