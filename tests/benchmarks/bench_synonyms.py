@@ -1,8 +1,9 @@
 """Words a second of synonym replacement: python tests/benchmarks/bench_synonyms.py [TEXT FILE]
 
-Against nlpaug's SynonymAug where it can be imported, on the same documents, by turns, in processor time of one
-core. nlpaug is no dependency: pip install --no-deps --target FOLDER nlpaug gdown beautifulsoup4 soupsieve, then
-PYTHONPATH=FOLDER. Both draw a word in ten; nlpaug replaces more of what it draws, in any sense and form. WordNet is loaded before.
+Against nlpaug's SynonymAug where it can be imported, on the same documents, by turns, in processor time of
+one core. nlpaug is no dependency: pip install --no-deps --target FOLDER nlpaug gdown beautifulsoup4
+soupsieve, then PYTHONPATH=FOLDER. Both draw a word in ten; nlpaug replaces more of what it draws, in any
+sense and form. WordNet is loaded before.
 """
 
 from __future__ import annotations
