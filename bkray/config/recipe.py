@@ -94,6 +94,11 @@ class Recipe(Section):
                 f"training.batch_tokens {self.training.batch_tokens} is {self.batch_windows} windows of "
                 f"{self.window}, which training.workers {self.training.workers} cannot share evenly"
             )
+        elif self.training.accumulate > (mine := self.batch_windows // self.training.workers):
+            faults.append(
+                f"training.accumulate {self.training.accumulate} is more than the {mine} windows that "
+                "a worker has of a global batch: lower it or raise training.batch_tokens"
+            )
         faults += self._unsuitable_hardware()
         if isinstance(self.corpus, Corpus) and self.corpus.validation + self.corpus.test > 0.5:
             faults.append("corpus.validation and corpus.test together leave less than half for training")

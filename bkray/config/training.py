@@ -6,8 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from bkray.config.parallel import GradientCompression
 from bkray.config.schedule import OneCycle, PlainSchedule, Schedule
 from bkray.config.section import Section
+
+PLACEMENT = ("workers", "parallel", "accumulate")
+"""Keys that say where a run is computed and change its result by rounding alone: it may go on with others."""
+_BUCKETS = ("bucket_mb", "gradient_as_bucket_view", "gradient_compression")
 
 
 class Training(Section):
@@ -25,7 +30,15 @@ class Training(Section):
     clip: Annotated[float, Field(gt=0.0)] = 1.0
     """Largest norm of the gradient."""
     workers: Annotated[int, Field(ge=1)] = 2
-    parallel: Literal["ddp"] = "ddp"
+    parallel: Literal["ddp", "zero1", "fsdp2"] = "ddp"
+    """What every worker holds: everything; its share of the optimizer's state; of the parameters as well."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Micro-batches that a worker takes its windows of a global batch in."""
+    bucket_mb: Annotated[float, Field(gt=0.0)] | None = None
+    """Size in MiB of the buckets in which gradients travel, each as soon as it is full; null: torch's 25."""
+    gradient_as_bucket_view: bool = True
+    """Gradients lie in the buckets and are not copied there."""
+    gradient_compression: GradientCompression | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the forward pass; weights, optimizer, losses and BK's operators stay in float32."""
     activation_checkpointing: bool = False
@@ -48,6 +61,25 @@ class Training(Section):
     def _rise(self) -> Training:
         if isinstance(self.schedule, OneCycle) and not self.warmup:
             raise ValueError("schedule one_cycle rises in training.warmup of the steps: set it above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _buckets(self) -> Training:
+        given = ", ".join(f"training.{key}" for key in _BUCKETS if self.changed(key))
+        if given and self.workers == 1:
+            raise ValueError(
+                f"{given}: a single worker sends no gradients: remove it or raise training.workers"
+            )
+        if given and self.parallel == "fsdp2":
+            raise ValueError(
+                f"{given}: training.parallel fsdp2 sends gradients without the buckets of DDP: remove it or "
+                "set training.parallel to ddp or zero1"
+            )
+        if self.compile and self.parallel == "fsdp2":
+            raise ValueError(
+                "training.compile: a model that gathers its parameters block by block (training.parallel "
+                "fsdp2) is not one graph: remove it or set training.parallel to ddp or zero1"
+            )
         return self
 
     @field_validator("trackers")

@@ -19,6 +19,7 @@ import torch
 from bkray.augmentation import check_augmentations
 from bkray.config import Recipe, UserError, dump_yaml, load_recipe, read_yaml
 from bkray.config.model import ImportModel
+from bkray.config.training import PLACEMENT
 from bkray.corpus import list_shards
 from bkray.model import build_model
 from bkray.reporting.progress import Progress
@@ -196,7 +197,9 @@ def _check_folder(run: Path, recipe: Recipe) -> None:
     except UserError:
         there = read_yaml(path)  # of another version of bkray
     before, now = _flat(there), _flat(recipe.model_dump(mode="json"))
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    anywhere = {f"training.{key}" for key in PLACEMENT}
+    keys = sorted((before.keys() | now.keys()) - anywhere)
+    changed = [key for key in keys if before.get(key) != now.get(key)]
     if changed:
         shown = "\n".join(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed[:8])
         more = f"\n  and {len(changed) - 8} more" if len(changed) > 8 else ""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bkray.config import Recipe
+from bkray.config.training import PLACEMENT, Training
 from bkray.corpus import Shard
 from bkray.corpus.schema import DOCUMENTS, windows_schema
 from bkray.runtime.artifacts import Artifact, key_of
@@ -116,7 +117,7 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
         builder.stages[windows].provides,
     )
     training = [
-        _section(recipe.training, "max_failures", "keep_checkpoints", "trackers"),
+        _training(recipe.training),
         _section(recipe.curriculum),
         _section(recipe.model),
         seed,
@@ -135,6 +136,18 @@ def chosen_scores(recipe: Recipe) -> dict[str, str]:
     if recipe.selection:
         chosen["uncertainty"] = recipe.selection.kind
     return chosen
+
+
+def _training(training: Training) -> Any:
+    """What the weights depend on: not placement, and not what is off, so that new keys change no hash."""
+    defaults = {key: Training.model_fields[key].default for key in PLACEMENT}
+    off = [
+        key
+        for key in ("bucket_mb", "gradient_as_bucket_view", "gradient_compression")
+        if not training.changed(key)
+    ]
+    left_out = ("max_failures", "keep_checkpoints", "trackers", "accumulate", *off)
+    return _section(training.model_copy(update=defaults), *left_out)
 
 
 def _section(section: Any, *leave_out: str) -> Any:

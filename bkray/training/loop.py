@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,12 +23,11 @@ from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
 from bkray.model import LanguageModel
 from bkray.training.checkpoint import Checkpointer
 from bkray.training.finite import first_non_finite
-from bkray.training.flops import forward_cost, optimizer_flops, recomputed_flops
+from bkray.training.flops import forward_cost, recomputed_flops
 from bkray.training.hardware import autocast
-from bkray.training.ledger import Ledger
+from bkray.training.ledger import Cost, Ledger
 from bkray.training.objective import Objective, token_losses
-from bkray.training.optimizers import build_optimizer
-from bkray.training.parallel import World
+from bkray.training.parallel import Parallel, World, micro_batches
 from bkray.training.schedules import LossTrendLR, PlateauLR, build_schedule
 
 _EVAL_BATCH = 16
@@ -94,6 +95,8 @@ def train(
 
     Every rank of an initialised process group calls this with the same arguments; only rank 0's reporter is
     used. Raises UserError where loss, gradient or a parameter is not finite.
+
+    With `training.parallel` fsdp2 `model` has no parameters while it is trained, nor after an error.
     """
     run = TrainingRun(model, data, sampler, recipe, reporter, ledger or Ledger(), adjuster)
     settings = recipe.training
@@ -101,6 +104,7 @@ def train(
         run.load_state_dict(state)
     if run.reporter and (dropped := run.reporter.truncate_after(run.step)):
         run.charge_lost(dropped)
+    run.charge_settling()
     run.check_parameters("before", "mend how the model starts")
     while run.step < recipe.steps:
         run.train_step()
@@ -113,6 +117,7 @@ def train(
             state = run.state_dict()
             if run.world.rank == 0:
                 checkpointer.save(run.step, state)
+    run.parallel.give_back()
     return run.result()
 
 
@@ -138,18 +143,20 @@ class TrainingRun:
             adjuster,
         )
         self.reporter = reporter if self.world.rank == 0 else None
-        self.model = model
         self.device = next(model.parameters()).device
         self.forward_cost = forward_cost(model, recipe.window)
         self.training_cost = forward_cost(model, recipe.window, training_mode=True)
-        self.objective = Objective(model, recipe.training)
-        self.parallel_objective = self.world.wrap(self.objective)
         self.recomputed = 0.0
         if isinstance(model, LanguageModel) and recipe.training.activation_checkpointing:
             self.recomputed = recomputed_flops(model, recipe.window) / self.training_cost.full
-        self.optimizer = build_optimizer(model, recipe.training)
-        self.optimizer_flops = optimizer_flops(self.optimizer) * self.world.size
+        self.parallel = Parallel(model, recipe.training, recipe.steps)
+        self.model = self.parallel.model
+        self.objective = Objective(self.model, recipe.training)
+        self.parallel_objective = self.parallel.wrap(self.objective)
+        self.optimizer = self.parallel.optimizer()
+        self.optimizer_flops = self.parallel.optimizer_flops(self.optimizer)
         self.schedule = build_schedule(self.optimizer, recipe.training, recipe.steps)
+        self.settling = self._settle()
         torch.manual_seed(recipe.seed * 1009 + self.world.rank)
         self.step = 0
         self.seconds = 0.0
@@ -164,7 +171,7 @@ class TrainingRun:
         started = time.perf_counter()
         batch = self.draw()
         loss = self.backward(batch)
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.training.clip))
+        norm = self.parallel.clip(self.recipe.training.clip)
         self._check_finite(float(loss), norm)
         self.update()
         self.step += 1
@@ -174,19 +181,35 @@ class TrainingRun:
         """The global batch of this step, and the windows of it that are this rank's."""
         ids = self.sampler.ids(self.step)
         mine = self.sampler.ids(self.step, self.world.rank, self.world.size)
-        tokens = torch.as_tensor(self.data.train[mine], dtype=torch.int64, device=self.device)
-        return Batch(ids, tokens)
+        return Batch(ids, self._windows(mine))
+
+    def _windows(self, ids: np.ndarray) -> Tensor:
+        return torch.as_tensor(self.data.train[ids], dtype=torch.int64, device=self.device)
 
     def backward(self, batch: Batch) -> Tensor:
         """Leave the gradient of the batch in the parameters; returns this rank's mean loss, nats a token."""
         self.model.train()
-        losses_BN: Tensor = self.parallel_objective(batch.tokens)
+        loss, figures = torch.zeros((), device=self.device), Counter[str]()
+        parts = list(micro_batches(batch.tokens, self.recipe.training.accumulate))
+        for number, (tokens, share) in enumerate(parts, 1):
+            with self.parallel.accumulating() if number < len(parts) else nullcontext():
+                part, measured = self._backward(tokens, share)
+            loss += share * part
+            figures.update({name: share * value for name, value in measured.items()})
+        self.logged.update(figures)
+        return loss
+
+    def _backward(self, tokens: Tensor, share: float) -> tuple[Tensor, dict[str, float]]:
+        """Add `share` of the gradient of some windows; returns their mean loss and what was measured."""
+        losses_BN: Tensor = self.parallel_objective(tokens)
         loss = losses_BN.mean()
-        terms = self._option_terms()
+        terms = self.objective.auxiliary_losses(self.step / self.recipe.steps)
+        measured = {name: float(term.detach()) for name, term in terms.items()}
+        measured.update(self.objective.measurements())
         with self.objective.compiling():
-            sum(terms.values(), loss).backward()
+            (share * sum(terms.values(), loss)).backward()
         self.objective.auxiliary_losses(1.0)  # blocks that are computed again for backward leave theirs again
-        return loss.detach()
+        return loss.detach(), measured
 
     def update(self) -> None:
         """Take the optimizer's step along the gradient and forget the gradient."""
@@ -207,13 +230,24 @@ class TrainingRun:
         flops = (3 + self.recomputed) * self.training_cost.at(self.logged.get("depth")) * windows
         self.ledger.charge("training", flops=flops, tokens=windows * self.recipe.window, seconds=seconds)
         self.ledger.charge("optimizer", flops=self.optimizer_flops)
+        if compressing := self.parallel.compression_flops():
+            self.ledger.charge("gradient_compression", flops=compressing)
 
-    def _option_terms(self) -> dict[str, Tensor]:
-        """What the model's options add to the loss; they and what the options measured go to the log."""
-        terms = self.objective.auxiliary_losses(self.step / self.recipe.steps)
-        self.logged.update({name: float(term.detach()) for name, term in terms.items()})
-        self.logged.update(self.objective.measurements())
-        return terms
+    def _settle(self) -> Cost | None:
+        """The pass before the first step, where DDP needs one, and what it costs all ranks."""
+        if not self.parallel.settles:
+            return None
+        started = time.perf_counter()
+        rows = -(-self.recipe.batch_windows // (self.world.size * self.recipe.training.accumulate))
+        tokens = self._windows(np.arange(min(rows, len(self.data.train))))
+        self.parallel.settle(self.objective, tokens)
+        windows = len(tokens) * self.world.size
+        flops = (3 + self.recomputed) * self.training_cost.full * windows
+        return Cost(flops, windows * self.recipe.window, time.perf_counter() - started)
+
+    def charge_settling(self) -> None:
+        if self.settling:
+            self.ledger.charge("settling", **asdict(self.settling))
 
     def _check_finite(self, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
@@ -241,11 +275,16 @@ class TrainingRun:
         mine = windows[self.world.rank :: self.world.size]
         self.model.eval()
         nats = torch.zeros(1, dtype=torch.float64)
-        for begin in range(0, len(mine), _EVAL_BATCH):
-            tokens = torch.as_tensor(mine[begin : begin + _EVAL_BATCH], dtype=torch.int64, device=self.device)
+        passes = range(0, -(-len(windows) // self.world.size), _EVAL_BATCH)
+        for begin in passes:
+            own = mine[begin : begin + _EVAL_BATCH]
+            given = own if len(own) else windows[:1]  # every rank goes through as many passes as the others
+            tokens = torch.as_tensor(given, dtype=torch.int64, device=self.device)
             with autocast(self.recipe.training, self.device):
                 logits_BNV = self.model(tokens[:, :-1])
-            nats += token_losses(logits_BNV, tokens[:, 1:]).sum(dtype=torch.float64).cpu()
+            losses_BN = token_losses(logits_BNV, tokens[:, 1:])[: len(own)]
+            nats += losses_BN.sum(dtype=torch.float64).cpu()
+        idle = sum(len(windows[rank :: self.world.size]) <= passes[-1] for rank in range(self.world.size))
         tokens_seen = len(windows) * self.recipe.window
         self.validation_loss = float(self.world.total(nats)) / tokens_seen
         self.logged["validation_loss"] = self.validation_loss
@@ -255,7 +294,7 @@ class TrainingRun:
             self.sampler.advance(self.step, self.adjuster.update(self.validation_loss))
         self.ledger.charge(
             "validation",
-            flops=self.forward_cost.at(self.objective.measurements().get("depth")) * len(windows),
+            flops=self.forward_cost.at(self.objective.measurements().get("depth")) * (len(windows) + idle),
             tokens=tokens_seen,
             seconds=time.perf_counter() - started,
         )
@@ -308,8 +347,7 @@ class TrainingRun:
     def parts(self) -> dict[str, Stateful]:
         """What keeps a state of its own, by its name in a checkpoint; what is off is absent."""
         parts: dict[str, Stateful | None] = {
-            "model": self.model,
-            "optimizer": self.optimizer,
+            **self.parallel.parts(self.optimizer),
             "schedule": self.schedule,
             "sampler": self.sampler,
             "ledger": self.ledger,
@@ -337,7 +375,8 @@ class TrainingRun:
         self.step = state["step"]
         if self.world.rank < len(state["rng"]):
             torch.set_rng_state(state["rng"][self.world.rank])
-            self.loss_sum = state["loss_sums"][self.world.rank].reshape(()).clone()
+        sums = torch.cat(state["loss_sums"])  # at another world size their mean, which the log shows
+        self.loss_sum = sums[self.world.rank].clone() if len(sums) == self.world.size else sums.mean()
         self.loss_steps = state["loss_steps"]
         self.seen = np.unpackbits(state["seen"].numpy(), count=len(self.seen)).astype(bool)
         self.seconds = state["seconds"]
