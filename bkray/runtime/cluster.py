@@ -115,7 +115,7 @@ def disk_bytes(recipe: Recipe, corpus_bytes: int) -> int:
     """An upper estimate of what a run writes: text and tokens (4 bytes each) once a stage; checkpoints."""
     copies = 1 + len(recipe.augmentation)
     stages = 2 + bool(recipe.difficulty or recipe.selection) + bool(recipe.selection)
-    return int(corpus_bytes * copies * (1.5 + stages)) + (64 << 20) * (recipe.training.keep_checkpoints + 2)
+    return int(corpus_bytes * copies * (1.5 + stages)) + (64 << 20) * (recipe.training.keep_checkpoints + 3)
 
 
 def available_memory() -> int:

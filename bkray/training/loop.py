@@ -96,24 +96,33 @@ def train(
     used. Raises UserError where loss, gradient or a parameter is not finite.
     """
     run = TrainingRun(model, data, sampler, recipe, reporter, ledger or Ledger(), adjuster)
-    settings = recipe.training
     if checkpointer and (state := checkpointer.load()):
         run.load_state_dict(state)
     if run.reporter and (dropped := run.reporter.truncate_after(run.step)):
         run.charge_lost(dropped)
     run.check_parameters("before", "mend how the model starts")
-    while run.step < recipe.steps:
+    try:
+        _train_to_the_end(run, checkpointer)
+    finally:
+        if checkpointer:
+            checkpointer.wait()
+    return run.result()
+
+
+def _train_to_the_end(run: TrainingRun, checkpointer: Checkpointer | None) -> None:
+    settings, steps = run.recipe.training, run.recipe.steps
+    while run.step < steps:
         run.train_step()
-        last = run.step == recipe.steps
-        if len(data.validation) and (last or run.step % settings.eval_every == 0):
+        last = run.step == steps
+        validated = len(run.data.validation) > 0 and (last or run.step % settings.eval_every == 0)
+        if validated:
             run.validate()
         if last or run.step % settings.log_every == 0:
             run.log()
         if checkpointer and (last or run.step % settings.checkpoint_every == 0):
             state = run.state_dict()
             if run.world.rank == 0:
-                checkpointer.save(run.step, state)
-    return run.result()
+                checkpointer.save_behind(run.step, state, run.validation_loss if validated else None)
 
 
 class TrainingRun:

@@ -153,6 +153,16 @@ def test_a_killed_run_ends_bit_equal_to_an_uninterrupted_one(data, tmp_path, opt
     )  # the adjuster acted
 
 
+@pytest.mark.parametrize("every", [7, 1000])
+def test_a_checkpoint_that_cannot_be_written_stops_the_run_with_a_message(data, tmp_path, every):
+    (tmp_path / "file").write_text("in the way")
+    log = tmp_path / "metrics.jsonl"
+    saver = Checkpointer(tmp_path / "file" / "checkpoints", "key")
+    with pytest.raises(UserError, match=r"step-\d+: the checkpoint could not be written .*Not a directory"):
+        run(recipe(checkpoint_every=every), data, reporter=RunLog(log), checkpointer=saver)
+    assert RunLog.read(log)[-1]["step"] == {7: 12, 1000: 40}[every], "it is said at the next save or the end"
+
+
 def test_options_are_logged_and_resume_bit_equal(data, tmp_path):
     options = {"experts": {"count": 4}, "koopman": {"warmup": 0.5}, "sparsity": {}}
     values = recipe().model_dump(exclude_unset=True)
