@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from bkray.config import Recipe, UserError
 from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
 from bkray.model import LanguageModel
+from bkray.training.ahead import Ahead
 from bkray.training.checkpoint import Checkpointer
 from bkray.training.finite import first_non_finite
 from bkray.training.flops import forward_cost, optimizer_flops, recomputed_flops
@@ -49,11 +51,19 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
 
 
+class Windows(Protocol):
+    """W windows that are read by their positions: `[ids]` gives token ids (len(ids), N + 1)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, ids: np.ndarray, /) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class WindowData:
     """Token ids of the training windows (W, N + 1) and of the validation windows (W', N + 1)."""
 
-    train: np.ndarray
+    train: Windows
     validation: np.ndarray
 
 
@@ -65,6 +75,15 @@ class Batch:
     """(B,) int64: their positions in the training windows, the same on every rank."""
     tokens: Tensor
     """(B / world size, N + 1) int64: the windows that are this rank's, in the order of `ids`."""
+
+
+def read_batch(
+    windows: Windows, sampler: CurriculumSampler, world: World, device: torch.device, step: int
+) -> Batch:
+    """The global batch of `step`, and the windows of it that are this rank's."""
+    ids = sampler.ids(step)
+    mine = sampler.ids(step, world.rank, world.size)
+    return Batch(ids, torch.as_tensor(windows[mine], dtype=torch.int64, device=device))
 
 
 @dataclass(frozen=True)
@@ -149,6 +168,8 @@ class TrainingRun:
         self.reporter = reporter if self.world.rank == 0 else None
         self.model = model
         self.device = next(model.parameters()).device
+        read = partial(read_batch, data.train, sampler, self.world, self.device)
+        self.batches = Ahead(read, recipe.steps)
         self.forward_cost = forward_cost(model, recipe.window)
         self.training_cost = forward_cost(model, recipe.window, training_mode=True)
         self.objective = Objective(model, recipe.training)
@@ -180,11 +201,8 @@ class TrainingRun:
         self.account(batch, loss, norm, time.perf_counter() - started)
 
     def draw(self) -> Batch:
-        """The global batch of this step, and the windows of it that are this rank's."""
-        ids = self.sampler.ids(self.step)
-        mine = self.sampler.ids(self.step, self.world.rank, self.world.size)
-        tokens = torch.as_tensor(self.data.train[mine], dtype=torch.int64, device=self.device)
-        return Batch(ids, tokens)
+        """The batch of this step; the next one is read meanwhile."""
+        return self.batches.take(self.step)
 
     def backward(self, batch: Batch) -> Tensor:
         """Leave the gradient of the batch in the parameters; returns this rank's mean loss, nats a token."""
@@ -261,6 +279,7 @@ class TrainingRun:
         if isinstance(self.schedule, PlateauLR):
             self.schedule.observe_validation(self.validation_loss)
         if self.adjuster:
+            self.batches.drop()  # drawn before the sampler learns of this loss
             self.sampler.advance(self.step, self.adjuster.update(self.validation_loss))
         self.ledger.charge(
             "validation",
@@ -341,6 +360,7 @@ class TrainingRun:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.batches.drop()
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         self.step = state["step"]
