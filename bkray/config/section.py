@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,3 +18,8 @@ class Section(BaseModel):
     def changed(self, key: str) -> bool:
         """Whether `key` has another value than its default: a saved recipe spells defaults out."""
         return getattr(self, key) != type(self).model_fields[key].default
+
+
+def named(value: Any) -> Any:
+    """A kind by its name alone: `schedule: wsd` is short for `schedule: {kind: wsd}`."""
+    return {"kind": value} if isinstance(value, str) else value
