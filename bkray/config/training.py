@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from bkray.config.divergence import OnDivergence
 from bkray.config.parallel import GradientCompression
 from bkray.config.schedule import OneCycle, PlainSchedule, Schedule
 from bkray.config.section import Section
@@ -54,6 +55,8 @@ class Training(Section):
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     max_failures: Annotated[int, Field(ge=0)] = 2
     """How often a lost worker is replaced before the run gives up."""
+    on_divergence: OnDivergence | None = None
+    """Where loss, gradient or a parameter is not finite; null: the run stops."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Where the lines of metrics.jsonl go as well."""
 

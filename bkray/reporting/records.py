@@ -17,8 +17,8 @@ class RunReport:
     summary: Mapping[str, Any]
     """summary.json: `held_out` (bits_per_byte, nats_per_token, perplexity, split) and `ledger` (total_flops,
     by_kind: {kind: {flops, tokens, seconds}}, wall_s, tokens_seen, unique_tokens); where there are any also
-    `baselines` ({"unigram": bits per byte, "trigram": bits per byte}), steps, world_size, seed, versions. A
-    null number stands for one that was not finite."""
+    `baselines` ({"unigram": bits per byte, "trigram": bits per byte}), `divergences` ([{step, what, done}]),
+    steps, world_size, seed, versions. A null number stands for one that was not finite."""
     recipe: str
     """The resolved recipe, YAML."""
     metrics: Sequence[Mapping[str, Any]] = ()

@@ -141,13 +141,11 @@ def chosen_scores(recipe: Recipe) -> dict[str, str]:
 def _training(training: Training) -> Any:
     """What the weights depend on: not placement, and not what is off, so that new keys change no hash."""
     defaults = {key: Training.model_fields[key].default for key in PLACEMENT}
-    off = [
-        key
-        for key in ("bucket_mb", "gradient_as_bucket_view", "gradient_compression")
-        if not training.changed(key)
-    ]
-    left_out = ("max_failures", "keep_checkpoints", "trackers", "accumulate", *off)
-    return _section(training.model_copy(update=defaults), *left_out)
+    left_out = {"max_failures", "keep_checkpoints", "trackers", "accumulate"}
+    if not training.changed("gradient_as_bucket_view"):
+        left_out.add("gradient_as_bucket_view")
+    kept = _section(training.model_copy(update=defaults), *left_out)
+    return {key: value for key, value in kept.items() if value is not None}
 
 
 def _section(section: Any, *leave_out: str) -> Any:

@@ -69,6 +69,7 @@ def summarise(plan: Plan, built: dict[str, Artifact]) -> dict[str, Any]:
             "unique_tokens": training["unique_tokens"],
         },
         "steps": training["steps"],
+        **({"divergences": training["divergences"]} if training.get("divergences") else {}),
         "world_size": plan.recipe.training.workers,
         "seed": plan.recipe.seed,
         "versions": versions(),

@@ -25,7 +25,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from bkray.config import Recipe
 from bkray.corpus import load_tokenizer
-from bkray.corpus.windows import read_columns, tokens_array
+from bkray.corpus.mapped import map_windows
+from bkray.corpus.windows import first_rows, read_columns, tokens_array
 from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
 from bkray.model import build_model
 from bkray.reporting.progress import Line
@@ -128,10 +129,12 @@ def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter |
     vocab_size = load_tokenizer(job.tokenizer).get_vocab_size()
     torch.manual_seed(recipe.seed)
     network = build_model(recipe.model, vocab_size).to(device)
-    train_table = read_columns(job.training_parts, ["tokens", *(["difficulty"] if recipe.difficulty else [])])
-    validation = read_columns(job.window_parts, ["tokens"], "validation")
-    data = WindowData(tokens_array(train_table), tokens_array(validation))
-    difficulty = train_table["difficulty"].to_numpy() if recipe.difficulty else np.zeros(len(data.train))
+    windows = map_windows(job.training_parts)
+    validation = first_rows(job.window_parts, ["tokens"], "validation", recipe.training.eval_windows)
+    data = WindowData(windows, tokens_array(validation))
+    difficulty = np.zeros(len(windows))
+    if recipe.difficulty:
+        difficulty = read_columns(job.training_parts, ["difficulty"])["difficulty"].to_numpy()
     ledger = Ledger()
     with nullcontext(reporter) if reporter or rank else open_log(job) as log:
         result = train(

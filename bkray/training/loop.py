@@ -12,22 +12,28 @@ import time
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bkray.config import Recipe, UserError
+from bkray.config import Recipe
+from bkray.config.divergence import FallBack
 from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
 from bkray.model import LanguageModel
+from bkray.training.ahead import Ahead
 from bkray.training.checkpoint import Checkpointer
+from bkray.training.divergence import Diverged, Recovery, fall_back, refusal, scaled_rates, spread
 from bkray.training.finite import first_non_finite
 from bkray.training.flops import forward_cost, recomputed_flops
 from bkray.training.hardware import autocast
 from bkray.training.ledger import Cost, Ledger
 from bkray.training.objective import Objective, token_losses
 from bkray.training.parallel import Parallel, World, micro_batches
+from bkray.training.rng import rng_state, set_rng_state
 from bkray.training.schedules import LossTrendLR, PlateauLR, build_schedule
 
 _EVAL_BATCH = 16
@@ -50,11 +56,19 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
 
 
+class Windows(Protocol):
+    """W windows that are read by their positions: `[ids]` gives token ids (len(ids), N + 1)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, ids: np.ndarray, /) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class WindowData:
     """Token ids of the training windows (W, N + 1) and of the validation windows (W', N + 1)."""
 
-    train: np.ndarray
+    train: Windows
     validation: np.ndarray
 
 
@@ -68,6 +82,15 @@ class Batch:
     """(B / world size, N + 1) int64: the windows that are this rank's, in the order of `ids`."""
 
 
+def read_batch(
+    windows: Windows, sampler: CurriculumSampler, world: World, device: torch.device, step: int
+) -> Batch:
+    """The global batch of `step`, and the windows of it that are this rank's."""
+    ids = sampler.ids(step)
+    mine = sampler.ids(step, world.rank, world.size)
+    return Batch(ids, torch.as_tensor(windows[mine], dtype=torch.int64, device=device))
+
+
 @dataclass(frozen=True)
 class TrainResult:
     steps: int
@@ -78,6 +101,8 @@ class TrainResult:
     """Target tokens seen by all ranks together."""
     unique_tokens: int
     """Target tokens of the distinct windows among them."""
+    divergences: tuple[dict[str, Any], ...] = ()
+    """What `training.on_divergence` dealt with: step, what was not finite, what was done."""
 
 
 def train(
@@ -94,31 +119,49 @@ def train(
     """Train `model` in place for `recipe.steps` steps, going on from the newest checkpoint if there is one.
 
     Every rank of an initialised process group calls this with the same arguments; only rank 0's reporter is
-    used. Raises UserError where loss, gradient or a parameter is not finite.
+    used. Raises UserError where loss, gradient or a parameter is not finite, unless
+    `training.on_divergence` says what to do; ValueError where that needs checkpoints and there are none.
 
     With `training.parallel` fsdp2 `model` has no parameters while it is trained, nor after an error.
     """
+    falls_back = isinstance(recipe.training.on_divergence, FallBack)
+    if falls_back and checkpointer is None:
+        raise ValueError("training.on_divergence fall_back needs a checkpointer to fall back to")
     run = TrainingRun(model, data, sampler, recipe, reporter, ledger or Ledger(), adjuster)
-    settings = recipe.training
+    run.evidence = checkpointer.directory if checkpointer else None
     if checkpointer and (state := checkpointer.load()):
         run.load_state_dict(state)
+    elif checkpointer and falls_back:
+        run.save(checkpointer, None)
     if run.reporter and (dropped := run.reporter.truncate_after(run.step)):
         run.charge_lost(dropped)
     run.charge_settling()
     run.check_parameters("before", "mend how the model starts")
-    while run.step < recipe.steps:
-        run.train_step()
-        last = run.step == recipe.steps
-        if len(data.validation) and (last or run.step % settings.eval_every == 0):
+    try:
+        _train_to_the_end(run, checkpointer)
+    finally:
+        if checkpointer:
+            checkpointer.wait()
+    return run.result()
+
+
+def _train_to_the_end(run: TrainingRun, checkpointer: Checkpointer | None) -> None:
+    settings, steps = run.recipe.training, run.recipe.steps
+    while run.step < steps:
+        try:
+            run.train_step()
+        except Diverged as error:
+            fall_back(run, error, checkpointer)
+            continue
+        last = run.step == steps
+        validated = len(run.data.validation) > 0 and (last or run.step % settings.eval_every == 0)
+        if validated:
             run.validate()
         if last or run.step % settings.log_every == 0:
             run.log()
         if checkpointer and (last or run.step % settings.checkpoint_every == 0):
-            state = run.state_dict()
-            if run.world.rank == 0:
-                checkpointer.save(run.step, state)
+            run.save(checkpointer, run.validation_loss if validated else None)
     run.parallel.give_back()
-    return run.result()
 
 
 class TrainingRun:
@@ -144,6 +187,8 @@ class TrainingRun:
         )
         self.reporter = reporter if self.world.rank == 0 else None
         self.device = next(model.parameters()).device
+        read = partial(read_batch, data.train, sampler, self.world, self.device)
+        self.batches = Ahead(read, recipe.steps)
         self.forward_cost = forward_cost(model, recipe.window)
         self.training_cost = forward_cost(model, recipe.window, training_mode=True)
         self.recomputed = 0.0
@@ -157,9 +202,14 @@ class TrainingRun:
         self.optimizer_flops = self.parallel.optimizer_flops(self.optimizer)
         self.schedule = build_schedule(self.optimizer, recipe.training, recipe.steps)
         self.settling = self._settle()
+        self.recovery = Recovery(recipe.training.on_divergence)
+        self.evidence: Path | None = None
+        """Where the batch of a step that diverged is saved."""
+        self.window_losses = torch.empty(0)
+        """(B / world size,) mean losses of this rank's windows in the last pass, nats a token."""
         torch.manual_seed(recipe.seed * 1009 + self.world.rank)
         self.step = 0
-        self.seconds = 0.0
+        self.seconds = self.step_started = 0.0
         self.seen = np.zeros(len(data.train), dtype=bool)
         self.loss_sum, self.loss_steps = torch.zeros((), dtype=torch.float64), 0
         self.logged: dict[str, float] = {}
@@ -167,71 +217,85 @@ class TrainingRun:
         self._logged_at = (0, 0.0)
 
     def train_step(self) -> None:
-        """One global batch: forward, backward, clip, update; charges the ledger."""
-        started = time.perf_counter()
-        batch = self.draw()
+        """One global batch: forward, backward, clip, update; charges the ledger.
+
+        Raises Diverged where loss or gradient is not finite, with the weights as they were, unless the recipe
+        skips such steps; and where the update leaves a parameter that is not.
+        """
+        self.step_started = time.perf_counter()
+        batch, rng = self.draw(), rng_state(self.device)
         loss = self.backward(batch)
         norm = self.parallel.clip(self.recipe.training.clip)
-        self._check_finite(float(loss), norm)
-        self.update()
+        learnt = math.isfinite(norm)
+        if learnt:
+            self.update()
+        else:
+            self.refuse(refusal(self, batch, rng, norm))
         self.step += 1
-        self.account(batch, loss, norm, time.perf_counter() - started)
+        self.account(batch, loss if learnt else None, norm, time.perf_counter() - self.step_started)
 
     def draw(self) -> Batch:
-        """The global batch of this step, and the windows of it that are this rank's."""
-        ids = self.sampler.ids(self.step)
-        mine = self.sampler.ids(self.step, self.world.rank, self.world.size)
-        return Batch(ids, self._windows(mine))
-
-    def _windows(self, ids: np.ndarray) -> Tensor:
-        return torch.as_tensor(self.data.train[ids], dtype=torch.int64, device=self.device)
+        """The batch of this step; the next one is read meanwhile."""
+        return self.batches.take(self.step)
 
     def backward(self, batch: Batch) -> Tensor:
-        """Leave the gradient of the batch in the parameters; returns this rank's mean loss, nats a token."""
+        """Leave the gradient of the batch in the parameters; returns this rank's mean loss, nats a token.
+
+        The gradient is NaN, on every rank, where the loss of one is not finite.
+        """
         self.model.train()
         loss, figures = torch.zeros((), device=self.device), Counter[str]()
-        parts = list(micro_batches(batch.tokens, self.recipe.training.accumulate))
+        parts, of_windows = list(micro_batches(batch.tokens, self.recipe.training.accumulate)), []
         for number, (tokens, share) in enumerate(parts, 1):
             with self.parallel.accumulating() if number < len(parts) else nullcontext():
-                part, measured = self._backward(tokens, share)
-            loss += share * part
+                losses_B, measured = self._backward(tokens, share)
+            loss += share * losses_B.mean()
+            of_windows.append(losses_B)
             figures.update({name: share * value for name, value in measured.items()})
         self.logged.update(figures)
+        self.window_losses = torch.cat(of_windows)
         return loss
 
     def _backward(self, tokens: Tensor, share: float) -> tuple[Tensor, dict[str, float]]:
-        """Add `share` of the gradient of some windows; returns their mean loss and what was measured."""
+        """Add `share` of the gradient of some windows; returns the loss of each and what was measured."""
         losses_BN: Tensor = self.parallel_objective(tokens)
         loss = losses_BN.mean()
         terms = self.objective.auxiliary_losses(self.step / self.recipe.steps)
         measured = {name: float(term.detach()) for name, term in terms.items()}
         measured.update(self.objective.measurements())
         with self.objective.compiling():
-            (share * sum(terms.values(), loss)).backward()
+            spread(share * sum(terms.values(), loss)).backward()
         self.objective.auxiliary_losses(1.0)  # blocks that are computed again for backward leave theirs again
-        return loss.detach(), measured
+        return losses_BN.detach().mean(1), measured
 
     def update(self) -> None:
         """Take the optimizer's step along the gradient and forget the gradient."""
-        self.optimizer.step()
+        with scaled_rates(self.optimizer, self.recovery.rate_factor):
+            self.optimizer.step()
         remedy = f"training.lr is {self.recipe.training.lr}, try a lower one"
         self.check_parameters("after the update of", remedy)
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def account(self, batch: Batch, loss: Tensor, norm: float, seconds: float) -> None:
-        """Note what the step saw and charge what it cost."""
-        self.seen[batch.ids] = True
-        self.loss_sum += loss.double().cpu()
-        self.loss_steps += 1
-        self.logged["grad_norm"] = norm
+    def account(self, batch: Batch, loss: Tensor | None, norm: float, seconds: float) -> None:
+        """Note what the step saw, if it learnt from it, and charge what it cost."""
+        if loss is not None:
+            self.seen[batch.ids] = True
+            self.loss_sum += loss.double().cpu()
+            self.loss_steps += 1
+            self.logged["grad_norm"] = norm
         self.seconds += seconds
         windows = len(batch.ids)
-        flops = (3 + self.recomputed) * self.training_cost.at(self.logged.get("depth")) * windows
+        flops = self.step_flops(windows)
         self.ledger.charge("training", flops=flops, tokens=windows * self.recipe.window, seconds=seconds)
-        self.ledger.charge("optimizer", flops=self.optimizer_flops)
+        if loss is not None:
+            self.ledger.charge("optimizer", flops=self.optimizer_flops)
         if compressing := self.parallel.compression_flops():
             self.ledger.charge("gradient_compression", flops=compressing)
+
+    def step_flops(self, windows: int) -> float:
+        """FLOPs of a forward and backward pass, and of what is computed again for it."""
+        return (3 + self.recomputed) * self.training_cost.at(self.logged.get("depth")) * windows
 
     def _settle(self) -> Cost | None:
         """The pass before the first step, where DDP needs one, and what it costs all ranks."""
@@ -239,7 +303,8 @@ class TrainingRun:
             return None
         started = time.perf_counter()
         rows = -(-self.recipe.batch_windows // (self.world.size * self.recipe.training.accumulate))
-        tokens = self._windows(np.arange(min(rows, len(self.data.train))))
+        first = self.data.train[np.arange(min(rows, len(self.data.train)))]
+        tokens = torch.as_tensor(first, dtype=torch.int64, device=self.device)
         self.parallel.settle(self.objective, tokens)
         windows = len(tokens) * self.world.size
         flops = (3 + self.recomputed) * self.training_cost.full * windows
@@ -249,20 +314,17 @@ class TrainingRun:
         if self.settling:
             self.ledger.charge("settling", **asdict(self.settling))
 
-    def _check_finite(self, loss: float, norm: float) -> None:
-        if math.isfinite(loss) and math.isfinite(norm):
-            return
-        named = self.model.named_parameters()
-        bad = first_non_finite((name, p.grad) for name, p in named if p.grad is not None)
-        raise UserError(
-            f"training diverged at step {self.step}: loss {loss}, gradient norm {norm}, first at "
-            f"{bad or 'the loss'}; training.lr is {self.recipe.training.lr}: try a lower one"
-        )
+    def refuse(self, error: Diverged) -> None:
+        """Leave the step out where the recipe says so, else raise `error`."""
+        if not self.recovery.skips(self.step, error):
+            raise error
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def check_parameters(self, when: str, remedy: str) -> None:
-        """Raise UserError naming the first parameter that is not finite."""
+        """Raise Diverged naming the first parameter that is not finite."""
         if bad := first_non_finite(self.model.named_parameters()):
-            raise UserError(f"parameter {bad} is not finite {when} step {self.step}: {remedy}")
+            raise Diverged(f"parameter {bad} is not finite {when} step {self.step}: {remedy}")
 
     @torch.no_grad()
     def validate(self) -> None:
@@ -291,6 +353,7 @@ class TrainingRun:
         if isinstance(self.schedule, PlateauLR):
             self.schedule.observe_validation(self.validation_loss)
         if self.adjuster:
+            self.batches.drop()  # drawn before the sampler learns of this loss
             self.sampler.advance(self.step, self.adjuster.update(self.validation_loss))
         self.ledger.charge(
             "validation",
@@ -310,10 +373,11 @@ class TrainingRun:
 
     def log(self) -> None:
         """Write one line: the mean over the steps since the last line, over all ranks."""
-        loss = self.world.total(self.loss_sum.reshape(1).clone()).item() / self.loss_steps / self.world.size
+        total = self.world.total(self.loss_sum.reshape(1).clone()).item()
+        loss = total / self.loss_steps / self.world.size if self.loss_steps else math.nan  # all left out
         self.loss_sum, self.loss_steps = torch.zeros((), dtype=torch.float64), 0
         self.logged["loss"] = loss
-        if isinstance(self.schedule, LossTrendLR):
+        if isinstance(self.schedule, LossTrendLR) and math.isfinite(loss):
             self.schedule.observe(loss)
         steps, seconds = self.step - self._logged_at[0], self.seconds - self._logged_at[1]
         self._logged_at = (self.step, self.seconds)
@@ -322,7 +386,7 @@ class TrainingRun:
                 self.step,
                 tokens=self.tokens,
                 seconds=self.seconds,
-                lr=self.schedule.get_last_lr()[0],
+                lr=self.schedule.get_last_lr()[0] * self.recovery.rate_factor,
                 share=self.sampler.share(self.step),
                 tokens_per_second=steps * self.recipe.batch_windows * self.recipe.window / max(seconds, 1e-9),
                 total_flops=self.ledger.total_flops,
@@ -341,6 +405,7 @@ class TrainingRun:
             validation_loss=self.validation_loss,
             tokens=self.tokens,
             unique_tokens=int(self.seen.sum()) * self.recipe.window,
+            divergences=tuple(self.recovery.events),
         )
 
     @property
@@ -352,6 +417,7 @@ class TrainingRun:
             "sampler": self.sampler,
             "ledger": self.ledger,
             "adjuster": self.adjuster,
+            "recovery": self.recovery if self.recovery.settings else None,
         }
         return {name: part for name, part in parts.items() if part is not None}
 
@@ -360,7 +426,7 @@ class TrainingRun:
         return {
             **{name: part.state_dict() for name, part in self.parts.items()},
             "step": self.step,
-            "rng": self.world.gather(torch.get_rng_state()),
+            "rng": self.world.gather(rng_state(self.device)),
             "seen": torch.from_numpy(np.packbits(self.seen)),
             "seconds": self.seconds,
             "loss_sums": self.world.gather(self.loss_sum.reshape(1)),
@@ -369,12 +435,19 @@ class TrainingRun:
             "validation_loss": self.validation_loss,
         }
 
+    def save(self, checkpointer: Checkpointer, validation_loss: float | None) -> None:
+        """Have a checkpoint written behind the loop; a collective call."""
+        state = self.state_dict()
+        if self.world.rank == 0:
+            checkpointer.save_behind(self.step, state, validation_loss)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.batches.drop()
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         self.step = state["step"]
         if self.world.rank < len(state["rng"]):
-            torch.set_rng_state(state["rng"][self.world.rank])
+            set_rng_state(self.device, state["rng"][self.world.rank])
         sums = torch.cat(state["loss_sums"])  # at another world size their mean, which the log shows
         self.loss_sum = sums[self.world.rank].clone() if len(sums) == self.world.size else sums.mean()
         self.loss_steps = state["loss_steps"]

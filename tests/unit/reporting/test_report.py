@@ -37,6 +37,7 @@ SUMMARY = {
     "steps": 1000,
     "world_size": 2,
     "seed": 7,
+    "divergences": [{"step": 1234, "what": f"loss {HOSTILE}", "done": "the step was left out"}],
     "versions": {"bkray": "0.1.0"},
 }
 BARE = RunReport("bare", {key: SUMMARY[key] for key in ("held_out", "ledger")}, "name: bare\n")
@@ -232,6 +233,7 @@ def test_tables(html):
     assert page.row("cleaning") == ["cleaning", "900", "97", "3", "1.5 s", "before, reused"]
     assert page.row("windows")[-1] == "in this run"
     assert page.row("empty") == ["empty text", "3"]
+    assert page.row("1,234") == ["1,234", f"loss {HOSTILE}", "the step was left out"]
 
 
 def test_texts_are_escaped_and_keep_their_spaces(html):
@@ -252,7 +254,8 @@ def test_parts_that_are_absent_leave_no_trace(tmp_path):
     assert_self_contained(html)
     page = Page(html)
     assert page.tags.count("svg") == 1  # the ledger
-    for heading in ("Stages", "Rejected", "Easiest", "Hardest", "Generated", "Versions", "baseline"):
+    absent = ("Stages", "Rejected", "Easiest", "Hardest", "Generated", "Versions", "baseline", "Divergences")
+    for heading in absent:
         assert heading not in page.text
     assert "name: bare" in page.text
 
