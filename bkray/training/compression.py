@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as powersgd
 from torch.nn.parallel import DistributedDataParallel
@@ -22,14 +22,13 @@ def compress(ddp: DistributedDataParallel, settings: GradientCompression, steps:
         low_rank = LowRank(settings, steps)
         ddp.register_comm_hook(low_rank.state, powersgd.powerSGD_hook)
         return low_rank
-    ddp.register_comm_hook(None, default_hooks.fp16_compress_hook if settings.kind == "fp16" else _bf16)
+    hooks: dict[str, Any] = {
+        "fp16": default_hooks.fp16_compress_hook,
+        # torch refuses its own by name where there is no NCCL; gloo adds up bfloat16 as well
+        "bf16": lambda _, bucket: default_hooks.bf16_compress_hook(dist.group.WORLD, bucket),
+    }
+    ddp.register_comm_hook(None, hooks[settings.kind])
     return None
-
-
-def _bf16(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """As torch's bf16_compress_hook, which torch refuses by its name on gloo, where it works as well."""
-    group: Any = dist.group.WORLD
-    return default_hooks.bf16_compress_hook(group, bucket)
 
 
 class LowRank:
