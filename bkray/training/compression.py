@@ -22,10 +22,11 @@ def compress(ddp: DistributedDataParallel, settings: GradientCompression, steps:
         low_rank = LowRank(settings, steps)
         ddp.register_comm_hook(low_rank.state, powersgd.powerSGD_hook)
         return low_rank
+    everyone: Any = dist.group.WORLD
     hooks: dict[str, Any] = {
         "fp16": default_hooks.fp16_compress_hook,
         # torch refuses its own by name where there is no NCCL; gloo adds up bfloat16 as well
-        "bf16": lambda _, bucket: default_hooks.bf16_compress_hook(dist.group.WORLD, bucket),
+        "bf16": lambda _, bucket: default_hooks.bf16_compress_hook(everyone, bucket),
     }
     ddp.register_comm_hook(None, hooks[settings.kind])
     return None

@@ -196,14 +196,26 @@ def work(rank, size, folder):
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def world(request, tmp_path_factory):
+def finished(size, folder):
     """(size, folder, every rank's results)."""
-    folder = tmp_path_factory.mktemp(f"world-{request.param}")
     killed(recipe(), folder / "alone")
-    mp.spawn(work, (request.param, folder), nprocs=request.param)
-    ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
-    return request.param, folder, ranks
+    mp.spawn(work, (size, folder), nprocs=size)
+    return size, folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
+
+
+@pytest.fixture(scope="module")
+def world_of_2(tmp_path_factory):
+    return finished(2, tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def world_of_4(tmp_path_factory):
+    return finished(4, tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module", params=["world_of_2", "world_of_4"])
+def world(request):
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -293,11 +305,9 @@ def test_low_rank_compression_starts_late_and_is_charged(world):
 
 
 @pytest.fixture(scope="module")
-def two(world):
-    size, _, (first, *_) = world
-    if size > 2:
-        pytest.skip("what is tried with two ranks only")
-    return first
+def two(world_of_2):
+    """Rank 0's results of what is tried with two ranks only."""
+    return world_of_2[2][0]
 
 
 @pytest.mark.parametrize("option", OPTIONS)
