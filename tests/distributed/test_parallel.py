@@ -148,9 +148,9 @@ def taken_over(kind, folder):
 
 def errors_of_three_ranks():
     """What a world takes over of the errors that another one owed."""
-    low_rank = LowRank(PowerSGD(kind="powersgd"), 10)
+    low_rank = LowRank(PowerSGD(kind="powersgd"), 10, torch.device("cpu"))
     errors = {0: [torch.full((2,), float(rank)) for rank in range(3)]}
-    low_rank.load_state_dict({"iteration": 5, "errors": errors, "bases": {"p": {}, "q": {}}})
+    low_rank.load_state_dict({"iteration": 5, "errors": errors, "p": {}, "q": {}})
     return low_rank.state.error_dict[0].tolist()
 
 
