@@ -19,17 +19,17 @@ _MIN_RATE = 2  # torch's: what would travel as more than half of itself travels 
 def compress(ddp: DistributedDataParallel, settings: GradientCompression, steps: int) -> LowRank | None:
     """Register the hook of `settings` for a run of `steps` steps; what it remembers, where it does."""
     if isinstance(settings, PowerSGD):
-        low_rank = LowRank(settings, steps)
+        low_rank = LowRank(settings, steps, next(ddp.parameters()).device)
         ddp.register_comm_hook(low_rank.state, powersgd.powerSGD_hook)
         return low_rank
-    ddp.register_comm_hook(None, default_hooks.fp16_compress_hook if settings.kind == "fp16" else _bf16)
+    everyone: Any = dist.group.WORLD
+    hooks: dict[str, Any] = {
+        "fp16": default_hooks.fp16_compress_hook,
+        # torch refuses its own by name where there is no NCCL; gloo adds up bfloat16 as well
+        "bf16": lambda _, bucket: default_hooks.bf16_compress_hook(everyone, bucket),
+    }
+    ddp.register_comm_hook(None, hooks[settings.kind])
     return None
-
-
-def _bf16(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """As torch's bf16_compress_hook, which torch refuses by its name on gloo, where it works as well."""
-    group: Any = dist.group.WORLD
-    return default_hooks.bf16_compress_hook(group, bucket)
 
 
 class LowRank:
@@ -38,8 +38,9 @@ class LowRank:
     The pass that settles DDP's buckets counts as its first step.
     """
 
-    def __init__(self, settings: PowerSGD, steps: int) -> None:
-        self.rank, self.first = settings.rank, 1 + max(1, round(settings.start * steps))
+    def __init__(self, settings: PowerSGD, steps: int, device: torch.device) -> None:
+        self.device, self.rank = device, settings.rank
+        self.first = 1 + max(1, round(settings.start * steps))
         self.state = powersgd.PowerSGDState(
             None,
             matrix_approximation_rank=self.rank,
@@ -72,18 +73,23 @@ class LowRank:
         return {
             "iteration": self.state.iter,
             "errors": errors,
-            "bases": {name: dict(getattr(self.state, f"{name}_memory_dict")) for name in ("p", "q")},
+            "p": dict(self.state.p_memory_dict),
+            "q": dict(self.state.q_memory_dict),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on; at another world size every rank takes the mean of the errors, which keeps their mean."""
         rank, size = dist.get_rank(), dist.get_world_size()
-        self.state.iter = state["iteration"]
-        self.state.error_dict = {
-            bucket: (errors[rank] if len(errors) == size else torch.stack(errors).mean(0)).clone()
+        owed = {
+            bucket: errors[rank] if len(errors) == size else torch.stack(errors).mean(0)
             for bucket, errors in state["errors"].items()
         }
-        for name, bases in state["bases"].items():
-            setattr(
-                self.state, f"{name}_memory_dict", {bucket: base.clone() for bucket, base in bases.items()}
-            )
+        self.state.iter = state["iteration"]
+        self.state.error_dict = self._copied(owed)
+        self.state.p_memory_dict, self.state.q_memory_dict = (
+            self._copied(state["p"]),
+            self._copied(state["q"]),
+        )
+
+    def _copied(self, by_bucket: dict[int, Tensor]) -> dict[int, Tensor]:
+        return {bucket: tensor.to(self.device, copy=True) for bucket, tensor in by_bucket.items()}

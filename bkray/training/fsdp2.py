@@ -26,6 +26,7 @@ def sharded_copy(model: nn.Module) -> nn.Module:
 
     Raises UserError for a parameter that has no dimension to divide.
     """
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     for name, parameter in model.named_parameters():
@@ -34,10 +35,11 @@ def sharded_copy(model: nn.Module) -> nn.Module:
                 f"training.parallel fsdp2 cannot divide parameter {name}, a single number: give it the shape "
                 "(1,), or set training.parallel to ddp or zero1"
             )
+    mesh = init_device_mesh(next(model.parameters()).device.type, (dist.get_world_size(),))
     sharded = copy.deepcopy(model)
     for block in sharded.blocks if isinstance(sharded, LanguageModel) else ():
-        fully_shard(block)
-    fully_shard(sharded)
+        fully_shard(block, mesh=mesh)
+    fully_shard(sharded, mesh=mesh)
     for parameter in model.parameters():
         parameter.data = parameter.data.new_empty(0)
     return sharded

@@ -40,17 +40,25 @@ class World:
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over all ranks, on every rank."""
-        if self.size > 1:
-            dist.all_reduce(values)
-        return values
+        if self.size == 1:
+            return values
+        there = _reachable(values)
+        dist.all_reduce(there)
+        return there.to(values.device)
 
     def gather(self, values: Tensor) -> list[Tensor]:
         """Every rank's tensor, on every rank; all have one shape."""
         if self.size == 1:
             return [values]
-        gathered = [torch.empty_like(values) for _ in range(self.size)]
-        dist.all_gather(gathered, values)
-        return gathered
+        there = _reachable(values)
+        gathered = [torch.empty_like(there) for _ in range(self.size)]
+        dist.all_gather(gathered, there)
+        return [each.to(values.device) for each in gathered]
+
+
+def _reachable(values: Tensor) -> Tensor:
+    """Where the process group reaches them: NCCL takes tensors of the GPU alone."""
+    return values.cuda() if dist.get_backend() == "nccl" else values
 
 
 class Parallel:

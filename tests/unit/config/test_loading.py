@@ -42,6 +42,13 @@ def test_an_unknown_kind_names_the_nearest():
         ({"proxy": {}}, "proxy has no effect"),
         ({"training": {"batch_tokens": 1000}}, "must be a multiple of window 256"),
         ({"training": {"workers": 3}}, "training.workers 3 cannot share evenly"),
+        ({"training": {"accumulate": 9}}, "training.accumulate 9 is more than the 8 windows"),
+        ({"training": {"workers": 1, "gradient_compression": "fp16"}}, "a single worker sends no gradients"),
+        (
+            {"training": {"parallel": "fsdp2", "bucket_mb": 1, "gradient_as_bucket_view": False}},
+            "training.bucket_mb, training.gradient_as_bucket_view: training.parallel fsdp2 sends gradients",
+        ),
+        ({"training": {"parallel": "fsdp2", "compile": True}}, "is not one graph: remove it or set"),
         ({"model": {"kind": "resnet_bk", "d_model": 100}}, "d_model 100 must be a multiple of n_heads 16"),
         ({"model": {"kind": "transformer", "d_model": 20, "n_heads": 4}}, "heads of odd width"),
         ({"model": {"kind": "resnet_bk", "mixer": "gated", "n_heads": 4}}, "no effect with mixer gated"),

@@ -13,14 +13,28 @@ def model_key(tmp_path, **training):
 
 
 @pytest.mark.parametrize(
-    "training", [{"trackers": ["tensorboard"]}, {"keep_checkpoints": 7}, {"max_failures": 0}]
+    "training",
+    [
+        {"trackers": ["tensorboard"]},
+        {"keep_checkpoints": 7},
+        {"max_failures": 0},
+        {"workers": 4, "parallel": "fsdp2", "accumulate": 2},
+    ],
 )
 def test_what_changes_no_result_changes_no_key(tmp_path, training):
     assert model_key(tmp_path, **training) == model_key(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "training", [{"lr": 1.0}, {"precision": "bf16"}, {"activation_checkpointing": True}, {"compile": True}]
+    "training",
+    [
+        {"lr": 1.0},
+        {"precision": "bf16"},
+        {"activation_checkpointing": True},
+        {"compile": True},
+        {"bucket_mb": 1},
+        {"gradient_compression": "bf16"},
+    ],
 )
 def test_what_changes_the_weights_changes_the_key(tmp_path, training):
     assert model_key(tmp_path, **training) != model_key(tmp_path)
