@@ -8,7 +8,14 @@ from pydantic import Field, field_validator, model_validator
 
 from bkray.config.divergence import OnDivergence
 from bkray.config.schedule import OneCycle, PlainSchedule, Schedule
-from bkray.config.section import Section
+from bkray.config.section import Count, Section
+
+
+class Profile(Section):
+    """Which steps torch.profiler traces, on every rank; the first step is 0."""
+
+    start: Annotated[int, Field(ge=0)] = 10
+    steps: Count = 5
 
 
 class Training(Section):
@@ -44,6 +51,8 @@ class Training(Section):
     """How often a lost worker is replaced before the run gives up."""
     on_divergence: OnDivergence | None = None
     """Where loss, gradient or a parameter is not finite; null: the run stops."""
+    profile: Profile | None = None
+    """A trace of some steps, under `profile/` in the run's folder."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Where the lines of metrics.jsonl go as well."""
 
