@@ -100,6 +100,7 @@ class Recipe(Section):
                 "a worker has of a global batch: lower it or raise training.batch_tokens"
             )
         faults += self._unsuitable_hardware()
+        faults += self._profile_beyond_the_end()
         if isinstance(self.corpus, Corpus) and self.corpus.validation + self.corpus.test > 0.5:
             faults.append("corpus.validation and corpus.test together leave less than half for training")
         if faults:
@@ -123,3 +124,12 @@ class Recipe(Section):
                 "training.compile cannot take model.halting, whose shapes depend on the tokens: remove one"
             )
         return faults
+
+    def _profile_beyond_the_end(self) -> list[str]:
+        profile = self.training.profile
+        if not profile or not self.batch_windows or profile.start + profile.steps <= self.steps:
+            return []
+        return [
+            f"training.profile start {profile.start} and steps {profile.steps} go beyond the {self.steps} "
+            f"steps of training.tokens {self.training.tokens}: start earlier or trace fewer"
+        ]

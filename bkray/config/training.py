@@ -9,7 +9,15 @@ from pydantic import Field, field_validator, model_validator
 from bkray.config.divergence import OnDivergence
 from bkray.config.parallel import GradientCompression
 from bkray.config.schedule import OneCycle, PlainSchedule, Schedule
-from bkray.config.section import Section
+from bkray.config.section import Count, Section
+
+
+class Profile(Section):
+    """Which steps torch.profiler traces, on every rank; the first step is 0."""
+
+    start: Annotated[int, Field(ge=0)] = 10
+    steps: Count = 5
+
 
 PLACEMENT = ("workers", "parallel", "accumulate")
 """Keys that say where a run is computed and change its result by rounding alone: it may go on with others."""
@@ -57,6 +65,8 @@ class Training(Section):
     """How often a lost worker is replaced before the run gives up."""
     on_divergence: OnDivergence | None = None
     """Where loss, gradient or a parameter is not finite; null: the run stops."""
+    profile: Profile | None = None
+    """A trace of some steps, under `profile/` in the run's folder."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Where the lines of metrics.jsonl go as well."""
 

@@ -23,7 +23,8 @@ class RunReport:
     """The resolved recipe, YAML."""
     metrics: Sequence[Mapping[str, Any]] = ()
     """Lines of metrics.jsonl: step and any of tokens, seconds, loss and validation_loss (nats per token),
-    share, tokens_per_second. A key that a line lacks was not measured there; null is a number not finite."""
+    share, tokens_per_second, mfu, time_* (shares of the time by phase). A key that a line lacks was not
+    measured there; null is a number not finite."""
     stages: Sequence[Mapping[str, Any]] = ()
     """name, rows, rejects, removed, seconds of every stage; cached of all of them or of none."""
     rejects: Mapping[str, int] = field(default_factory=dict)

@@ -141,7 +141,7 @@ def chosen_scores(recipe: Recipe) -> dict[str, str]:
 def _training(training: Training) -> Any:
     """What the weights depend on: not placement, and not what is off, so that new keys change no hash."""
     defaults = {key: Training.model_fields[key].default for key in PLACEMENT}
-    left_out = {"max_failures", "keep_checkpoints", "trackers", "accumulate"}
+    left_out = {"max_failures", "keep_checkpoints", "trackers", "accumulate", "profile"}
     if not training.changed("gradient_as_bucket_view"):
         left_out.add("gradient_as_bucket_view")
     kept = _section(training.model_copy(update=defaults), *left_out)

@@ -146,6 +146,7 @@ def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter |
             ledger=ledger,
             checkpointer=Checkpointer(job.checkpoints, job.key, recipe.training.keep_checkpoints),
             adjuster=build_adjuster(recipe),
+            traces=job.run / "profile",
         )
     if rank == 0:
         details = {**asdict(result), "ledger": ledger.table()}

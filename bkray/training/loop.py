@@ -33,8 +33,10 @@ from bkray.training.hardware import autocast
 from bkray.training.ledger import Cost, Ledger
 from bkray.training.objective import Objective, token_losses
 from bkray.training.parallel import Parallel, World, micro_batches
+from bkray.training.profiling import Tracer
 from bkray.training.rng import rng_state, set_rng_state
 from bkray.training.schedules import LossTrendLR, PlateauLR, build_schedule
+from bkray.training.telemetry import PhaseClock, memory, peak_flops
 
 _EVAL_BATCH = 16
 
@@ -115,18 +117,22 @@ def train(
     ledger: Ledger | None = None,
     checkpointer: Checkpointer | None = None,
     adjuster: DifficultyAdjuster | None = None,
+    traces: Path | None = None,
 ) -> TrainResult:
     """Train `model` in place for `recipe.steps` steps, going on from the newest checkpoint if there is one.
 
     Every rank of an initialised process group calls this with the same arguments; only rank 0's reporter is
     used. Raises UserError where loss, gradient or a parameter is not finite, unless
-    `training.on_divergence` says what to do; ValueError where that needs checkpoints and there are none.
+    `training.on_divergence` says what to do; ValueError where that needs checkpoints and there are none, or
+    `training.profile` a folder for its traces.
 
     With `training.parallel` fsdp2 `model` has no parameters while it is trained, nor after an error.
     """
     falls_back = isinstance(recipe.training.on_divergence, FallBack)
     if falls_back and checkpointer is None:
         raise ValueError("training.on_divergence fall_back needs a checkpointer to fall back to")
+    if recipe.training.profile and traces is None:
+        raise ValueError("training.profile needs a folder for its traces")
     run = TrainingRun(model, data, sampler, recipe, reporter, ledger or Ledger(), adjuster)
     run.evidence = checkpointer.directory if checkpointer else None
     if checkpointer and (state := checkpointer.load()):
@@ -138,25 +144,28 @@ def train(
     run.charge_settling()
     run.check_parameters("before", "mend how the model starts")
     try:
-        _train_to_the_end(run, checkpointer)
+        _train_to_the_end(run, checkpointer, Tracer(recipe.training.profile, traces, run.world.rank))
     finally:
         if checkpointer:
             checkpointer.wait()
     return run.result()
 
 
-def _train_to_the_end(run: TrainingRun, checkpointer: Checkpointer | None) -> None:
+def _train_to_the_end(run: TrainingRun, checkpointer: Checkpointer | None, tracer: Tracer) -> None:
     settings, steps = run.recipe.training, run.recipe.steps
+    run.clock.restart()
     while run.step < steps:
         try:
-            run.train_step()
+            with tracer.step(run.step):
+                run.train_step()
         except Diverged as error:
             fall_back(run, error, checkpointer)
             continue
         last = run.step == steps
         validated = len(run.data.validation) > 0 and (last or run.step % settings.eval_every == 0)
         if validated:
-            run.validate()
+            with run.clock.phase("validation"):
+                run.validate()
         if last or run.step % settings.log_every == 0:
             run.log()
         if checkpointer and (last or run.step % settings.checkpoint_every == 0):
@@ -210,6 +219,9 @@ class TrainingRun:
         torch.manual_seed(recipe.seed * 1009 + self.world.rank)
         self.step = 0
         self.seconds = self.step_started = 0.0
+        self.clock = PhaseClock(self.device)
+        self.model_flops = 0.0
+        """Of forward and backward passes since the last line, without what is computed again."""
         self.seen = np.zeros(len(data.train), dtype=bool)
         self.loss_sum, self.loss_steps = torch.zeros((), dtype=torch.float64), 0
         self.logged: dict[str, float] = {}
@@ -225,18 +237,20 @@ class TrainingRun:
         self.step_started = time.perf_counter()
         batch, rng = self.draw(), rng_state(self.device)
         loss = self.backward(batch)
-        norm = self.parallel.clip(self.recipe.training.clip)
-        learnt = math.isfinite(norm)
-        if learnt:
-            self.update()
-        else:
+        with self.clock.device_phase("optimizer"):
+            norm = self.parallel.clip(self.recipe.training.clip)
+            learnt = math.isfinite(norm)
+            if learnt:
+                self.update()
+        if not learnt:
             self.refuse(refusal(self, batch, rng, norm))
         self.step += 1
         self.account(batch, loss if learnt else None, norm, time.perf_counter() - self.step_started)
 
     def draw(self) -> Batch:
         """The batch of this step; the next one is read meanwhile."""
-        return self.batches.take(self.step)
+        with self.clock.phase("reading"):
+            return self.batches.take(self.step)
 
     def backward(self, batch: Batch) -> Tensor:
         """Leave the gradient of the batch in the parameters; returns this rank's mean loss, nats a token.
@@ -258,12 +272,13 @@ class TrainingRun:
 
     def _backward(self, tokens: Tensor, share: float) -> tuple[Tensor, dict[str, float]]:
         """Add `share` of the gradient of some windows; returns the loss of each and what was measured."""
-        losses_BN: Tensor = self.parallel_objective(tokens)
+        with self.clock.device_phase("forward"):
+            losses_BN: Tensor = self.parallel_objective(tokens)
         loss = losses_BN.mean()
         terms = self.objective.auxiliary_losses(self.step / self.recipe.steps)
         measured = {name: float(term.detach()) for name, term in terms.items()}
         measured.update(self.objective.measurements())
-        with self.objective.compiling():
+        with self.objective.compiling(), self.clock.device_phase("backward"):
             spread(share * sum(terms.values(), loss)).backward()
         self.objective.auxiliary_losses(1.0)  # blocks that are computed again for backward leave theirs again
         return losses_BN.detach().mean(1), measured
@@ -287,6 +302,7 @@ class TrainingRun:
         self.seconds += seconds
         windows = len(batch.ids)
         flops = self.step_flops(windows)
+        self.model_flops += flops * 3 / (3 + self.recomputed)
         self.ledger.charge("training", flops=flops, tokens=windows * self.recipe.window, seconds=seconds)
         if loss is not None:
             self.ledger.charge("optimizer", flops=self.optimizer_flops)
@@ -391,8 +407,17 @@ class TrainingRun:
                 tokens_per_second=steps * self.recipe.batch_windows * self.recipe.window / max(seconds, 1e-9),
                 total_flops=self.ledger.total_flops,
                 **self.logged,
+                **self._telemetry(seconds),
             )
         self.logged = {"loss": loss}
+        self.model_flops = 0.0
+
+    def _telemetry(self, seconds: float) -> dict[str, float]:
+        """Utilisation over `seconds` of training steps, memory, and the share of the time by phase."""
+        peak = peak_flops(self.device, self.recipe.training.precision, torch.get_num_threads())
+        mfu = self.model_flops / max(seconds, 1e-9) / peak / self.world.size
+        times = {f"time_{name}": share for name, share in self.clock.shares().items()}
+        return {"mfu": mfu, **memory(self.device), **times}
 
     @property
     def tokens(self) -> int:
@@ -437,9 +462,10 @@ class TrainingRun:
 
     def save(self, checkpointer: Checkpointer, validation_loss: float | None) -> None:
         """Have a checkpoint written behind the loop; a collective call."""
-        state = self.state_dict()
-        if self.world.rank == 0:
-            checkpointer.save_behind(self.step, state, validation_loss)
+        with self.clock.phase("checkpoint"):
+            state = self.state_dict()
+            if self.world.rank == 0:
+                checkpointer.save_behind(self.step, state, validation_loss)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.batches.drop()
@@ -454,5 +480,6 @@ class TrainingRun:
         self.seen = np.unpackbits(state["seen"].numpy(), count=len(self.seen)).astype(bool)
         self.seconds = state["seconds"]
         self._logged_at = (self.step, self.seconds)
+        self.model_flops = 0.0
         self.logged = dict(state["logged"])
         self.validation_loss = state["validation_loss"]

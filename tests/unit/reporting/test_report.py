@@ -53,6 +53,9 @@ FULL = RunReport(
             "loss": 8.0 - step / 20,
             "share": step / 100,
             "tokens_per_second": 10_000.0,
+            "mfu": 0.415,
+            "time_backward": 0.7,
+            "time_other": 0.3,
             **({"validation_loss": 8.1 - step / 20} if step % 25 == 0 else {}),
         }
         for step in range(1, 101)
@@ -200,8 +203,8 @@ def test_page_is_semantic(html):
     assert ("html", "lang", "en") in page.attributes
     assert ("meta", "name", "viewport") in page.attributes
     assert page.tags.count("h1") == 1
-    assert page.tags.count("figure") == page.tags.count("figcaption") == 5
-    assert page.tags.count("svg") == 7
+    assert page.tags.count("figure") == page.tags.count("figcaption") == 6
+    assert page.tags.count("svg") == 9
     assert "th" in page.tags
     assert "title" in page.tags
 
@@ -233,6 +236,7 @@ def test_tables(html):
     assert page.row("cleaning") == ["cleaning", "900", "97", "3", "1.5 s", "before, reused"]
     assert page.row("windows")[-1] == "in this run"
     assert page.row("empty") == ["empty text", "3"]
+    assert "Model FLOPs utilisation, median41.5 %" in page.text.replace("\n", "")
     assert page.row("1,234") == ["1,234", f"loss {HOSTILE}", "the step was left out"]
 
 
@@ -345,8 +349,8 @@ def test_a_browser_shows_the_headline_and_every_figure(tmp_path, html):
     command = ["chromium", *flags.split(), profile, path.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     assert '<dd id="bits-per-byte">1.412</dd>' in dom
-    assert dom.count("<svg") == 7
-    assert dom.count("<figure") == 5
+    assert dom.count("<svg") == 9
+    assert dom.count("<figure") == 6
     assert "alert(1)" in dom
     assert "<script" not in dom
     assert_self_contained(dom)
