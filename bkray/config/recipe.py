@@ -94,7 +94,7 @@ class Recipe(Section):
                 f"training.batch_tokens {self.training.batch_tokens} is {self.batch_windows} windows of "
                 f"{self.window}, which training.workers {self.training.workers} cannot share evenly"
             )
-        faults += self._unsuitable_hardware()
+        faults += self._unsuitable_hardware() + self._unsuitable_savings()
         if isinstance(self.corpus, Corpus) and self.corpus.validation + self.corpus.test > 0.5:
             faults.append("corpus.validation and corpus.test together leave less than half for training")
         if faults:
@@ -117,4 +117,19 @@ class Recipe(Section):
             faults.append(
                 "training.compile cannot take model.halting, whose shapes depend on the tokens: remove one"
             )
+        return faults
+
+    def _unsuitable_savings(self) -> list[str]:
+        faults = []
+        training = self.training
+        if training.length:
+            try:
+                training.length.lengths(self.window)
+            except ValueError as error:
+                faults.append(str(error))
+            if training.compile:
+                faults.append(
+                    "training.compile cannot take training.length, each length of which would be compiled "
+                    "for itself: remove one"
+                )
         return faults

@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 from bkray.config import Recipe, UserError
 from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
-from bkray.model import LanguageModel
 from bkray.training.checkpoint import Checkpointer
 from bkray.training.finite import first_non_finite
-from bkray.training.flops import forward_cost, optimizer_flops, recomputed_flops
+from bkray.training.flops import forward_cost, optimizer_flops
 from bkray.training.hardware import autocast
 from bkray.training.ledger import Ledger
 from bkray.training.objective import Objective, token_losses
 from bkray.training.optimizers import build_optimizer
 from bkray.training.parallel import World
 from bkray.training.schedules import LossTrendLR, PlateauLR, build_schedule
+from bkray.training.step_cost import StepCost
 
 _EVAL_BATCH = 16
 
@@ -141,12 +141,9 @@ class TrainingRun:
         self.model = model
         self.device = next(model.parameters()).device
         self.forward_cost = forward_cost(model, recipe.window)
-        self.training_cost = forward_cost(model, recipe.window, training_mode=True)
-        self.objective = Objective(model, recipe.training)
+        self.objective = Objective(model, recipe)
         self.parallel_objective = self.world.wrap(self.objective)
-        self.recomputed = 0.0
-        if isinstance(model, LanguageModel) and recipe.training.activation_checkpointing:
-            self.recomputed = recomputed_flops(model, recipe.window) / self.training_cost.full
+        self.step_cost = StepCost(model, recipe.window)
         self.optimizer = build_optimizer(model, recipe.training)
         self.optimizer_flops = optimizer_flops(self.optimizer) * self.world.size
         self.schedule = build_schedule(self.optimizer, recipe.training, recipe.steps)
@@ -162,6 +159,7 @@ class TrainingRun:
     def train_step(self) -> None:
         """One global batch: forward, backward, clip, update; charges the ledger."""
         started = time.perf_counter()
+        self.objective.begin(self.step)
         batch = self.draw()
         loss = self.backward(batch)
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.training.clip))
@@ -204,8 +202,10 @@ class TrainingRun:
         self.logged["grad_norm"] = norm
         self.seconds += seconds
         windows = len(batch.ids)
-        flops = (3 + self.recomputed) * self.training_cost.at(self.logged.get("depth")) * windows
-        self.ledger.charge("training", flops=flops, tokens=windows * self.recipe.window, seconds=seconds)
+        flops = self.step_cost.flops(self.objective.length, self.logged.get("depth"))
+        self.ledger.charge(
+            "training", flops=flops * windows, tokens=windows * self.recipe.window, seconds=seconds
+        )
         self.ledger.charge("optimizer", flops=self.optimizer_flops)
 
     def _option_terms(self) -> dict[str, Tensor]:

@@ -10,24 +10,35 @@ from contextlib import AbstractContextManager, nullcontext
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bkray.config.training import Training
+from bkray.config import Recipe
 from bkray.model import LanguageModel
 from bkray.training.hardware import autocast, compile_errors, prepare
+from bkray.training.length import length_at, pieces
 
 
 class Objective(nn.Module):
-    """Tokens (B, N + 1) to cross-entropies (B, N), nats, float32; the parameters are the model's own."""
+    """Tokens (B, N + 1) to cross-entropies (B, N), nats, float32; the parameters are the model's own.
 
-    def __init__(self, model: nn.Module, training: Training) -> None:
+    `begin` says which step the next pass belongs to.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         super().__init__()
-        self.network = prepare(model, training)
-        self.settings = training
+        self.network = prepare(model, recipe.training)
+        self.recipe, self.settings = recipe, recipe.training
+        self.length = recipe.window
         self._given = (model,)  # in a tuple, where its parameters are not registered a second time
 
+    def begin(self, step: int) -> None:
+        """Set what a pass of this step depends on."""
+        if self.settings.length:
+            self.length = length_at(step / self.recipe.steps, self.settings.length, self.recipe.window)
+
     def forward(self, tokens_BN1: Tensor) -> Tensor:
-        with self.compiling(), autocast(self.settings, tokens_BN1.device):
-            logits_BNV = self.network(tokens_BN1[:, :-1])
-        return token_losses(logits_BNV, tokens_BN1[:, 1:])
+        rows = pieces(tokens_BN1, self.length) if self.settings.length else tokens_BN1
+        with self.compiling(), autocast(self.settings, rows.device):
+            logits = self.network(rows[:, :-1])
+        return token_losses(logits, rows[:, 1:]).view(len(tokens_BN1), -1)
 
     @property
     def _options(self) -> LanguageModel | None:
@@ -39,8 +50,11 @@ class Objective(nn.Module):
         return options.auxiliary_losses(progress) if (options := self._options) else {}
 
     def measurements(self) -> dict[str, float]:
-        """What the model's options measured in the last pass, on this rank."""
-        return options.measurements() if (options := self._options) else {}
+        """What the last pass measured on this rank: the model's options, and what this pass left out."""
+        measured = options.measurements() if (options := self._options) else {}
+        if self.settings.length:
+            measured["length"] = self.length
+        return measured
 
     def compiling(self) -> AbstractContextManager[None]:
         return compile_errors() if self.settings.compile else nullcontext()

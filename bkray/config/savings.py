@@ -1,0 +1,30 @@
+"""The recipe's `training` keys that leave work out: shorter windows at first, fewer tokens, fewer layers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from bkray.config.section import Section, Share
+
+
+class Length(Section):
+    """Windows cut into shorter pieces at first, as many more of them (arXiv 2108.06084)."""
+
+    start: Annotated[int, Field(ge=1)]
+    """Target tokens of a piece at the first step; the length doubles until it is the window."""
+    until: Share = 0.5
+    """Share of the steps after which the windows are whole; each length before has the same part of it."""
+
+    def lengths(self, window: int) -> list[int]:
+        """`start`, twice that, … up to `window`; raises ValueError where doubling misses it."""
+        possible = [window]
+        while possible[-1] % 2 == 0:
+            possible.append(possible[-1] // 2)
+        if self.start not in possible[1:]:
+            choice = ", ".join(map(str, possible[1:])) or f"{window} is odd, so remove training.length"
+            raise ValueError(
+                f"training.length.start {self.start} must be window {window} halved once or more: {choice}"
+            )
+        return possible[possible.index(self.start) :: -1]
