@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -28,3 +28,14 @@ class Length(Section):
                 f"training.length.start {self.start} must be window {window} halved once or more: {choice}"
             )
         return possible[possible.index(self.start) :: -1]
+
+
+class ActivationCache(Section):
+    """What the frozen layers give for a window, kept for the next epoch; each worker keeps its own."""
+
+    max_bytes: Annotated[int, Field(ge=1)] = 2**30
+    """Of a worker; what does not fit is computed again."""
+    where: Literal["memory", "disk"] = "memory"
+    """disk: a file in the temporary folder (TMPDIR) that is gone with the worker."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 halves the bytes and rounds what the trained layers read."""

@@ -8,11 +8,12 @@ Stages that a recipe does not ask for are not in its plan.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bkray.config import Recipe
+from bkray.config import Recipe, UserError
 from bkray.corpus import Shard
 from bkray.corpus.schema import DOCUMENTS, windows_schema
 from bkray.runtime.artifacts import Artifact, key_of
@@ -45,6 +46,8 @@ class Plan:
     recipe: Recipe
     shards: tuple[Shard, ...]
     stages: dict[str, Stage]
+    start: Path | None = None
+    """The exported model that training starts from; absolute, since workers have folders of their own."""
 
     @property
     def corpus_bytes(self) -> int:
@@ -86,7 +89,9 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
         [_section(recipe.corpus, "path"), _section(recipe.cleaning), seed, prints],
         provides=_DOCUMENT,
     )
-    add("tokenizer", _section(recipe.tokenizer), ("documents",), ("text", "split"))
+    start = digests(recipe.training.start_from)
+    vocabulary = {"taken": start["tokenizer.json"]} if start else _section(recipe.tokenizer)
+    add("tokenizer", vocabulary, ("documents",), ("text", "split"))
     if recipe.augmentation:
         kinds = [_section(kind) for kind in recipe.augmentation]
         add("augmented", [kinds, seed], ("documents",), _DOCUMENT, _DOCUMENT)
@@ -115,9 +120,9 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
         ("window_id", "tokens"),
         builder.stages[windows].provides,
     )
-    settings = _section(recipe.training, "max_failures", "keep_checkpoints", "trackers")
+    settings = _section(recipe.training, "max_failures", "keep_checkpoints", "trackers", "start_from")
     training = [
-        {key: value for key, value in settings.items() if value is not None},  # what is off changes no key
+        {key: value for key, value in settings.items() if value is not None} | start,  # what is off is absent
         _section(recipe.curriculum),
         _section(recipe.model),
         seed,
@@ -125,7 +130,8 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
     add("model", training, ("training_set", "windows", "tokenizer"), ("tokens",))
     add("evaluation", "test", ("windows", "model", "tokenizer"), ("tokens", "target_bytes", "split"))
     _check_columns(builder.stages)
-    return Plan(recipe, tuple(shards), builder.stages)
+    path = Path(recipe.training.start_from).absolute() if recipe.training.start_from else None
+    return Plan(recipe, tuple(shards), builder.stages, path)
 
 
 def chosen_scores(recipe: Recipe) -> dict[str, str]:
@@ -136,6 +142,22 @@ def chosen_scores(recipe: Recipe) -> dict[str, str]:
     if recipe.selection:
         chosen["uncertainty"] = recipe.selection.kind
     return chosen
+
+
+def digests(start_from: str | None) -> dict[str, str]:
+    """What a run takes from the model that it starts from, by file; empty where it starts from none."""
+    if start_from is None:
+        return {}
+    try:
+        return {
+            name: hashlib.sha256((Path(start_from) / name).read_bytes()).hexdigest()
+            for name in ("model.safetensors", "tokenizer.json")
+        }
+    except OSError as error:
+        raise UserError(
+            f"training.start_from {start_from} holds no exported model ({error}): name the folder "
+            "model/ of a run"
+        ) from None
 
 
 def _section(section: Any, *leave_out: str) -> Any:

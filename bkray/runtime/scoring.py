@@ -26,6 +26,7 @@ from bkray.runtime.stages import actors, map_tables, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
 from bkray.training import Ledger, load_model
 from bkray.training.flops import forward_flops
+from bkray.training.start import vocabulary_size
 
 _BLOCK_ROWS = 512  # windows a task: small enough to share them evenly and to show progress
 _SCORE_BATCH = 64  # windows an actor takes at a time; they are scored one by one
@@ -73,7 +74,7 @@ def _token_counts(dataset: Dataset, recipe: Recipe) -> np.ndarray | None:
     """How often each token occurs in the training windows, where a score needs it: (V,)."""
     if not recipe.difficulty or recipe.difficulty.kind != "rarity":
         return None
-    vocab_size = recipe.tokenizer.vocab_size
+    vocab_size = vocabulary_size(recipe)
     counts = np.zeros(vocab_size, dtype=np.int64)
     counted = map_tables(dataset, _CountTokens(vocab_size))
     batches: Iterable[pa.Table] = counted.iter_batches(batch_size=None, batch_format="pyarrow")

@@ -33,6 +33,7 @@ from bkray.reporting.trackers import TrackedLog, tracked_log
 from bkray.runtime.beside import run_beside
 from bkray.runtime.work import Outcome, Work
 from bkray.training import Checkpointer, Ledger, Reporter, WindowData, export_model, train
+from bkray.training.start import load_start
 
 _HEALTH_CHECK_S = "0.3"  # Ray's 2 s are spent once more when the workers are done
 
@@ -48,6 +49,8 @@ class Job:
     tokenizer: Path
     run: Path
     export: Path
+    start: Path | None = None
+    """The exported model to start from."""
 
     @property
     def metrics(self) -> Path:
@@ -72,6 +75,7 @@ def job_of(work: Work) -> Job:
         tokenizer=work.inputs["tokenizer"].path / "tokenizer.json",
         run=work.stage.path.parent,
         export=work.directory / "exported",
+        start=work.plan.start,
     )
 
 
@@ -127,7 +131,10 @@ def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter |
     recipe = job.recipe
     vocab_size = load_tokenizer(job.tokenizer).get_vocab_size()
     torch.manual_seed(recipe.seed)
-    network = build_model(recipe.model, vocab_size).to(device)
+    network = build_model(recipe.model, vocab_size)
+    if job.start:
+        load_start(network, job.start, recipe.model, job.tokenizer)
+    network = network.to(device)
     train_table = read_columns(job.training_parts, ["tokens", *(["difficulty"] if recipe.difficulty else [])])
     validation = read_columns(job.window_parts, ["tokens"], "validation")
     data = WindowData(tokens_array(train_table), tokens_array(validation))

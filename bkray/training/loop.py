@@ -143,7 +143,7 @@ class TrainingRun:
         self.forward_cost = forward_cost(model, recipe.window)
         self.objective = Objective(model, recipe)
         self.parallel_objective = self.world.wrap(self.objective)
-        self.step_cost = StepCost(model, recipe.window)
+        self.step_cost = StepCost(model, recipe.window, recipe.training.freeze)
         self.optimizer = build_optimizer(model, recipe.training)
         self.optimizer_flops = optimizer_flops(self.optimizer) * self.world.size
         self.schedule = build_schedule(self.optimizer, recipe.training, recipe.steps)
@@ -202,11 +202,18 @@ class TrainingRun:
         self.logged["grad_norm"] = norm
         self.seconds += seconds
         windows = len(batch.ids)
-        flops = self.step_cost.flops(self.objective.length, self.logged.get("depth"))
+        reused = self._over_ranks(self.logged.get("activations_reused"))
+        flops = self.step_cost.flops(self.objective.length, self.logged.get("depth"), reused)
         self.ledger.charge(
             "training", flops=flops * windows, tokens=windows * self.recipe.window, seconds=seconds
         )
         self.ledger.charge("optimizer", flops=self.optimizer_flops)
+
+    def _over_ranks(self, share: float | None) -> float:
+        """The mean over the ranks of what each measured, 0 where it is off."""
+        if share is None:
+            return 0.0
+        return self.world.total(torch.tensor([share], dtype=torch.float64)).item() / self.world.size
 
     def _option_terms(self) -> dict[str, Tensor]:
         """What the model's options add to the loss; they and what the options measured go to the log."""

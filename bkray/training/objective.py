@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from bkray.config import Recipe
 from bkray.model import LanguageModel
+from bkray.training.frozen import FrozenPrefix, freeze
 from bkray.training.hardware import autocast, compile_errors, prepare
 from bkray.training.length import length_at, pieces
 
@@ -28,6 +29,11 @@ class Objective(nn.Module):
         self.recipe, self.settings = recipe, recipe.training
         self.length = recipe.window
         self._given = (model,)  # in a tuple, where its parameters are not registered a second time
+        self.prefix: FrozenPrefix | None = None
+        if layers := recipe.training.freeze:
+            assert isinstance(model, LanguageModel)  # the recipe refuses others
+            freeze(model, layers)
+            self.prefix = FrozenPrefix(model, layers, recipe.training.activation_cache)
 
     def begin(self, step: int) -> None:
         """Set what a pass of this step depends on."""
@@ -37,8 +43,14 @@ class Objective(nn.Module):
     def forward(self, tokens_BN1: Tensor) -> Tensor:
         rows = pieces(tokens_BN1, self.length) if self.settings.length else tokens_BN1
         with self.compiling(), autocast(self.settings, rows.device):
-            logits = self.network(rows[:, :-1])
+            logits = self._logits(rows[:, :-1])
         return token_losses(logits, rows[:, 1:]).view(len(tokens_BN1), -1)
+
+    def _logits(self, tokens_RN: Tensor) -> Tensor:
+        if self.prefix is None:
+            return self.network(tokens_RN)
+        model, stream_RNd = self.prefix.model, self.prefix(tokens_RN)
+        return model.head(model.hidden_from(stream_RNd, self.prefix.layers))
 
     @property
     def _options(self) -> LanguageModel | None:
@@ -54,6 +66,8 @@ class Objective(nn.Module):
         measured = options.measurements() if (options := self._options) else {}
         if self.settings.length:
             measured["length"] = self.length
+        if self.settings.activation_cache and self.prefix:
+            measured["activations_reused"] = self.prefix.reused
         return measured
 
     def compiling(self) -> AbstractContextManager[None]:

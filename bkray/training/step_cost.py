@@ -2,34 +2,59 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from bkray.model import LanguageModel
 from bkray.training.flops import forward_cost, recomputed_flops
 
 
 class StepCost:
-    """Forward pass, twice that for the backward pass, and what activation checkpointing computes again."""
+    """Forward pass, twice that for the backward pass, and what activation checkpointing computes again.
 
-    def __init__(self, model: nn.Module, window: int) -> None:
-        self.model, self.window = model, window
+    Frozen layers below the trained ones have no backward pass; the frozen head has half of one, which gives
+    the gradient of its input.
+    """
+
+    def __init__(self, model: nn.Module, window: int, freeze: int | None = None) -> None:
+        self.model, self.window, self.freeze = model, window, freeze
         self._by_length: dict[int, _Pass] = {}
 
-    def flops(self, length: int, depth: float | None) -> float:
-        """FLOPs of one window in pieces of `length` targets, at a mean depth in layers (None: all)."""
+    def flops(self, length: int, depth: float | None, reused: float = 0.0) -> float:
+        """FLOPs of one window in pieces of `length` targets.
+
+        `depth` is the mean depth in layers (None: all), `reused` the share of the pieces whose frozen layers
+        were not computed.
+        """
         if length not in self._by_length:
-            self._by_length[length] = _Pass(self.model, length)
-        return self._by_length[length].flops(depth) * (self.window / length)
+            self._by_length[length] = _Pass(self.model, length, self.freeze)
+        return self._by_length[length].flops(depth, reused) * (self.window / length)
 
 
 class _Pass:
     """The cost of one piece."""
 
-    def __init__(self, model: nn.Module, length: int) -> None:
+    def __init__(self, model: nn.Module, length: int, freeze: int | None) -> None:
         self.forward = forward_cost(model, length, training_mode=True)
-        self.recomputed = 0.0
+        self.recomputed = self.prefix = self.head = 0.0
         if isinstance(model, LanguageModel) and model.checkpointing:
             self.recomputed = recomputed_flops(model, length) / self.forward.full
+        if isinstance(model, LanguageModel) and freeze:
+            self.prefix, self.head = _parts(model, length, freeze)
 
-    def flops(self, depth: float | None) -> float:
-        return (3 + self.recomputed) * self.forward.at(depth)
+    def flops(self, depth: float | None, reused: float) -> float:
+        whole = (3 + self.recomputed) * self.forward.at(depth)
+        return whole - (2 + reused) * self.prefix - self.head
+
+
+@torch.no_grad()
+def _parts(model: LanguageModel, length: int, layers: int) -> tuple[float, float]:
+    """FLOPs of the first `layers` blocks, and of the head, on one piece."""
+    tokens = torch.zeros(1, length, dtype=torch.int64, device=model.embedding.weight.device)
+    with FlopCounterMode(display=False) as counter:
+        stream_BNd = model.stream(tokens, layers)
+    prefix = float(counter.get_total_flops())
+    with FlopCounterMode(display=False) as counter:
+        model.head(stream_BNd)
+    return prefix, float(counter.get_total_flops())
