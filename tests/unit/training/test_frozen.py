@@ -90,7 +90,7 @@ def test_what_is_charged_is_the_share_that_autograd_computes(model):
             objective(torch.from_numpy(DATA[:1]).long()).mean().backward()
         counted.append(counter.get_total_flops())
         charged.append(StepCost(network, WINDOW, layers).flops(WINDOW, None))
-    assert counted[1] / counted[0] == pytest.approx(charged[1] / charged[0], rel=0.03)
+    assert counted[1] / counted[0] == pytest.approx(charged[1] / charged[0], rel=0.05)
     assert counted[1] < 0.7 * counted[0]
 
 
@@ -160,6 +160,13 @@ def test_rows_are_known_by_their_tokens_in_any_order(where):
     assert torch.equal(again[[0, 1, 2, 4, 5]], first[[0, 1, 2, 4, 5]])
     torch.testing.assert_close(again[3], model.stream(changed, 2)[3])
     assert (again[3, 7:] != first[3, 7:]).any()
+
+
+def test_frozen_layers_add_nothing_to_the_loss():
+    model = lively(recipe("options")).train()
+    FrozenPrefix(model, 2, None)(torch.from_numpy(DATA[:6, :-1]).long())
+    assert model.auxiliary_losses() == {}
+    assert model.measurements() == {}
 
 
 @pytest.mark.parametrize("change", ["embedding.weight", "blocks.1.mixer.forget.bias"])
