@@ -54,7 +54,8 @@ class Recipe(Section):
 
     @property
     def needs_proxy(self) -> bool:
-        return any(part is not None and part.needs_proxy for part in (self.difficulty, self.selection))
+        asking = (self.difficulty, self.selection, self.training.token_selection)
+        return any(part is not None and part.needs_proxy for part in asking)
 
     @model_validator(mode="before")
     @classmethod
@@ -70,7 +71,11 @@ class Recipe(Section):
             for key in ("difficulty", "selection")
             if isinstance(part := values.get(key), dict)
         }
-        if kinds & {"loss", "entropy", "margin", "least_confidence"} and values.get("proxy") is None:
+        if isinstance(training := values.get("training"), dict):
+            tokens = training.get("token_selection")
+            kinds |= {tokens.get("kind", "reducible")} if isinstance(tokens, dict) else set()
+        model_scores = {"loss", "entropy", "margin", "least_confidence", "reducible"}
+        if kinds & model_scores and values.get("proxy") is None:
             values["proxy"] = {}
         return values
 
@@ -82,7 +87,7 @@ class Recipe(Section):
         if self.proxy and not self.needs_proxy:
             faults.append(
                 "proxy has no effect: neither difficulty (loss) nor selection (entropy, margin, "
-                "least_confidence) asks for a model's score"
+                "least_confidence) nor training.token_selection (reducible) asks for a model's score"
             )
         if self.training.batch_tokens % self.window:
             faults.append(
@@ -132,6 +137,16 @@ class Recipe(Section):
                     "training.compile cannot take training.length, each length of which would be compiled "
                     "for itself: remove one"
                 )
+        if training.token_selection and training.compile:
+            faults.append(
+                "training.compile cannot take training.token_selection, which computes the head in chunks: "
+                "remove one"
+            )
+        if training.token_selection and isinstance(self.model, ImportModel):
+            faults.append(
+                "training.token_selection cannot take model kind import, whose output head is not known: "
+                "remove it"
+            )
         if training.start_from and self.tokenizer.changed("vocab_size"):
             faults.append(
                 "tokenizer.vocab_size has no effect beside training.start_from, whose tokenizer is taken: "

@@ -39,3 +39,15 @@ class ActivationCache(Section):
     """disk: a file in the temporary folder (TMPDIR) that is gone with the worker."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 halves the bytes and rounds what the trained layers read."""
+
+
+class TokenSelection(Section):
+    """The share of a batch's tokens that give a gradient: those with the most to learn (arXiv 2404.07965)."""
+
+    kind: Literal["reducible", "random"] = "reducible"
+    """reducible: the largest loss above the proxy's; random: the control."""
+    keep: Share = 0.6
+
+    @property
+    def needs_proxy(self) -> bool:
+        return self.kind == "reducible"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bkray.config.savings import ActivationCache, Length
+from bkray.config.savings import ActivationCache, Length, TokenSelection
 from bkray.config.schedule import OneCycle, PlainSchedule, Schedule
 from bkray.config.section import Section
 
@@ -40,6 +40,7 @@ class Training(Section):
     freeze: Annotated[int, Field(ge=1)] | None = None
     """The embedding, which is the output head too, and so many of the first blocks keep their weights."""
     activation_cache: ActivationCache | None = None
+    token_selection: TokenSelection | None = None
     log_every: Annotated[int, Field(ge=1)] = 10
     """Steps between two lines of metrics.jsonl."""
     eval_every: Annotated[int, Field(ge=1)] = 50

@@ -98,10 +98,10 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
     add("windows", recipe.window, ("documents", "augmented", "tokenizer"), _DOCUMENT, _WINDOW)
     if recipe.needs_proxy:
         add("proxy", [proxy, seed], ("windows", "tokenizer"), ("tokens", "split"))
-    if recipe.difficulty or recipe.selection:
+    if chosen_scores(recipe):
         chosen = chosen_scores(recipe)
         scores = ("compression", *(("loss",) if recipe.needs_proxy else ()), *chosen.values())
-        provided = _WINDOW + tuple(dict.fromkeys((*scores, *chosen)))
+        provided = _WINDOW + tuple(name for name in dict.fromkeys((*scores, *chosen)) if name != "token_loss")
         add("scored", [chosen, seed], ("windows", "tokenizer", "proxy"), _WINDOW, provided)
         windows = "scored"
     if recipe.selection:
@@ -135,12 +135,14 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
 
 
 def chosen_scores(recipe: Recipe) -> dict[str, str]:
-    """Which score becomes `difficulty` and which `uncertainty`, where the recipe asks for them."""
+    """Which score becomes `difficulty`, `uncertainty`, `reference_loss`, where the recipe asks for them."""
     chosen: dict[str, str] = {}
     if recipe.difficulty:
         chosen["difficulty"] = recipe.difficulty.kind
     if recipe.selection:
         chosen["uncertainty"] = recipe.selection.kind
+    if recipe.training.token_selection and recipe.training.token_selection.needs_proxy:
+        chosen["reference_loss"] = "token_loss"
     return chosen
 
 

@@ -25,7 +25,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from bkray.config import Recipe
 from bkray.corpus import load_tokenizer
-from bkray.corpus.windows import read_columns, tokens_array
+from bkray.corpus.windows import read_columns, reference_array, tokens_array
 from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
 from bkray.model import build_model
 from bkray.reporting.progress import Line
@@ -135,9 +135,13 @@ def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter |
     if job.start:
         load_start(network, job.start, recipe.model, job.tokenizer)
     network = network.to(device)
-    train_table = read_columns(job.training_parts, ["tokens", *(["difficulty"] if recipe.difficulty else [])])
+    columns = ["tokens", *(["difficulty"] if recipe.difficulty else [])]
+    tokens = recipe.training.token_selection
+    referred = tokens is not None and tokens.needs_proxy
+    train_table = read_columns(job.training_parts, columns + ["reference_loss"] * referred)
     validation = read_columns(job.window_parts, ["tokens"], "validation")
-    data = WindowData(tokens_array(train_table), tokens_array(validation))
+    reference = reference_array(train_table) if referred else None
+    data = WindowData(tokens_array(train_table), tokens_array(validation), reference)
     difficulty = train_table["difficulty"].to_numpy() if recipe.difficulty else np.zeros(len(data.train))
     ledger = Ledger()
     with nullcontext(reporter) if reporter or rank else open_log(job) as log:

@@ -55,6 +55,8 @@ class WindowData:
 
     train: np.ndarray
     validation: np.ndarray
+    reference: np.ndarray | None = None
+    """(W, N): a reference model's loss of every training target, nats, where tokens are selected by it."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Batch:
     """(B,) int64: their positions in the training windows, the same on every rank."""
     tokens: Tensor
     """(B / world size, N + 1) int64: the windows that are this rank's, in the order of `ids`."""
+    reference: Tensor | None = None
+    """(B / world size, N) float32: the reference losses of their targets, where there are any."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ class TrainingRun:
         self.forward_cost = forward_cost(model, recipe.window)
         self.objective = Objective(model, recipe)
         self.parallel_objective = self.world.wrap(self.objective)
-        self.step_cost = StepCost(model, recipe.window, recipe.training.freeze)
+        self.step_cost = StepCost(model, recipe.window, recipe.training)
         self.optimizer = build_optimizer(model, recipe.training)
         self.optimizer_flops = optimizer_flops(self.optimizer) * self.world.size
         self.schedule = build_schedule(self.optimizer, recipe.training, recipe.steps)
@@ -173,12 +177,14 @@ class TrainingRun:
         ids = self.sampler.ids(self.step)
         mine = self.sampler.ids(self.step, self.world.rank, self.world.size)
         tokens = torch.as_tensor(self.data.train[mine], dtype=torch.int64, device=self.device)
-        return Batch(ids, tokens)
+        if self.data.reference is None:
+            return Batch(ids, tokens)
+        return Batch(ids, tokens, torch.as_tensor(self.data.reference[mine]).float().to(self.device))
 
     def backward(self, batch: Batch) -> Tensor:
         """Leave the gradient of the batch in the parameters; returns this rank's mean loss, nats a token."""
         self.model.train()
-        losses_BN: Tensor = self.parallel_objective(batch.tokens)
+        losses_BN: Tensor = self.parallel_objective(batch.tokens, batch.reference)
         loss = losses_BN.mean()
         terms = self._option_terms()
         with self.objective.compiling():

@@ -15,6 +15,7 @@ from bkray.model import LanguageModel
 from bkray.training.frozen import FrozenPrefix, freeze
 from bkray.training.hardware import autocast, compile_errors, prepare
 from bkray.training.length import length_at, pieces
+from bkray.training.token_selection import TokenSelector, head_losses
 
 
 class Objective(nn.Module):
@@ -34,23 +35,39 @@ class Objective(nn.Module):
             assert isinstance(model, LanguageModel)  # the recipe refuses others
             freeze(model, layers)
             self.prefix = FrozenPrefix(model, layers, recipe.training.activation_cache)
+        tokens = recipe.training.token_selection
+        self.selection = TokenSelector(tokens, recipe.seed) if tokens else None
+        self.step = 0
 
     def begin(self, step: int) -> None:
         """Set what a pass of this step depends on."""
+        self.step = step
         if self.settings.length:
             self.length = length_at(step / self.recipe.steps, self.settings.length, self.recipe.window)
 
-    def forward(self, tokens_BN1: Tensor) -> Tensor:
+    def forward(self, tokens_BN1: Tensor, reference_BN: Tensor | None = None) -> Tensor:
+        """`reference` (B, N): the losses of a reference model, where tokens are selected by them."""
         rows = pieces(tokens_BN1, self.length) if self.settings.length else tokens_BN1
+        targets_BN = tokens_BN1[:, 1:]
         with self.compiling(), autocast(self.settings, rows.device):
+            if self.selection:
+                losses = head_losses(*self._hidden(rows[:, :-1]), targets_BN.flatten())
+                return self.selection(losses.view_as(targets_BN), reference_BN, self.step)
             logits = self._logits(rows[:, :-1])
-        return token_losses(logits, rows[:, 1:]).view(len(tokens_BN1), -1)
+        return token_losses(logits, rows[:, 1:]).view_as(targets_BN)
 
     def _logits(self, tokens_RN: Tensor) -> Tensor:
         if self.prefix is None:
             return self.network(tokens_RN)
-        model, stream_RNd = self.prefix.model, self.prefix(tokens_RN)
-        return model.head(model.hidden_from(stream_RNd, self.prefix.layers))
+        return self.prefix.model.head(self._hidden(tokens_RN)[0])
+
+    def _hidden(self, tokens_RN: Tensor) -> tuple[Tensor, Tensor]:
+        """The final states (R, N, d), and the head's matrix (V, d)."""
+        model = self._options
+        assert model is not None  # the recipe refuses other models
+        if self.prefix is None:
+            return model.hidden(tokens_RN), model.embedding.weight
+        return model.hidden_from(self.prefix(tokens_RN), self.prefix.layers), model.embedding.weight
 
     @property
     def _options(self) -> LanguageModel | None:
@@ -68,6 +85,8 @@ class Objective(nn.Module):
             measured["length"] = self.length
         if self.settings.activation_cache and self.prefix:
             measured["activations_reused"] = self.prefix.reused
+        if self.selection:
+            measured["kept_loss"] = self.selection.kept_loss
         return measured
 
     def compiling(self) -> AbstractContextManager[None]:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bkray.config.training import Training
 from bkray.model import LanguageModel
 from bkray.training.flops import forward_cost, recomputed_flops
 
@@ -14,11 +15,12 @@ class StepCost:
     """Forward pass, twice that for the backward pass, and what activation checkpointing computes again.
 
     Frozen layers below the trained ones have no backward pass; the frozen head has half of one, which gives
-    the gradient of its input.
+    the gradient of its input. Where tokens are selected the head is computed for all of them, and once more,
+    with its backward pass, for those that are kept.
     """
 
-    def __init__(self, model: nn.Module, window: int, freeze: int | None = None) -> None:
-        self.model, self.window, self.freeze = model, window, freeze
+    def __init__(self, model: nn.Module, window: int, training: Training) -> None:
+        self.model, self.window, self.training = model, window, training
         self._by_length: dict[int, _Pass] = {}
 
     def flops(self, length: int, depth: float | None, reused: float = 0.0) -> float:
@@ -28,24 +30,28 @@ class StepCost:
         were not computed.
         """
         if length not in self._by_length:
-            self._by_length[length] = _Pass(self.model, length, self.freeze)
+            self._by_length[length] = _Pass(self.model, length, self.training)
         return self._by_length[length].flops(depth, reused) * (self.window / length)
 
 
 class _Pass:
     """The cost of one piece."""
 
-    def __init__(self, model: nn.Module, length: int, freeze: int | None) -> None:
+    def __init__(self, model: nn.Module, length: int, training: Training) -> None:
         self.forward = forward_cost(model, length, training_mode=True)
         self.recomputed = self.prefix = self.head = 0.0
         if isinstance(model, LanguageModel) and model.checkpointing:
             self.recomputed = recomputed_flops(model, length) / self.forward.full
-        if isinstance(model, LanguageModel) and freeze:
-            self.prefix, self.head = _parts(model, length, freeze)
+        if isinstance(model, LanguageModel):
+            self.prefix, self.head = _parts(model, length, training.freeze or 0)
+        backward = 1 if training.freeze else 2
+        self.head_passes: float = 1 + backward
+        if training.token_selection:
+            self.head_passes = 1 + training.token_selection.keep * (1 + backward)
 
     def flops(self, depth: float | None, reused: float) -> float:
         whole = (3 + self.recomputed) * self.forward.at(depth)
-        return whole - (2 + reused) * self.prefix - self.head
+        return whole - (2 + reused) * self.prefix - (3 - self.head_passes) * self.head
 
 
 @torch.no_grad()

@@ -89,7 +89,7 @@ def test_what_is_charged_is_the_share_that_autograd_computes(model):
         with FlopCounterMode(display=False) as counter:
             objective(torch.from_numpy(DATA[:1]).long()).mean().backward()
         counted.append(counter.get_total_flops())
-        charged.append(StepCost(network, WINDOW, layers).flops(WINDOW, None))
+        charged.append(StepCost(network, WINDOW, settings.training).flops(WINDOW, None))
     assert counted[1] / counted[0] == pytest.approx(charged[1] / charged[0], rel=0.05)
     assert counted[1] < 0.7 * counted[0]
 
