@@ -54,7 +54,8 @@ class Recipe(Section):
 
     @property
     def needs_proxy(self) -> bool:
-        return any(part is not None and part.needs_proxy for part in (self.difficulty, self.selection))
+        asking = (self.difficulty, self.selection, self.training.token_selection)
+        return any(part is not None and part.needs_proxy for part in asking)
 
     @model_validator(mode="before")
     @classmethod
@@ -70,7 +71,11 @@ class Recipe(Section):
             for key in ("difficulty", "selection")
             if isinstance(part := values.get(key), dict)
         }
-        if kinds & {"loss", "entropy", "margin", "least_confidence"} and values.get("proxy") is None:
+        if isinstance(training := values.get("training"), dict):
+            tokens = training.get("token_selection")
+            kinds |= {tokens.get("kind", "reducible")} if isinstance(tokens, dict) else set()
+        model_scores = {"loss", "entropy", "margin", "least_confidence", "reducible"}
+        if kinds & model_scores and values.get("proxy") is None:
             values["proxy"] = {}
         return values
 
@@ -82,7 +87,7 @@ class Recipe(Section):
         if self.proxy and not self.needs_proxy:
             faults.append(
                 "proxy has no effect: neither difficulty (loss) nor selection (entropy, margin, "
-                "least_confidence) asks for a model's score"
+                "least_confidence) nor training.token_selection (reducible) asks for a model's score"
             )
         if self.training.batch_tokens % self.window:
             faults.append(
@@ -100,7 +105,7 @@ class Recipe(Section):
                 "a worker has of a global batch: lower it or raise training.batch_tokens"
             )
         faults += self._unsuitable_hardware()
-        faults += self._profile_beyond_the_end()
+        faults += self._unsuitable_savings() + self._profile_beyond_the_end()
         if isinstance(self.corpus, Corpus) and self.corpus.validation + self.corpus.test > 0.5:
             faults.append("corpus.validation and corpus.test together leave less than half for training")
         if faults:
@@ -133,3 +138,63 @@ class Recipe(Section):
             f"training.profile start {profile.start} and steps {profile.steps} go beyond the {self.steps} "
             f"steps of training.tokens {self.training.tokens}: start earlier or trace fewer"
         ]
+
+    def _unsuitable_savings(self) -> list[str]:
+        faults = []
+        training = self.training
+        if training.length:
+            try:
+                training.length.lengths(self.window)
+            except ValueError as error:
+                faults.append(str(error))
+            if training.compile:
+                faults.append(
+                    "training.compile cannot take training.length, each length of which would be compiled "
+                    "for itself: remove one"
+                )
+        if training.token_selection and training.compile:
+            faults.append(
+                "training.compile cannot take training.token_selection, which computes the head in chunks: "
+                "remove one"
+            )
+        if training.token_selection and isinstance(self.model, ImportModel):
+            faults.append(
+                "training.token_selection cannot take model kind import, whose output head is not known: "
+                "remove it"
+            )
+        if training.start_from and self.tokenizer.changed("vocab_size"):
+            faults.append(
+                "tokenizer.vocab_size has no effect beside training.start_from, whose tokenizer is taken: "
+                "remove it"
+            )
+        for key in ("freeze", "token_selection"):
+            if training.parallel == "fsdp2" and getattr(training, key):
+                faults.append(
+                    f"training.{key} cannot take training.parallel fsdp2, which gathers parameters for whole "
+                    "passes: set it to ddp or zero1"
+                )
+        if training.freeze:
+            faults += self._unsuitable_freeze(training.freeze)
+        elif training.activation_cache:
+            faults.append("training.activation_cache has no effect without training.freeze: remove it")
+        return faults
+
+    def _unsuitable_freeze(self, layers: int) -> list[str]:
+        faults = []
+        what = f"training.freeze {layers}"
+        if not self.training.start_from:
+            faults.append(f"{what} would freeze untrained layers: set training.start_from to a trained model")
+        if self.training.compile:
+            faults.append(f"training.compile cannot take {what}, which runs in two parts: remove one")
+        if isinstance(self.model, ImportModel):
+            return [*faults, f"{what} cannot take model kind import, whose blocks are not known: remove it"]
+        most, reason = self.model.n_layers - 1, f"of model.n_layers {self.model.n_layers}"
+        if isinstance(self.model, ResNetBKModel) and self.model.halting:
+            most = min(most, self.model.halting.first_layer)
+            reason = f"with model.halting.first_layer {self.model.halting.first_layer}"
+        if isinstance(self.model, ResNetBKModel) and self.model.multiscale:
+            most = min(most, *self.model.multiscale.layers)
+            reason = f"with model.multiscale.layers {list(self.model.multiscale.layers)}"
+        if layers > most:
+            faults.append(f"{what} is too many: at most {most} {reason}")
+        return faults

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from bkray.config.divergence import OnDivergence
 from bkray.config.parallel import GradientCompression
+from bkray.config.savings import ActivationCache, Length, TokenSelection
 from bkray.config.schedule import OneCycle, PlainSchedule, Schedule
 from bkray.config.section import Count, Section
 
@@ -54,6 +55,14 @@ class Training(Section):
     """Keep only the inputs of the blocks and compute the rest again for the backward pass."""
     compile: bool = False
     """torch.compile of the training pass."""
+    length: Length | None = None
+    """Length curriculum."""
+    start_from: str | None = None
+    """Folder of an exported model: its weights, and its tokenizer for the corpus."""
+    freeze: Annotated[int, Field(ge=1)] | None = None
+    """The embedding, which is the output head too, and so many of the first blocks keep their weights."""
+    activation_cache: ActivationCache | None = None
+    token_selection: TokenSelection | None = None
     log_every: Annotated[int, Field(ge=1)] = 10
     """Steps between two lines of metrics.jsonl."""
     eval_every: Annotated[int, Field(ge=1)] = 50

@@ -41,6 +41,7 @@ from bkray.runtime.plan import Plan, make_plan
 from bkray.runtime.training import build_sampler, run_training
 from bkray.runtime.trials import prepare_data, running, trial_job
 from bkray.training import Ledger, WindowData, interleaved_step_seconds, load_model
+from bkray.training.start import vocabulary_size
 
 _EVAL_BATCH = 16
 _SAME_TIME = 0.02  # arms whose steps take the reference's time to within this share need no run of their own
@@ -316,7 +317,7 @@ def _report(
 
 def _parameters(recipe: Recipe) -> int:
     with torch.device("meta"):
-        network = build_model(recipe.model, recipe.tokenizer.vocab_size)
+        network = build_model(recipe.model, vocabulary_size(recipe))
     return sum(parameter.numel() for parameter in network.parameters())
 
 

@@ -36,6 +36,7 @@ from bkray.runtime.training import model
 from bkray.runtime.work import Outcome, Work
 from bkray.training import Checkpointer
 from bkray.training.hardware import check_compiler, check_compiles
+from bkray.training.start import check_start, vocabulary_size
 
 BUILDERS: dict[str, Callable[[Work], Outcome]] = {
     "documents": prepare.documents,
@@ -239,8 +240,10 @@ def make_folder(folder: Path) -> None:
 
 def _check_model(recipe: Recipe) -> None:
     """Refuse a model that cannot be built or compiled, before any data is prepared; takes no memory."""
+    if recipe.training.start_from:
+        check_start(Path(recipe.training.start_from), recipe.model)
     with torch.device("meta"):
-        network = build_model(recipe.model, recipe.tokenizer.vocab_size)
+        network = build_model(recipe.model, vocabulary_size(recipe))
     if not recipe.training.compile:
         return
     if not inside_job():  # there the workers' machines do it

@@ -6,6 +6,7 @@ end. This module imports no torch, so that the workers of these stages start in 
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,8 +123,12 @@ def _check_rejects(reasons: Counter[str], accepted: int, recipe: Recipe, path: P
 
 
 def tokenizer(work: Work) -> Outcome:
-    """Train the byte-level BPE on the training documents."""
+    """Train the byte-level BPE on the training documents, or take the one of the model to start from."""
     target = work.directory / "tokenizer.json"
+    if start := work.recipe.training.start_from:
+        shutil.copy(Path(start) / "tokenizer.json", target)
+        size = load_tokenizer(target).get_vocab_size()
+        return Outcome(size, f"{size:,} tokens, of {start}")
     size = ray.get(_train_tokenizer.remote(work.source.parts, work.recipe.tokenizer.vocab_size, str(target)))
     return Outcome(size, f"{size:,} tokens")
 

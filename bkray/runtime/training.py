@@ -26,7 +26,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from bkray.config import Recipe
 from bkray.corpus import load_tokenizer
 from bkray.corpus.mapped import map_windows
-from bkray.corpus.windows import first_rows, read_columns, tokens_array
+from bkray.corpus.windows import first_rows, read_columns, reference_array, tokens_array
 from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
 from bkray.model import build_model
 from bkray.reporting.progress import Line
@@ -34,6 +34,7 @@ from bkray.reporting.trackers import TrackedLog, tracked_log
 from bkray.runtime.beside import run_beside
 from bkray.runtime.work import Outcome, Work
 from bkray.training import Checkpointer, Ledger, Reporter, WindowData, export_model, train
+from bkray.training.start import load_start
 
 _HEALTH_CHECK_S = "1"  # Ray's 2 s are spent once more at the end; each check takes the workers 1 to 2 ms
 
@@ -49,6 +50,8 @@ class Job:
     tokenizer: Path
     run: Path
     export: Path
+    start: Path | None = None
+    """The exported model to start from."""
 
     @property
     def metrics(self) -> Path:
@@ -73,6 +76,7 @@ def job_of(work: Work) -> Job:
         tokenizer=work.inputs["tokenizer"].path / "tokenizer.json",
         run=work.stage.path.parent,
         export=work.directory / "exported",
+        start=work.plan.start,
     )
 
 
@@ -128,10 +132,16 @@ def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter |
     recipe = job.recipe
     vocab_size = load_tokenizer(job.tokenizer).get_vocab_size()
     torch.manual_seed(recipe.seed)
-    network = build_model(recipe.model, vocab_size).to(device)
+    network = build_model(recipe.model, vocab_size)
+    if job.start:
+        load_start(network, job.start, recipe.model, job.tokenizer)
+    network = network.to(device)
     windows = map_windows(job.training_parts)
     validation = first_rows(job.window_parts, ["tokens"], "validation", recipe.training.eval_windows)
-    data = WindowData(windows, tokens_array(validation))
+    reference, chosen = None, recipe.training.token_selection
+    if chosen and chosen.needs_proxy:
+        reference = reference_array(read_columns(job.training_parts, ["reference_loss"]))
+    data = WindowData(windows, tokens_array(validation), reference)
     difficulty = np.zeros(len(windows))
     if recipe.difficulty:
         difficulty = read_columns(job.training_parts, ["difficulty"])["difficulty"].to_numpy()

@@ -28,15 +28,18 @@ from bkray.training.ahead import Ahead
 from bkray.training.checkpoint import Checkpointer
 from bkray.training.divergence import Diverged, Recovery, fall_back, refusal, scaled_rates, spread
 from bkray.training.finite import first_non_finite
-from bkray.training.flops import forward_cost, recomputed_flops
+from bkray.training.flops import forward_cost
+from bkray.training.frozen import freeze
 from bkray.training.hardware import autocast
 from bkray.training.ledger import Cost, Ledger
 from bkray.training.objective import Objective, token_losses
-from bkray.training.parallel import Parallel, World, micro_batches
+from bkray.training.parallel import Parallel
 from bkray.training.profiling import Tracer
 from bkray.training.rng import rng_state, set_rng_state
 from bkray.training.schedules import LossTrendLR, PlateauLR, build_schedule
+from bkray.training.step_cost import StepCost
 from bkray.training.telemetry import PhaseClock, memory, peak_flops
+from bkray.training.world import World
 
 _EVAL_BATCH = 16
 
@@ -72,6 +75,8 @@ class WindowData:
 
     train: Windows
     validation: np.ndarray
+    reference: np.ndarray | None = None
+    """(W, N): a reference model's loss of every training target, nats, where tokens are selected by it."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +87,29 @@ class Batch:
     """(B,) int64: their positions in the training windows, the same on every rank."""
     tokens: Tensor
     """(B / world size, N + 1) int64: the windows that are this rank's, in the order of `ids`."""
+    reference: Tensor | None = None
+    """(B / world size, N) float32: the reference losses of their targets, where there are any."""
+
+    def parts(self, count: int) -> list[Batch]:
+        """This rank's windows in `count` micro-batches of nearly one size."""
+        tokens = self.tokens.tensor_split(count)
+        references = [None] * count if self.reference is None else self.reference.tensor_split(count)
+        return [Batch(self.ids, *part) for part in zip(tokens, references, strict=True)]
 
 
 def read_batch(
-    windows: Windows, sampler: CurriculumSampler, world: World, device: torch.device, step: int
+    data: WindowData, sampler: CurriculumSampler, world: World, device: torch.device, step: int
 ) -> Batch:
     """The global batch of `step`, and the windows of it that are this rank's."""
-    ids = sampler.ids(step)
-    mine = sampler.ids(step, world.rank, world.size)
-    return Batch(ids, torch.as_tensor(windows[mine], dtype=torch.int64, device=device))
+    return windows_of(data, sampler.ids(step), sampler.ids(step, world.rank, world.size), device)
+
+
+def windows_of(data: WindowData, ids: np.ndarray, mine: np.ndarray, device: torch.device) -> Batch:
+    """The batch of the windows `ids`, those of this rank being `mine`."""
+    tokens = torch.as_tensor(data.train[mine], dtype=torch.int64, device=device)
+    if data.reference is None:
+        return Batch(ids, tokens)
+    return Batch(ids, tokens, torch.as_tensor(data.reference[mine]).float().to(device))
 
 
 @dataclass(frozen=True)
@@ -196,16 +215,16 @@ class TrainingRun:
         )
         self.reporter = reporter if self.world.rank == 0 else None
         self.device = next(model.parameters()).device
-        read = partial(read_batch, data.train, sampler, self.world, self.device)
+        read = partial(read_batch, data, sampler, self.world, self.device)
         self.batches = Ahead(read, recipe.steps)
         self.forward_cost = forward_cost(model, recipe.window)
-        self.training_cost = forward_cost(model, recipe.window, training_mode=True)
-        self.recomputed = 0.0
-        if isinstance(model, LanguageModel) and recipe.training.activation_checkpointing:
-            self.recomputed = recomputed_flops(model, recipe.window) / self.training_cost.full
+        if recipe.training.freeze:
+            assert isinstance(model, LanguageModel)  # the recipe refuses others
+            freeze(model, recipe.training.freeze)
+        self.step_cost = StepCost(model, recipe.window, recipe.training)
         self.parallel = Parallel(model, recipe.training, recipe.steps)
         self.model = self.parallel.model
-        self.objective = Objective(self.model, recipe.training)
+        self.objective = Objective(self.model, recipe)
         self.parallel_objective = self.parallel.wrap(self.objective)
         self.optimizer = self.parallel.optimizer()
         self.optimizer_flops = self.parallel.optimizer_flops(self.optimizer)
@@ -220,6 +239,8 @@ class TrainingRun:
         self.step = 0
         self.seconds = self.step_started = 0.0
         self.clock = PhaseClock(self.device)
+        self.reused = 0.0
+        """Share of the frozen layers' work that the last step found done."""
         self.model_flops = 0.0
         """Of forward and backward passes since the last line, without what is computed again."""
         self.seen = np.zeros(len(data.train), dtype=bool)
@@ -235,6 +256,7 @@ class TrainingRun:
         skips such steps; and where the update leaves a parameter that is not.
         """
         self.step_started = time.perf_counter()
+        self.objective.begin(self.step)
         batch, rng = self.draw(), rng_state(self.device)
         loss = self.backward(batch)
         with self.clock.device_phase("optimizer"):
@@ -259,10 +281,11 @@ class TrainingRun:
         """
         self.model.train()
         loss, figures = torch.zeros((), device=self.device), Counter[str]()
-        parts, of_windows = list(micro_batches(batch.tokens, self.recipe.training.accumulate)), []
-        for number, (tokens, share) in enumerate(parts, 1):
+        parts, of_windows = batch.parts(self.recipe.training.accumulate), []
+        for number, part in enumerate(parts, 1):
+            share = len(part.tokens) / len(batch.tokens)
             with self.parallel.accumulating() if number < len(parts) else nullcontext():
-                losses_B, measured = self._backward(tokens, share)
+                losses_B, measured = self._backward(part, share)
             loss += share * losses_B.mean()
             of_windows.append(losses_B)
             figures.update({name: share * value for name, value in measured.items()})
@@ -270,10 +293,10 @@ class TrainingRun:
         self.window_losses = torch.cat(of_windows)
         return loss
 
-    def _backward(self, tokens: Tensor, share: float) -> tuple[Tensor, dict[str, float]]:
+    def _backward(self, batch: Batch, share: float) -> tuple[Tensor, dict[str, float]]:
         """Add `share` of the gradient of some windows; returns the loss of each and what was measured."""
         with self.clock.device_phase("forward"):
-            losses_BN: Tensor = self.parallel_objective(tokens)
+            losses_BN: Tensor = self.parallel_objective(batch.tokens, batch.reference)
         loss = losses_BN.mean()
         terms = self.objective.auxiliary_losses(self.step / self.recipe.steps)
         measured = {name: float(term.detach()) for name, term in terms.items()}
@@ -301,17 +324,26 @@ class TrainingRun:
             self.logged["grad_norm"] = norm
         self.seconds += seconds
         windows = len(batch.ids)
+        self.reused = self._over_ranks(self.logged.get("activations_reused"))
         flops = self.step_flops(windows)
-        self.model_flops += flops * 3 / (3 + self.recomputed)
+        self.model_flops += self.step_flops(windows, recomputed=False)
         self.ledger.charge("training", flops=flops, tokens=windows * self.recipe.window, seconds=seconds)
         if loss is not None:
             self.ledger.charge("optimizer", flops=self.optimizer_flops)
         if compressing := self.parallel.compression_flops():
             self.ledger.charge("gradient_compression", flops=compressing)
 
-    def step_flops(self, windows: int) -> float:
-        """FLOPs of a forward and backward pass, and of what is computed again for it."""
-        return (3 + self.recomputed) * self.training_cost.at(self.logged.get("depth")) * windows
+    def step_flops(self, windows: int, recomputed: bool = True) -> float:
+        """FLOPs of a forward and backward pass, with what activation checkpointing computes again."""
+        return windows * self.step_cost.flops(
+            self.objective.length, self.logged.get("depth"), self.reused, recomputed=recomputed
+        )
+
+    def _over_ranks(self, share: float | None) -> float:
+        """The mean over the ranks of what each measured, 0 where it is off."""
+        if share is None:
+            return 0.0
+        return self.world.total(torch.tensor([share], dtype=torch.float64)).item() / self.world.size
 
     def _settle(self) -> Cost | None:
         """The pass before the first step, where DDP needs one, and what it costs all ranks."""
@@ -319,11 +351,11 @@ class TrainingRun:
             return None
         started = time.perf_counter()
         rows = -(-self.recipe.batch_windows // (self.world.size * self.recipe.training.accumulate))
-        first = self.data.train[np.arange(min(rows, len(self.data.train)))]
-        tokens = torch.as_tensor(first, dtype=torch.int64, device=self.device)
-        self.parallel.settle(self.objective, tokens)
-        windows = len(tokens) * self.world.size
-        flops = (3 + self.recomputed) * self.training_cost.full * windows
+        first = np.arange(min(rows, len(self.data.train)))
+        batch = windows_of(self.data, first, first, self.device)
+        self.parallel.settle(self.objective, batch.tokens, batch.reference)
+        windows = len(first) * self.world.size
+        flops = windows * self.step_cost.flops(self.objective.length, None)
         return Cost(flops, windows * self.recipe.window, time.perf_counter() - started)
 
     def charge_settling(self) -> None:

@@ -62,8 +62,10 @@ def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimiz
     """
     matrices, embeddings, vectors = _split_parameters(model)
     if training.optimizer == "muon" and matrices:
-        rest = _adamw([(embeddings, training.weight_decay), (vectors, 0.0)], training.lr)
-        return Combined([Muon(matrices, training.lr, training.weight_decay), rest])
+        muon = Muon(matrices, training.lr, training.weight_decay)
+        if not embeddings + vectors:  # frozen
+            return muon
+        return Combined([muon, _adamw([(embeddings, training.weight_decay), (vectors, 0.0)], training.lr)])
     return _adamw([(matrices + embeddings, training.weight_decay), (vectors, 0.0)], training.lr)
 
 

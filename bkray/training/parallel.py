@@ -9,13 +9,10 @@ What a checkpoint keeps is whole, in the format of one rank alone, whichever of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,40 +22,8 @@ from bkray.training.compression import LowRank, compress
 from bkray.training.flops import optimizer_flops
 from bkray.training.objective import Objective
 from bkray.training.optimizers import build_optimizer
+from bkray.training.world import World
 from bkray.training.zero1 import ShardedOptimizer
-
-
-@dataclass(frozen=True)
-class World:
-    rank: int = 0
-    size: int = 1
-
-    @classmethod
-    def current(cls) -> World:
-        """The initialised process group, or a world of one."""
-        return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
-
-    def total(self, values: Tensor) -> Tensor:
-        """The sum over all ranks, on every rank."""
-        if self.size == 1:
-            return values
-        there = _reachable(values)
-        dist.all_reduce(there)
-        return there.to(values.device)
-
-    def gather(self, values: Tensor) -> list[Tensor]:
-        """Every rank's tensor, on every rank; all have one shape."""
-        if self.size == 1:
-            return [values]
-        there = _reachable(values)
-        gathered = [torch.empty_like(there) for _ in range(self.size)]
-        dist.all_gather(gathered, there)
-        return [each.to(values.device) for each in gathered]
-
-
-def _reachable(values: Tensor) -> Tensor:
-    """Where the process group reaches them: NCCL takes tensors of the GPU alone."""
-    return values.cuda() if dist.get_backend() == "nccl" else values
 
 
 class Parallel:
@@ -98,12 +63,12 @@ class Parallel:
         """
         return self._ddp is not None and (self.world.size > 2 or self.low_rank is not None)
 
-    def settle(self, objective: Objective, tokens_BN1: Tensor) -> None:
+    def settle(self, objective: Objective, tokens_BN1: Tensor, reference_BN: Tensor | None) -> None:
         """A pass whose gradients are thrown away, so that a resumed run goes on with the same bits."""
         assert self._ddp is not None
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         self.model.train()
-        loss = self._ddp(tokens_BN1).mean()
+        loss = self._ddp(tokens_BN1, reference_BN).mean()
         terms = objective.auxiliary_losses(1.0)
         with objective.compiling():
             sum(terms.values(), loss).backward()
@@ -160,9 +125,3 @@ class Parallel:
         """Put what was trained into the given model, whole on every rank; a collective call."""
         if self.kind == "fsdp2":
             fsdp2.fill(self.given, self.model)
-
-
-def micro_batches(tokens_BN1: Tensor, count: int) -> Iterator[tuple[Tensor, float]]:
-    """The windows in `count` parts of nearly one size, each with the share of the windows that it is."""
-    for part in tokens_BN1.tensor_split(count):
-        yield part, len(part) / len(tokens_BN1)

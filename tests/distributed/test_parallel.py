@@ -21,8 +21,8 @@ from bkray.training import Checkpointer, Ledger, WindowData, train
 from bkray.training.compression import LowRank
 from bkray.training.loop import TrainingRun
 from bkray.training.optimizers import optimizers_of
-from bkray.training.parallel import World
 from bkray.training.shares import local
+from bkray.training.world import World
 from bkray.training.zero1 import ShardedOptimizer
 
 pytestmark = pytest.mark.distributed
