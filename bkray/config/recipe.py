@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from bkray.config.corpus import AnyCorpus, Cleaning, Corpus, Tokenizer
 from bkray.config.model import GRUModel, ImportModel, Model, ResNetBKModel
-from bkray.config.preparation import Augmentation, Curriculum, Difficulty, Proxy, Selection
+from bkray.config.preparation import Augmentation, Curriculum, Difficulty, Proxy, Sampling, Selection
 from bkray.config.section import Section
 from bkray.config.training import Training
 
@@ -38,6 +38,7 @@ class Recipe(Section):
     selection: Selection | None = None
     proxy: Proxy | None = None
     curriculum: Curriculum | None = None
+    sampling: Sampling | None = None
     model: Model = ResNetBKModel(kind="resnet_bk")
     training: Training = Training()
     samples: Samples | None = Samples()
@@ -54,7 +55,8 @@ class Recipe(Section):
 
     @property
     def needs_proxy(self) -> bool:
-        return any(part is not None and part.needs_proxy for part in (self.difficulty, self.selection))
+        parts = (self.difficulty, self.selection, self.sampling)
+        return any(part is not None and part.needs_proxy for part in parts)
 
     @model_validator(mode="before")
     @classmethod
@@ -65,11 +67,8 @@ class Recipe(Section):
         values = dict(values)
         if values.get("curriculum") is not None and values.get("difficulty") is None:
             values["difficulty"] = {"kind": "compression"}
-        kinds = {
-            part.get("kind")
-            for key in ("difficulty", "selection")
-            if isinstance(part := values.get(key), dict)
-        }
+        named = (("difficulty", "kind"), ("selection", "kind"), ("sampling", "weight"))
+        kinds = {part.get(name) for key, name in named if isinstance(part := values.get(key), dict)}
         if kinds & {"loss", "entropy", "margin", "least_confidence"} and values.get("proxy") is None:
             values["proxy"] = {}
         return values
@@ -81,8 +80,8 @@ class Recipe(Section):
             faults.append("difficulty has no effect without a curriculum: add one or remove difficulty")
         if self.proxy and not self.needs_proxy:
             faults.append(
-                "proxy has no effect: neither difficulty (loss) nor selection (entropy, margin, "
-                "least_confidence) asks for a model's score"
+                "proxy has no effect: neither difficulty (loss), selection (entropy, margin, "
+                "least_confidence) nor sampling (loss, entropy, least_confidence) asks for a model's score"
             )
         if self.training.batch_tokens % self.window:
             faults.append(
@@ -93,6 +92,12 @@ class Recipe(Section):
             faults.append(
                 f"training.batch_tokens {self.training.batch_tokens} is {self.batch_windows} windows of "
                 f"{self.window}, which training.workers {self.training.workers} cannot share evenly"
+            )
+        skip = self.training.skip
+        if skip and self.batch_windows and skip.candidates(self.batch_windows) == self.batch_windows:
+            faults.append(
+                f"training.skip.share {skip.share} skips none of a batch of {self.batch_windows} windows: "
+                "raise it or training.batch_tokens"
             )
         faults += self._unsuitable_hardware()
         if isinstance(self.corpus, Corpus) and self.corpus.validation + self.corpus.test > 0.5:

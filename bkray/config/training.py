@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from bkray.config.schedule import OneCycle, PlainSchedule, Schedule
 from bkray.config.section import Section
+from bkray.config.skip import Skip
 
 
 class Training(Section):
@@ -32,6 +33,7 @@ class Training(Section):
     """Keep only the inputs of the blocks and compute the rest again for the backward pass."""
     compile: bool = False
     """torch.compile of the training pass."""
+    skip: Skip | None = None
     log_every: Annotated[int, Field(ge=1)] = 10
     """Steps between two lines of metrics.jsonl."""
     eval_every: Annotated[int, Field(ge=1)] = 50

@@ -93,7 +93,7 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
     add("windows", recipe.window, ("documents", "augmented", "tokenizer"), _DOCUMENT, _WINDOW)
     if recipe.needs_proxy:
         add("proxy", [proxy, seed], ("windows", "tokenizer"), ("tokens", "split"))
-    if recipe.difficulty or recipe.selection:
+    if recipe.difficulty or recipe.selection or recipe.sampling:
         chosen = chosen_scores(recipe)
         scores = ("compression", *(("loss",) if recipe.needs_proxy else ()), *chosen.values())
         provided = _WINDOW + tuple(dict.fromkeys((*scores, *chosen)))
@@ -115,11 +115,13 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
         ("window_id", "tokens"),
         builder.stages[windows].provides,
     )
+    off = [name for name, value in recipe.training if value is None]  # as if the key did not exist
     training = [
-        _section(recipe.training, "max_failures", "keep_checkpoints", "trackers"),
+        _section(recipe.training, "max_failures", "keep_checkpoints", "trackers", *off),
         _section(recipe.curriculum),
         _section(recipe.model),
         seed,
+        *([_section(recipe.sampling)] if recipe.sampling else []),
     ]
     add("model", training, ("training_set", "windows", "tokenizer"), ("tokens",))
     add("evaluation", "test", ("windows", "model", "tokenizer"), ("tokens", "target_bytes", "split"))
@@ -128,12 +130,14 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
 
 
 def chosen_scores(recipe: Recipe) -> dict[str, str]:
-    """Which score becomes `difficulty` and which `uncertainty`, where the recipe asks for them."""
+    """Which score becomes `difficulty`, `uncertainty` and `weight`, where the recipe asks for them."""
     chosen: dict[str, str] = {}
     if recipe.difficulty:
         chosen["difficulty"] = recipe.difficulty.kind
     if recipe.selection:
         chosen["uncertainty"] = recipe.selection.kind
+    if recipe.sampling:
+        chosen["weight"] = recipe.sampling.weight
     return chosen
 
 

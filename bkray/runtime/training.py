@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from bkray.config import Recipe
 from bkray.corpus import load_tokenizer
 from bkray.corpus.windows import read_columns, tokens_array
-from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
+from bkray.curriculum import CurriculumSampler, DifficultyAdjuster, WeightedSampler
 from bkray.model import build_model
 from bkray.reporting.progress import Line
 from bkray.reporting.trackers import TrackedLog, tracked_log
@@ -128,16 +129,16 @@ def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter |
     vocab_size = load_tokenizer(job.tokenizer).get_vocab_size()
     torch.manual_seed(recipe.seed)
     network = build_model(recipe.model, vocab_size).to(device)
-    train_table = read_columns(job.training_parts, ["tokens", *(["difficulty"] if recipe.difficulty else [])])
+    train_table = read_columns(job.training_parts, ["tokens", *order_columns(recipe)])
     validation = read_columns(job.window_parts, ["tokens"], "validation")
     data = WindowData(tokens_array(train_table), tokens_array(validation))
-    difficulty = train_table["difficulty"].to_numpy() if recipe.difficulty else np.zeros(len(data.train))
+    scores = {name: train_table[name].to_numpy() for name in order_columns(recipe)}
     ledger = Ledger()
     with nullcontext(reporter) if reporter or rank else open_log(job) as log:
         result = train(
             network,
             data,
-            build_sampler(recipe, difficulty),
+            build_sampler(recipe, len(data.train), scores),
             recipe,
             reporter=log,
             ledger=ledger,
@@ -155,14 +156,28 @@ def open_log(job: Job) -> TrackedLog:
     return tracked_log(job.metrics, recipe.training.trackers, recipe.name, job.key, values, job.notes)
 
 
-def build_sampler(recipe: Recipe, difficulty: np.ndarray, steps: int | None = None) -> CurriculumSampler:
-    """The sampler of the recipe's curriculum, or plain shuffling where there is none."""
-    pacing: dict[str, Any] = {"start": 1.0}
+def order_columns(recipe: Recipe) -> list[str]:
+    """The columns of the training set that `build_sampler` asks for."""
+    asked = {"difficulty": recipe.difficulty, "weight": recipe.sampling}
+    return [name for name, section in asked.items() if section]
+
+
+def build_sampler(recipe: Recipe, windows: int, scores: Mapping[str, np.ndarray]) -> CurriculumSampler:
+    """The sampler of the recipe's curriculum and weights, or plain shuffling where there are none.
+
+    `scores` holds the `order_columns`, (windows,) each.
+    """
+    options: dict[str, Any] = {"start": 1.0, "seed": recipe.seed}
     if recipe.curriculum:
-        pacing = {"pacing": recipe.curriculum.pacing, "start": recipe.curriculum.start}
-    return CurriculumSampler(
-        difficulty, recipe.batch_windows, steps or recipe.steps, seed=recipe.seed, **pacing
-    )
+        options |= {"pacing": recipe.curriculum.pacing, "start": recipe.curriculum.start}
+    difficulty = scores.get("difficulty", np.zeros(windows))
+    if not recipe.sampling:
+        return CurriculumSampler(difficulty, recipe.batch_windows, recipe.steps, **options)
+    options |= {
+        "pass_share": recipe.sampling.share,
+        "strengths": (recipe.sampling.start, recipe.sampling.end),
+    }
+    return WeightedSampler(scores["weight"], difficulty, recipe.batch_windows, recipe.steps, **options)
 
 
 def build_adjuster(recipe: Recipe) -> DifficultyAdjuster | None:

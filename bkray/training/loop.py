@@ -28,6 +28,7 @@ from bkray.training.objective import Objective, token_losses
 from bkray.training.optimizers import build_optimizer
 from bkray.training.parallel import World
 from bkray.training.schedules import LossTrendLR, PlateauLR, build_schedule
+from bkray.training.skipping import Choice, build_skipper
 
 _EVAL_BATCH = 16
 
@@ -65,6 +66,8 @@ class Batch:
     """(B,) int64: their positions in the training windows, the same on every rank."""
     tokens: Tensor
     """(B / world size, N + 1) int64: the windows that are this rank's, in the order of `ids`."""
+    choice: Choice | None = None
+    """How they were chosen among candidates, where a step skips some."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,9 @@ class TrainingRun:
         self.optimizer_flops = optimizer_flops(self.optimizer) * self.world.size
         self.schedule = build_schedule(self.optimizer, recipe.training, recipe.steps)
         torch.manual_seed(recipe.seed * 1009 + self.world.rank)
+        self.skipper = build_skipper(recipe, sampler)
+        if self.skipper:
+            self.sampler = sampler.drawing(self.skipper.candidates)
         self.step = 0
         self.seconds = 0.0
         self.seen = np.zeros(len(data.train), dtype=bool)
@@ -167,24 +173,32 @@ class TrainingRun:
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.training.clip))
         self._check_finite(float(loss), norm)
         self.update()
+        self.learn(batch)
         self.step += 1
         self.account(batch, loss, norm, time.perf_counter() - started)
 
     def draw(self) -> Batch:
         """The global batch of this step, and the windows of it that are this rank's."""
-        ids = self.sampler.ids(self.step)
-        mine = self.sampler.ids(self.step, self.world.rank, self.world.size)
+        ids, choice = self.sampler.ids(self.step), None
+        if self.skipper and self.skipper.active(self.step):
+            choice = self.skipper.choose(self.step, ids, self.data.train[ids])
+            ids = choice.ids
+        mine = self.world.part(ids)
         tokens = torch.as_tensor(self.data.train[mine], dtype=torch.int64, device=self.device)
-        return Batch(ids, tokens)
+        return Batch(ids, tokens, choice)
 
     def backward(self, batch: Batch) -> Tensor:
         """Leave the gradient of the batch in the parameters; returns this rank's mean loss, nats a token."""
         self.model.train()
         losses_BN: Tensor = self.parallel_objective(batch.tokens)
         loss = losses_BN.mean()
+        minimised = loss
+        if self.skipper and batch.choice:
+            self._window_losses_B = losses_BN.detach().mean(1)
+            minimised = self.skipper.weighted(losses_BN, self.world.part(batch.choice.weights))
         terms = self._option_terms()
         with self.objective.compiling():
-            sum(terms.values(), loss).backward()
+            sum(terms.values(), minimised).backward()
         self.objective.auxiliary_losses(1.0)  # blocks that are computed again for backward leave theirs again
         return loss.detach()
 
@@ -196,6 +210,12 @@ class TrainingRun:
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def learn(self, batch: Batch) -> None:
+        """Let the skipper see the losses that the windows of all ranks had."""
+        if self.skipper and batch.choice:
+            losses_B = torch.cat(self.world.gather(self._window_losses_B))
+            self.skipper.observe(batch.choice, losses_B.double().cpu().numpy())
+
     def account(self, batch: Batch, loss: Tensor, norm: float, seconds: float) -> None:
         """Note what the step saw and charge what it cost."""
         self.seen[batch.ids] = True
@@ -203,6 +223,8 @@ class TrainingRun:
         self.loss_steps += 1
         self.logged["grad_norm"] = norm
         self.seconds += seconds
+        if self.skipper and batch.choice:
+            seconds -= self.skipper.charge(self.ledger, self.recipe.window, self.world.size)
         windows = len(batch.ids)
         flops = (3 + self.recomputed) * self.training_cost.at(self.logged.get("depth")) * windows
         self.ledger.charge("training", flops=flops, tokens=windows * self.recipe.window, seconds=seconds)
@@ -276,6 +298,8 @@ class TrainingRun:
         self.logged["loss"] = loss
         if isinstance(self.schedule, LossTrendLR):
             self.schedule.observe(loss)
+        if self.skipper:
+            self.logged.update(self.skipper.measurements(self.step))
         steps, seconds = self.step - self._logged_at[0], self.seconds - self._logged_at[1]
         self._logged_at = (self.step, self.seconds)
         if self.reporter:
@@ -314,6 +338,7 @@ class TrainingRun:
             "sampler": self.sampler,
             "ledger": self.ledger,
             "adjuster": self.adjuster,
+            "skipper": self.skipper,
         }
         return {name: part for name, part in parts.items() if part is not None}
 
