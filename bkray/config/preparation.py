@@ -75,7 +75,7 @@ class Sampling(Section):
     @model_validator(mode="after")
     def _effective(self) -> Sampling:
         if self.share == 1.0 and self.start == self.end == 0.0:
-            raise ValueError("share 1 with start 0 and end 0 is plain shuffling: remove sampling")
+            raise ValueError("share 1 with start 0 and end 0 is plain shuffling: remove it")
         return self
 
 

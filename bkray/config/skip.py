@@ -32,11 +32,9 @@ class Skip(Section):
     @model_validator(mode="after")
     def _effective(self) -> Skip:
         if self.by == "random":
-            inert = [key for key in ("floor", "unbiased") if self.changed(key)]
-            if inert:
+            if inert := [key for key in ("floor", "unbiased") if self.changed(key)]:
                 raise ValueError(
-                    f"{' and '.join(inert)} without effect with by random, which keeps all windows with one "
-                    "probability: remove it"
+                    f"{inert[0]} has no effect with by random, which keeps all windows alike: remove it"
                 )
         elif self.floor >= 1.0 - self.share:
             raise ValueError(
