@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bkray.config.section import Section, Share
 
@@ -64,6 +64,29 @@ class Selection(Section):
     @property
     def needs_proxy(self) -> bool:
         return self.kind != "random"
+
+
+class Sampling(Section):
+    """Passes that draw only a share of the available windows, those of great weight more often."""
+
+    weight: Literal["compression", "rarity", "loss", "entropy", "least_confidence"]
+    """The score that column `weight` holds."""
+    share: Share = 0.5
+    """Share of the available windows that a pass draws, each once; with 1 only the order changes."""
+    start: float = 1.0
+    """Power of the weight at the first step; 0 is no preference."""
+    end: float = 1.0
+    """Power at the last step; between the two it moves straight."""
+
+    @property
+    def needs_proxy(self) -> bool:
+        return self.weight in ("loss", "entropy", "least_confidence")
+
+    @model_validator(mode="after")
+    def _effective(self) -> Sampling:
+        if self.share == 1.0 and self.start == self.end == 0.0:
+            raise ValueError("share 1 with start 0 and end 0 is plain shuffling: remove it")
+        return self
 
 
 class Proxy(Section):

@@ -11,6 +11,7 @@ from bkray.config.parallel import GradientCompression
 from bkray.config.savings import ActivationCache, Length, TokenSelection
 from bkray.config.schedule import OneCycle, PlainSchedule, Schedule
 from bkray.config.section import Count, Section
+from bkray.config.skip import Skip
 
 
 class Profile(Section):
@@ -63,6 +64,7 @@ class Training(Section):
     """The embedding, which is the output head too, and so many of the first blocks keep their weights."""
     activation_cache: ActivationCache | None = None
     token_selection: TokenSelection | None = None
+    skip: Skip | None = None
     log_every: Annotated[int, Field(ge=1)] = 10
     """Steps between two lines of metrics.jsonl."""
     eval_every: Annotated[int, Field(ge=1)] = 50

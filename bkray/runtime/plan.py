@@ -126,6 +126,7 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
         _section(recipe.curriculum),
         _section(recipe.model),
         seed,
+        *([_section(recipe.sampling)] if recipe.sampling else []),
     ]
     add("model", training, ("training_set", "windows", "tokenizer"), ("tokens",))
     add("evaluation", "test", ("windows", "model", "tokenizer"), ("tokens", "target_bytes", "split"))
@@ -135,7 +136,7 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
 
 
 def chosen_scores(recipe: Recipe) -> dict[str, str]:
-    """Which score becomes `difficulty`, `uncertainty`, `reference_loss`, where the recipe asks for them."""
+    """Which score becomes `difficulty`, `uncertainty`, `weight` and `reference_loss`, where asked for."""
     chosen: dict[str, str] = {}
     if recipe.difficulty:
         chosen["difficulty"] = recipe.difficulty.kind
@@ -143,6 +144,8 @@ def chosen_scores(recipe: Recipe) -> dict[str, str]:
         chosen["uncertainty"] = recipe.selection.kind
     if recipe.training.token_selection and recipe.training.token_selection.needs_proxy:
         chosen["reference_loss"] = "token_loss"
+    if recipe.sampling:
+        chosen["weight"] = recipe.sampling.weight
     return chosen
 
 

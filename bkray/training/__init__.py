@@ -5,11 +5,15 @@ from bkray.training.export import export_model, load_model
 from bkray.training.ledger import Ledger
 from bkray.training.loop import Reporter, TrainResult, WindowData, train
 from bkray.training.optimizers import build_optimizer
+from bkray.training.predictor import DifficultyPredictor
 from bkray.training.schedules import LossTrendLR, build_schedule
+from bkray.training.skipping import ExampleSkipper
 from bkray.training.timing import interleaved_step_seconds
 
 __all__ = [
     "Checkpointer",
+    "DifficultyPredictor",
+    "ExampleSkipper",
     "Ledger",
     "LossTrendLR",
     "Reporter",

@@ -11,7 +11,7 @@ import math
 import time
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,6 +37,7 @@ from bkray.training.parallel import Parallel
 from bkray.training.profiling import Tracer
 from bkray.training.rng import rng_state, set_rng_state
 from bkray.training.schedules import LossTrendLR, PlateauLR, build_schedule
+from bkray.training.skipping import Choice, ExampleSkipper, build_skipper
 from bkray.training.step_cost import StepCost
 from bkray.training.telemetry import PhaseClock, memory, peak_flops
 from bkray.training.world import World
@@ -90,18 +91,31 @@ class Batch:
     reference: Tensor | None = None
     """(B / world size, N) float32: the reference losses of their targets, where there are any."""
 
+    weights: np.ndarray | None = None
+    """(B / world size,) of their losses, where a step skips some windows."""
+    choice: Choice | None = None
+    """How the windows were chosen among candidates then."""
+
     def parts(self, count: int) -> list[Batch]:
         """This rank's windows in `count` micro-batches of nearly one size."""
         tokens = self.tokens.tensor_split(count)
         references = [None] * count if self.reference is None else self.reference.tensor_split(count)
-        return [Batch(self.ids, *part) for part in zip(tokens, references, strict=True)]
+        weights = [None] * count if self.weights is None else np.array_split(self.weights, count)
+        return [Batch(self.ids, *part) for part in zip(tokens, references, weights, strict=True)]
 
 
 def read_batch(
-    data: WindowData, sampler: CurriculumSampler, world: World, device: torch.device, step: int
+    data: WindowData,
+    sampler: CurriculumSampler,
+    skipper: ExampleSkipper | None,
+    world: World,
+    device: torch.device,
+    step: int,
 ) -> Batch:
-    """The global batch of `step`, and the windows of it that are this rank's."""
-    return windows_of(data, sampler.ids(step), sampler.ids(step, world.rank, world.size), device)
+    """The global batch of `step`, and the windows of it that are this rank's: all where it skips some."""
+    ids = sampler.ids(step)
+    choosing = skipper is not None and skipper.active(step)
+    return windows_of(data, ids, ids if choosing else world.part(ids), device)
 
 
 def windows_of(data: WindowData, ids: np.ndarray, mine: np.ndarray, device: torch.device) -> Batch:
@@ -215,7 +229,10 @@ class TrainingRun:
         )
         self.reporter = reporter if self.world.rank == 0 else None
         self.device = next(model.parameters()).device
-        read = partial(read_batch, data, sampler, self.world, self.device)
+        self.skipper = build_skipper(recipe, sampler)
+        if self.skipper:
+            self.sampler = sampler.drawing(self.skipper.candidates)
+        read = partial(read_batch, data, self.sampler, self.skipper, self.world, self.device)
         self.batches = Ahead(read, recipe.steps)
         self.forward_cost = forward_cost(model, recipe.window)
         if recipe.training.freeze:
@@ -264,6 +281,7 @@ class TrainingRun:
             learnt = math.isfinite(norm)
             if learnt:
                 self.update()
+                self.learn(batch)
         if not learnt:
             self.refuse(refusal(self, batch, rng, norm))
         self.step += 1
@@ -272,7 +290,12 @@ class TrainingRun:
     def draw(self) -> Batch:
         """The batch of this step; the next one is read meanwhile."""
         with self.clock.phase("reading"):
-            return self.batches.take(self.step)
+            drawn = self.batches.take(self.step)
+        if not (self.skipper and self.skipper.active(self.step)):
+            return drawn
+        choice = self.skipper.choose(self.step, drawn.ids, drawn.tokens.cpu().numpy())
+        kept = windows_of(self.data, choice.ids, self.world.part(choice.ids), self.device)
+        return replace(kept, weights=self.world.part(choice.weights), choice=choice)
 
     def backward(self, batch: Batch) -> Tensor:
         """Leave the gradient of the batch in the parameters; returns this rank's mean loss, nats a token.
@@ -298,11 +321,14 @@ class TrainingRun:
         with self.clock.device_phase("forward"):
             losses_BN: Tensor = self.parallel_objective(batch.tokens, batch.reference)
         loss = losses_BN.mean()
+        minimised = loss
+        if self.skipper and batch.weights is not None:
+            minimised = self.skipper.weighted(losses_BN, batch.weights)
         terms = self.objective.auxiliary_losses(self.step / self.recipe.steps)
         measured = {name: float(term.detach()) for name, term in terms.items()}
         measured.update(self.objective.measurements())
         with self.objective.compiling(), self.clock.device_phase("backward"):
-            spread(share * sum(terms.values(), loss)).backward()
+            spread(share * sum(terms.values(), minimised)).backward()
         self.objective.auxiliary_losses(1.0)  # blocks that are computed again for backward leave theirs again
         return losses_BN.detach().mean(1), measured
 
@@ -315,6 +341,12 @@ class TrainingRun:
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def learn(self, batch: Batch) -> None:
+        """Let the skipper see the losses that the windows of all ranks had."""
+        if self.skipper and batch.choice:
+            losses_B = torch.cat(self.world.gather(self.window_losses))
+            self.skipper.observe(batch.choice, losses_B.double().cpu().numpy())
+
     def account(self, batch: Batch, loss: Tensor | None, norm: float, seconds: float) -> None:
         """Note what the step saw, if it learnt from it, and charge what it cost."""
         if loss is not None:
@@ -323,6 +355,8 @@ class TrainingRun:
             self.loss_steps += 1
             self.logged["grad_norm"] = norm
         self.seconds += seconds
+        if self.skipper and batch.choice:
+            seconds -= self.skipper.charge(self.ledger, self.recipe.window, self.world.size)
         windows = len(batch.ids)
         self.reused = self._over_ranks(self.logged.get("activations_reused"))
         flops = self.step_flops(windows)
@@ -427,6 +461,8 @@ class TrainingRun:
         self.logged["loss"] = loss
         if isinstance(self.schedule, LossTrendLR) and math.isfinite(loss):
             self.schedule.observe(loss)
+        if self.skipper:
+            self.logged.update(self.skipper.measurements(self.step))
         steps, seconds = self.step - self._logged_at[0], self.seconds - self._logged_at[1]
         self._logged_at = (self.step, self.seconds)
         if self.reporter:
@@ -475,6 +511,7 @@ class TrainingRun:
             "ledger": self.ledger,
             "adjuster": self.adjuster,
             "recovery": self.recovery if self.recovery.settings else None,
+            "skipper": self.skipper,
         }
         return {name: part for name, part in parts.items() if part is not None}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -18,6 +19,13 @@ class World:
     def current(cls) -> World:
         """The initialised process group, or a world of one."""
         return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
+
+    def part(self, batch: np.ndarray) -> np.ndarray:
+        """This rank's rows of a global batch: the parts of all ranks, one after the other, are the batch."""
+        size, rest = divmod(len(batch), self.size)
+        if rest:
+            raise ValueError(f"the batch of {len(batch)} must be a multiple of the world size {self.size}")
+        return batch[self.rank * size : (self.rank + 1) * size]
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over all ranks, on every rank."""

@@ -29,6 +29,7 @@ def test_what_changes_no_result_changes_no_key(tmp_path, training):
     "training",
     [
         {"lr": 1.0},
+        {"skip": {}},
         {"precision": "bf16"},
         {"activation_checkpointing": True},
         {"compile": True},
@@ -38,3 +39,16 @@ def test_what_changes_no_result_changes_no_key(tmp_path, training):
 )
 def test_what_changes_the_weights_changes_the_key(tmp_path, training):
     assert model_key(tmp_path, **training) != model_key(tmp_path)
+
+
+def test_weights_are_a_column_only_where_the_recipe_asks_for_them(tmp_path):
+    plain = make_plan(parse_recipe(BASE), (), tmp_path).stages
+    keys = set()
+    for sampling in ({"weight": "loss"}, {"weight": "loss", "end": 0.0}):
+        stages = make_plan(parse_recipe({**BASE, "sampling": sampling}), (), tmp_path).stages
+        assert "weight" in stages["training_set"].provides
+        keys.add((stages["scored"].key, stages["model"].key))
+    assert "scored" not in plain
+    assert "weight" not in plain["training_set"].provides
+    assert len({scored for scored, _ in keys}) == 1  # the strength changes no data
+    assert len({model for _, model in keys}) == 2
