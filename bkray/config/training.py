@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from bkray.config.gradient_cache import GradientReuse
 from bkray.config.schedule import OneCycle, PlainSchedule, Schedule
 from bkray.config.section import Section
 
@@ -32,6 +33,8 @@ class Training(Section):
     """Keep only the inputs of the blocks and compute the rest again for the backward pass."""
     compile: bool = False
     """torch.compile of the training pass."""
+    gradient_cache: GradientReuse | None = None
+    """Use the gradients of earlier batches again."""
     log_every: Annotated[int, Field(ge=1)] = 10
     """Steps between two lines of metrics.jsonl."""
     eval_every: Annotated[int, Field(ge=1)] = 50

@@ -32,7 +32,7 @@ from bkray.runtime.results import versions, write_results
 from bkray.runtime.stopwatch import counting
 from bkray.runtime.training import model
 from bkray.runtime.work import Outcome, Work
-from bkray.training import Checkpointer
+from bkray.training import Checkpointer, GradientCache
 from bkray.training.hardware import check_compiler, check_compiles
 
 BUILDERS: dict[str, Callable[[Work], Outcome]] = {
@@ -232,9 +232,11 @@ def make_folder(folder: Path) -> None:
 
 
 def _check_model(recipe: Recipe) -> None:
-    """Refuse a model that cannot be built or compiled, before any data is prepared; takes no memory."""
+    """Refuse a model that cannot be built, cached or compiled, before data is prepared; takes no memory."""
     with torch.device("meta"):
         network = build_model(recipe.model, recipe.tokenizer.vocab_size)
+    if recipe.training.gradient_cache:
+        GradientCache(network, recipe.training.gradient_cache)
     if not recipe.training.compile:
         return
     if not inside_job():  # there the workers' machines do it

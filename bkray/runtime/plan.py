@@ -115,8 +115,9 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
         ("window_id", "tokens"),
         builder.stages[windows].provides,
     )
+    how = _section(recipe.training, "max_failures", "keep_checkpoints", "trackers")
     training = [
-        _section(recipe.training, "max_failures", "keep_checkpoints", "trackers"),
+        {key: value for key, value in how.items() if value is not None},  # what is off makes no other key
         _section(recipe.curriculum),
         _section(recipe.model),
         seed,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,8 +22,9 @@ from bkray.model import LanguageModel
 from bkray.training.checkpoint import Checkpointer
 from bkray.training.finite import first_non_finite
 from bkray.training.flops import forward_cost, optimizer_flops, recomputed_flops
+from bkray.training.gradient_cache import GradientCache
 from bkray.training.hardware import autocast
-from bkray.training.ledger import Ledger
+from bkray.training.ledger import Cost, Ledger
 from bkray.training.objective import Objective, token_losses
 from bkray.training.optimizers import build_optimizer
 from bkray.training.parallel import World
@@ -150,6 +151,8 @@ class TrainingRun:
         self.optimizer = build_optimizer(model, recipe.training)
         self.optimizer_flops = optimizer_flops(self.optimizer) * self.world.size
         self.schedule = build_schedule(self.optimizer, recipe.training, recipe.steps)
+        settings = recipe.training.gradient_cache
+        self.cache = GradientCache(model, settings, seed=recipe.seed, world=self.world) if settings else None
         torch.manual_seed(recipe.seed * 1009 + self.world.rank)
         self.step = 0
         self.seconds = 0.0
@@ -163,9 +166,9 @@ class TrainingRun:
         """One global batch: forward, backward, clip, update; charges the ledger."""
         started = time.perf_counter()
         batch = self.draw()
-        loss = self.backward(batch)
+        loss = self.gradient(batch)
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.training.clip))
-        self._check_finite(float(loss), norm)
+        self._check_finite(0.0 if loss is None else float(loss), norm)
         self.update()
         self.step += 1
         self.account(batch, loss, norm, time.perf_counter() - started)
@@ -176,6 +179,15 @@ class TrainingRun:
         mine = self.sampler.ids(self.step, self.world.rank, self.world.size)
         tokens = torch.as_tensor(self.data.train[mine], dtype=torch.int64, device=self.device)
         return Batch(ids, tokens)
+
+    def gradient(self, batch: Batch) -> Tensor | None:
+        """Leave the step's gradient in the parameters; returns this rank's loss, None without a pass."""
+        if self.cache is None:
+            return self.backward(batch)
+        choice = self.cache.look_up(self.step, batch.tokens)
+        loss = self.backward(batch) if choice.compute else None
+        self.cache.settle(choice, loss)
+        return loss
 
     def backward(self, batch: Batch) -> Tensor:
         """Leave the gradient of the batch in the parameters; returns this rank's mean loss, nats a token."""
@@ -196,17 +208,23 @@ class TrainingRun:
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def account(self, batch: Batch, loss: Tensor, norm: float, seconds: float) -> None:
-        """Note what the step saw and charge what it cost."""
-        self.seen[batch.ids] = True
-        self.loss_sum += loss.double().cpu()
-        self.loss_steps += 1
+    def account(self, batch: Batch, loss: Tensor | None, norm: float, seconds: float) -> None:
+        """Note what the step saw and charge what it cost; without a loss, the batch was not computed."""
+        if loss is not None:
+            self.seen[batch.ids] = True
+            self.loss_sum += loss.double().cpu()
+            self.loss_steps += 1
         self.logged["grad_norm"] = norm
         self.seconds += seconds
-        windows = len(batch.ids)
+        spent = self.cache.spent() if self.cache else Cost()
+        windows = 0 if loss is None else len(batch.ids)
         flops = (3 + self.recomputed) * self.training_cost.at(self.logged.get("depth")) * windows
-        self.ledger.charge("training", flops=flops, tokens=windows * self.recipe.window, seconds=seconds)
+        self.ledger.charge(
+            "training", flops=flops, tokens=windows * self.recipe.window, seconds=seconds - spent.seconds
+        )
         self.ledger.charge("optimizer", flops=self.optimizer_flops)
+        if self.cache:
+            self.ledger.charge("gradient_cache", **asdict(spent))
 
     def _option_terms(self) -> dict[str, Tensor]:
         """What the model's options add to the loss; they and what the options measured go to the log."""
@@ -271,11 +289,16 @@ class TrainingRun:
 
     def log(self) -> None:
         """Write one line: the mean over the steps since the last line, over all ranks."""
-        loss = self.world.total(self.loss_sum.reshape(1).clone()).item() / self.loss_steps / self.world.size
-        self.loss_sum, self.loss_steps = torch.zeros((), dtype=torch.float64), 0
-        self.logged["loss"] = loss
-        if isinstance(self.schedule, LossTrendLR):
-            self.schedule.observe(loss)
+        if self.loss_steps:  # where every step was a hit of the cache, the last loss known is written again
+            loss = (
+                self.world.total(self.loss_sum.reshape(1).clone()).item() / self.loss_steps / self.world.size
+            )
+            self.loss_sum, self.loss_steps = torch.zeros((), dtype=torch.float64), 0
+            self.logged["loss"] = loss
+            if isinstance(self.schedule, LossTrendLR):
+                self.schedule.observe(loss)
+        if self.cache:
+            self.logged.update(self.cache.measurements())
         steps, seconds = self.step - self._logged_at[0], self.seconds - self._logged_at[1]
         self._logged_at = (self.step, self.seconds)
         if self.reporter:
@@ -289,7 +312,7 @@ class TrainingRun:
                 total_flops=self.ledger.total_flops,
                 **self.logged,
             )
-        self.logged = {"loss": loss}
+        self.logged = {"loss": self.logged["loss"]}
 
     @property
     def tokens(self) -> int:
@@ -314,6 +337,7 @@ class TrainingRun:
             "sampler": self.sampler,
             "ledger": self.ledger,
             "adjuster": self.adjuster,
+            "gradient_cache": self.cache,
         }
         return {name: part for name, part in parts.items() if part is not None}
 

@@ -3,6 +3,7 @@
 import pytest
 
 from bkray.config import parse_recipe
+from bkray.runtime import plan
 from bkray.runtime.plan import make_plan
 
 BASE = {"name": "t", "corpus": {"kind": "docstrings"}}
@@ -20,7 +21,24 @@ def test_what_changes_no_result_changes_no_key(tmp_path, training):
 
 
 @pytest.mark.parametrize(
-    "training", [{"lr": 1.0}, {"precision": "bf16"}, {"activation_checkpointing": True}, {"compile": True}]
+    "training",
+    [
+        {"lr": 1.0},
+        {"precision": "bf16"},
+        {"activation_checkpointing": True},
+        {"compile": True},
+        {"gradient_cache": {"kind": "stale"}},
+    ],
 )
 def test_what_changes_the_weights_changes_the_key(tmp_path, training):
     assert model_key(tmp_path, **training) != model_key(tmp_path)
+
+
+def test_what_is_off_is_in_no_key(tmp_path, monkeypatch):
+    """A key of the recipe that is new, and off, makes no finished run anew."""
+    described = []
+    monkeypatch.setattr(plan, "key_of", lambda *parts: described.append(parts) or "key")
+    model_key(tmp_path)
+    (training,) = [parts[2][0] for parts in described if parts[1] == "model"]
+    assert training["lr"] == 3e-3
+    assert None not in training.values()
