@@ -33,9 +33,7 @@ logger = logging.getLogger(__name__)
 _PURPOSE = 17  # of the random draws; 0 and 1 are the sampler's
 _RECENT = 10  # audits that are judged together
 _NORM_RATIOS = (1 / 3, 3.0)  # cached over true; beyond them the cache is switched off
-_SMOOTHING = (
-    0.9  # weight a step of the past in the loss that is watched: the fewer passes, the more each says
-)
+_SMOOTHING = 0.9  # weight of the past in the loss that is watched, a step: rare passes count for more
 
 
 def nearest(keys_ED: Tensor, key_D: Tensor) -> tuple[int, float]:
