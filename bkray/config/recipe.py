@@ -172,11 +172,11 @@ class Recipe(Section):
                 "tokenizer.vocab_size has no effect beside training.start_from, whose tokenizer is taken: "
                 "remove it"
             )
-        for key in ("freeze", "token_selection"):
+        for key in ("freeze", "token_selection", "gradient_cache"):
             if training.parallel == "fsdp2" and getattr(training, key):
                 faults.append(
-                    f"training.{key} cannot take training.parallel fsdp2, which gathers parameters for whole "
-                    "passes: set it to ddp or zero1"
+                    f"training.{key} cannot take training.parallel fsdp2, which keeps no whole parameter: "
+                    "set it to ddp or zero1"
                 )
         if training.freeze:
             faults += self._unsuitable_freeze(training.freeze)

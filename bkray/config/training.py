@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from bkray.config.divergence import OnDivergence
+from bkray.config.gradient_cache import GradientReuse
 from bkray.config.parallel import GradientCompression
 from bkray.config.savings import ActivationCache, Length, TokenSelection
 from bkray.config.schedule import OneCycle, PlainSchedule, Schedule
@@ -65,6 +66,8 @@ class Training(Section):
     activation_cache: ActivationCache | None = None
     token_selection: TokenSelection | None = None
     skip: Skip | None = None
+    gradient_cache: GradientReuse | None = None
+    """Use the gradients of earlier batches again."""
     log_every: Annotated[int, Field(ge=1)] = 10
     """Steps between two lines of metrics.jsonl."""
     eval_every: Annotated[int, Field(ge=1)] = 50

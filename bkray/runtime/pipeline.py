@@ -34,7 +34,7 @@ from bkray.runtime.results import versions, write_results
 from bkray.runtime.stopwatch import counting
 from bkray.runtime.training import model
 from bkray.runtime.work import Outcome, Work
-from bkray.training import Checkpointer
+from bkray.training import Checkpointer, GradientCache
 from bkray.training.hardware import check_compiler, check_compiles
 from bkray.training.start import check_start, vocabulary_size
 
@@ -239,11 +239,13 @@ def make_folder(folder: Path) -> None:
 
 
 def _check_model(recipe: Recipe) -> None:
-    """Refuse a model that cannot be built or compiled, before any data is prepared; takes no memory."""
+    """Refuse a model that cannot be built, cached or compiled, before data is prepared; takes no memory."""
     if recipe.training.start_from:
         check_start(Path(recipe.training.start_from), recipe.model)
     with torch.device("meta"):
         network = build_model(recipe.model, vocabulary_size(recipe))
+    if recipe.training.gradient_cache:
+        GradientCache(network, recipe.training.gradient_cache)
     if not recipe.training.compile:
         return
     if not inside_job():  # there the workers' machines do it

@@ -2,6 +2,7 @@
 
 from bkray.training.checkpoint import Checkpointer
 from bkray.training.export import export_model, load_model
+from bkray.training.gradient_cache import GradientCache
 from bkray.training.ledger import Ledger
 from bkray.training.loop import Reporter, TrainResult, WindowData, train
 from bkray.training.optimizers import build_optimizer
@@ -14,6 +15,7 @@ __all__ = [
     "Checkpointer",
     "DifficultyPredictor",
     "ExampleSkipper",
+    "GradientCache",
     "Ledger",
     "LossTrendLR",
     "Reporter",

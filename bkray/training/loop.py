@@ -30,6 +30,7 @@ from bkray.training.divergence import Diverged, Recovery, fall_back, refusal, sc
 from bkray.training.finite import first_non_finite
 from bkray.training.flops import forward_cost
 from bkray.training.frozen import freeze
+from bkray.training.gradient_cache import GradientCache
 from bkray.training.hardware import autocast
 from bkray.training.ledger import Cost, Ledger
 from bkray.training.objective import Objective, token_losses
@@ -252,6 +253,10 @@ class TrainingRun:
         """Where the batch of a step that diverged is saved."""
         self.window_losses = torch.empty(0)
         """(B / world size,) mean losses of this rank's windows in the last pass, nats a token."""
+        settings = recipe.training.gradient_cache
+        self.cache = (
+            GradientCache(self.model, settings, seed=recipe.seed, world=self.world) if settings else None
+        )
         torch.manual_seed(recipe.seed * 1009 + self.world.rank)
         self.step = 0
         self.seconds = self.step_started = 0.0
@@ -275,17 +280,17 @@ class TrainingRun:
         self.step_started = time.perf_counter()
         self.objective.begin(self.step)
         batch, rng = self.draw(), rng_state(self.device)
-        loss = self.backward(batch)
+        loss = self.gradient(batch)
         with self.clock.device_phase("optimizer"):
             norm = self.parallel.clip(self.recipe.training.clip)
             learnt = math.isfinite(norm)
             if learnt:
                 self.update()
-                self.learn(batch)
+                self.learn(batch, loss)
         if not learnt:
             self.refuse(refusal(self, batch, rng, norm))
         self.step += 1
-        self.account(batch, loss if learnt else None, norm, time.perf_counter() - self.step_started)
+        self.account(batch, loss, norm, time.perf_counter() - self.step_started)
 
     def draw(self) -> Batch:
         """The batch of this step; the next one is read meanwhile."""
@@ -296,6 +301,15 @@ class TrainingRun:
         choice = self.skipper.choose(self.step, drawn.ids, drawn.tokens.cpu().numpy())
         kept = windows_of(self.data, choice.ids, self.world.part(choice.ids), self.device)
         return replace(kept, weights=self.world.part(choice.weights), choice=choice)
+
+    def gradient(self, batch: Batch) -> Tensor | None:
+        """Leave the step's gradient in the parameters; returns this rank's loss, None without a pass."""
+        if self.cache is None:
+            return self.backward(batch)
+        choice = self.cache.look_up(self.step, batch.tokens)
+        loss = self.backward(batch) if choice.compute else None
+        self.cache.settle(choice, loss)
+        return loss
 
     def backward(self, batch: Batch) -> Tensor:
         """Leave the gradient of the batch in the parameters; returns this rank's mean loss, nats a token.
@@ -341,30 +355,36 @@ class TrainingRun:
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def learn(self, batch: Batch) -> None:
+    def learn(self, batch: Batch, loss: Tensor | None) -> None:
         """Let the skipper see the losses that the windows of all ranks had."""
-        if self.skipper and batch.choice:
+        if self.skipper and batch.choice and loss is not None:
             losses_B = torch.cat(self.world.gather(self.window_losses))
             self.skipper.observe(batch.choice, losses_B.double().cpu().numpy())
 
     def account(self, batch: Batch, loss: Tensor | None, norm: float, seconds: float) -> None:
-        """Note what the step saw, if it learnt from it, and charge what it cost."""
-        if loss is not None:
+        """Note what the step learnt from, and charge what it cost; `loss` is None where no pass was made."""
+        learnt = math.isfinite(norm)
+        if learnt:
+            self.logged["grad_norm"] = norm
+        if learnt and loss is not None:
             self.seen[batch.ids] = True
             self.loss_sum += loss.double().cpu()
             self.loss_steps += 1
-            self.logged["grad_norm"] = norm
         self.seconds += seconds
         if self.skipper and batch.choice:
             seconds -= self.skipper.charge(self.ledger, self.recipe.window, self.world.size)
-        windows = len(batch.ids)
-        self.reused = self._over_ranks(self.logged.get("activations_reused"))
-        flops = self.step_flops(windows)
-        self.model_flops += self.step_flops(windows, recomputed=False)
-        self.ledger.charge("training", flops=flops, tokens=windows * self.recipe.window, seconds=seconds)
-        if loss is not None:
+        if self.cache:
+            spent = self.cache.spent()
+            self.ledger.charge("gradient_cache", **asdict(spent))
+            seconds -= spent.seconds
+        if learnt:
             self.ledger.charge("optimizer", flops=self.optimizer_flops)
-        if compressing := self.parallel.compression_flops():
+        windows = 0 if loss is None else len(batch.ids)
+        self.reused = self._over_ranks(self.logged.get("activations_reused"))
+        self.model_flops += self.step_flops(windows, recomputed=False)
+        flops, tokens = self.step_flops(windows), windows * self.recipe.window
+        self.ledger.charge("training", flops=flops, tokens=tokens, seconds=seconds)
+        if windows and (compressing := self.parallel.compression_flops()):
             self.ledger.charge("gradient_compression", flops=compressing)
 
     def step_flops(self, windows: int, recomputed: bool = True) -> float:
@@ -377,7 +397,7 @@ class TrainingRun:
         """The mean over the ranks of what each measured, 0 where it is off."""
         if share is None:
             return 0.0
-        return self.world.total(torch.tensor([share], dtype=torch.float64)).item() / self.world.size
+        return self.world.total(torch.tensor([share], device=self.device)).item() / self.world.size
 
     def _settle(self) -> Cost | None:
         """The pass before the first step, where DDP needs one, and what it costs all ranks."""
@@ -456,13 +476,17 @@ class TrainingRun:
     def log(self) -> None:
         """Write one line: the mean over the steps since the last line, over all ranks."""
         total = self.world.total(self.loss_sum.reshape(1).clone()).item()
-        loss = total / self.loss_steps / self.world.size if self.loss_steps else math.nan  # all left out
+        loss = self.logged.get("loss", math.nan)  # where no step had a loss, the last one known
+        if self.loss_steps:
+            loss = total / self.loss_steps / self.world.size
+            if isinstance(self.schedule, LossTrendLR):
+                self.schedule.observe(loss)
         self.loss_sum, self.loss_steps = torch.zeros((), dtype=torch.float64), 0
         self.logged["loss"] = loss
-        if isinstance(self.schedule, LossTrendLR) and math.isfinite(loss):
-            self.schedule.observe(loss)
         if self.skipper:
             self.logged.update(self.skipper.measurements(self.step))
+        if self.cache:
+            self.logged.update(self.cache.measurements())
         steps, seconds = self.step - self._logged_at[0], self.seconds - self._logged_at[1]
         self._logged_at = (self.step, self.seconds)
         if self.reporter:
@@ -512,6 +536,7 @@ class TrainingRun:
             "adjuster": self.adjuster,
             "recovery": self.recovery if self.recovery.settings else None,
             "skipper": self.skipper,
+            "gradient_cache": self.cache,
         }
         return {name: part for name, part in parts.items() if part is not None}
 

@@ -3,6 +3,7 @@
 import pytest
 
 from bkray.config import parse_recipe
+from bkray.runtime import plan
 from bkray.runtime.plan import make_plan
 
 BASE = {"name": "t", "corpus": {"kind": "docstrings"}}
@@ -35,6 +36,7 @@ def test_what_changes_no_result_changes_no_key(tmp_path, training):
         {"compile": True},
         {"bucket_mb": 1},
         {"gradient_compression": "bf16"},
+        {"gradient_cache": {"kind": "stale"}},
     ],
 )
 def test_what_changes_the_weights_changes_the_key(tmp_path, training):
@@ -52,3 +54,13 @@ def test_weights_are_a_column_only_where_the_recipe_asks_for_them(tmp_path):
     assert "weight" not in plain["training_set"].provides
     assert len({scored for scored, _ in keys}) == 1  # the strength changes no data
     assert len({model for _, model in keys}) == 2
+
+
+def test_what_is_off_is_in_no_key(tmp_path, monkeypatch):
+    """A key of the recipe that is new, and off, makes no finished run anew."""
+    described = []
+    monkeypatch.setattr(plan, "key_of", lambda *parts: described.append(parts) or "key")
+    model_key(tmp_path)
+    (training,) = [parts[2][0] for parts in described if parts[1] == "model"]
+    assert training["lr"] == 3e-3
+    assert None not in training.values()
