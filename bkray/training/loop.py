@@ -268,6 +268,7 @@ class TrainingRun:
         self.seen = np.zeros(len(data.train), dtype=bool)
         self.loss_sum, self.loss_steps = torch.zeros((), dtype=torch.float64), 0
         self.logged: dict[str, float] = {}
+        self.last_loss = math.nan
         self.validation_loss: float | None = None
         self._logged_at = (0, 0.0)
 
@@ -476,9 +477,9 @@ class TrainingRun:
     def log(self) -> None:
         """Write one line: the mean over the steps since the last line, over all ranks."""
         total = self.world.total(self.loss_sum.reshape(1).clone()).item()
-        loss = self.logged.get("loss", math.nan)  # where no step had a loss, the last one known
+        loss = math.nan  # no step had one: all were left out, or took a cached gradient
         if self.loss_steps:
-            loss = total / self.loss_steps / self.world.size
+            loss = self.last_loss = total / self.loss_steps / self.world.size
             if isinstance(self.schedule, LossTrendLR):
                 self.schedule.observe(loss)
         self.loss_sum, self.loss_steps = torch.zeros((), dtype=torch.float64), 0
@@ -501,7 +502,7 @@ class TrainingRun:
                 **self.logged,
                 **self._telemetry(seconds),
             )
-        self.logged = {"loss": loss}
+        self.logged = {}
         self.model_flops = 0.0
 
     def _telemetry(self, seconds: float) -> dict[str, float]:
@@ -518,7 +519,7 @@ class TrainingRun:
     def result(self) -> TrainResult:
         return TrainResult(
             steps=self.step,
-            loss=self.logged.get("loss", math.nan),
+            loss=self.last_loss,
             validation_loss=self.validation_loss,
             tokens=self.tokens,
             unique_tokens=int(self.seen.sum()) * self.recipe.window,
@@ -551,6 +552,7 @@ class TrainingRun:
             "loss_sums": self.world.gather(self.loss_sum.reshape(1)),
             "loss_steps": self.loss_steps,
             "logged": dict(self.logged),
+            "last_loss": self.last_loss,
             "validation_loss": self.validation_loss,
         }
 
@@ -576,4 +578,5 @@ class TrainingRun:
         self._logged_at = (self.step, self.seconds)
         self.model_flops = 0.0
         self.logged = dict(state["logged"])
+        self.last_loss = state["last_loss"]
         self.validation_loss = state["validation_loss"]
