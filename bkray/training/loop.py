@@ -157,6 +157,7 @@ class TrainingRun:
         self.skipper = build_skipper(recipe, sampler)
         if self.skipper:
             self.sampler = sampler.drawing(self.skipper.candidates)
+        self._window_losses_B = torch.empty(0)  # of this rank's windows, for the skipper
         self.step = 0
         self.seconds = 0.0
         self.seen = np.zeros(len(data.train), dtype=bool)
