@@ -131,7 +131,7 @@ def noise() -> None:
     rng = np.random.default_rng(0)
     for share, floors in ((0.2, (0.1, 0.2, 0.4, 0.6, 0.79)), (0.5, (0.1, 0.2, 0.4, 0.49))):
         for floor in floors:
-            skipper = ExampleSkipper(Skip(share=share, floor=floor), batch, 1, 300)
+            skipper = ExampleSkipper(Skip(share=share, floor=floor, until=1.0), batch, 1, 300)
             drawn, added = skipper.candidates(0), []
             for _ in range(2000):
                 candidates = rng.choice(300, drawn, replace=False)
