@@ -19,8 +19,11 @@ def planted(windows=WINDOWS):
     return tokens.astype(np.int32), rare, hidden
 
 
-def correlations(losses_of, tokens, steps, difficulty=None, state_at=None):
-    """Of every step the rank correlation of what was predicted before it and what was seen in it."""
+def correlations(losses_of, tokens, steps, difficulty=None, state_at=None, kept=BATCH):
+    """Of every step the rank correlation of what was predicted before it and what was seen in it.
+
+    Only the `kept` of largest predicted loss are seen.
+    """
     rng, found = np.random.default_rng(1), []
     predictor = DifficultyPredictor(len(tokens), difficulty)
     order = np.concatenate([rng.permutation(len(tokens)) for _ in range(-(-steps * BATCH // len(tokens)))])
@@ -30,8 +33,10 @@ def correlations(losses_of, tokens, steps, difficulty=None, state_at=None):
             predictor.load_state_dict(state)
         ids = order[step * BATCH : (step + 1) * BATCH]
         features = predictor.features(ids, tokens[ids])
-        losses = losses_of(ids, step)
-        found.append(rank_correlation(predictor.predict(features), losses))
+        predicted = predictor.predict(features)
+        top = np.sort(np.argsort(predicted)[-kept:])
+        ids, features, losses = ids[top], features[top], losses_of(ids[top], step)
+        found.append(rank_correlation(predicted[top], losses))
         predictor.learn(ids, tokens[ids], features, losses)
     return np.array(found[2:])  # the first two know no counts and no losses
 
@@ -72,8 +77,8 @@ def test_noise_is_not_predicted():
 
 def test_the_level_of_the_loss_is_no_part_of_the_prediction():
     tokens, rare, hidden = planted()
-    low = correlations(lambda ids, step: rare[ids] + hidden[ids], tokens, 60)
-    high = correlations(lambda ids, step: 1000.0 - step + rare[ids] + hidden[ids], tokens, 60)
+    low = correlations(lambda ids, step: rare[ids] + hidden[ids], tokens, 60, kept=8)
+    high = correlations(lambda ids, step: 1000.0 - step + rare[ids] + hidden[ids], tokens, 60, kept=8)
     np.testing.assert_allclose(high, low, atol=0.02)
 
 
