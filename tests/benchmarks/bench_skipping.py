@@ -33,7 +33,7 @@ from bkray.training.skipping import rank_correlation, systematic_sample
 LENGTH, VOCABULARY, BATCH, WARM_UP, ROUNDS = 256, 4096, 8, 3, 30
 SHARES = (0.0, 0.2, 0.5)
 SMALL = {"kind": "resnet_bk", "d_model": 64, "n_layers": 2}
-STEPS = 600
+STEPS, EFFECT_BATCH = 300, 8
 
 
 def recipe(model: dict[str, Any], window: int, steps: int, batch: int, **training: Any) -> Recipe:
@@ -104,10 +104,10 @@ def effect(seeds: int) -> None:
     for share in (0.2, 0.5):
         arms |= {
             f"{share:.0%} unbiased": {"share": share},
-            f"{share:.0%} unbiased, floor 0.1": {"share": share, "floor": 0.1},
             f"{share:.0%} biased": {"share": share, "unbiased": False},
             f"{share:.0%} random": {"share": share, "by": "random"},
         }
+    arms["50% unbiased, floor 0.1"] = {"share": 0.5, "floor": 0.1}
     losses: dict[str, list[float]] = {name: [] for name in arms}
     for seed in range(seeds):
         for name, skip in arms.items():
@@ -123,7 +123,7 @@ def effect(seeds: int) -> None:
 
 
 def noise() -> None:
-    data, batch = help_texts(), 16
+    data, batch = help_texts(), EFFECT_BATCH
     model, _ = trained(data, None, 0)
     gram, losses = gram_of_gradients(model, data.train[:300])
     plain = float(np.diag(gram).mean() - gram.mean()) / batch
@@ -131,7 +131,7 @@ def noise() -> None:
     rng = np.random.default_rng(0)
     for share, floors in ((0.2, (0.1, 0.2, 0.4, 0.6, 0.79)), (0.5, (0.1, 0.2, 0.4, 0.49))):
         for floor in floors:
-            skipper = ExampleSkipper(Skip(share=share, floor=floor), batch, 1, 300)
+            skipper = ExampleSkipper(Skip(share=share, floor=floor, until=1.0), batch, 1, 300)
             drawn, added = skipper.candidates(0), []
             for _ in range(2000):
                 candidates = rng.choice(300, drawn, replace=False)
@@ -179,7 +179,7 @@ def trained(
 ) -> tuple[nn.Module, tuple[float, float]]:
     """The model, its validation loss in nats a byte, and the mean rank correlation of the predictor."""
     often = {"eval_every": STEPS, "eval_windows": len(data.validation)}
-    settings = recipe(SMALL, data.train.shape[1] - 1, STEPS, 16, lr=1e-2, skip=skip, **often)
+    settings = recipe(SMALL, data.train.shape[1] - 1, STEPS, EFFECT_BATCH, lr=1e-2, skip=skip, **often)
     settings = settings.model_copy(update={"seed": seed})
     torch.manual_seed(seed)
     log, model = Correlations(), build_model(settings.model, 256)

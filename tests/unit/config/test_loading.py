@@ -150,6 +150,7 @@ def test_what_is_no_recipe_is_refused(tmp_path, text):
     [
         {"curriculum": {"adjuster": {}}, "selection": {"kind": "margin", "keep": 0.5}},
         {"model": {"kind": "resnet_bk", "mixer": "gated"}},
+        {"training": {"skip": {"by": "random"}}, "sampling": {"weight": "loss"}},
         {"corpus": {"kind": "text", "path": "x", "document_start": "^="}},
     ],
 )

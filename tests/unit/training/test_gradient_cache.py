@@ -307,7 +307,7 @@ def test_repeated_batches_hit_and_only_what_was_computed_is_charged(tmp_path):
     lines = RunLog.read(log)
     assert [line["cache_hit_rate"] for line in lines] == [0.0] + 13 * [1.0]
     assert [line["cache_saved"] for line in lines] == [0.0, 1 / 3] + 12 * [1.0]
-    assert [line["loss"] is None for line in lines] == 2 * [False] + 12 * [True]  # without a pass there is none
+    assert [line["loss"] is None for line in lines] == 2 * [False] + 12 * [True]
     assert 0.9 < lines[-1]["cache_cosine"] < 1.0
     saved, hits, size = 35, 37, sum(p.numel() for p in build_model(recipe().model, VOCAB).parameters())
     assert less["training"]["tokens"] == (40 - saved) * BATCH * WINDOW
