@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from bkray.config.corpus import AnyCorpus, Cleaning, Corpus, Tokenizer
 from bkray.config.model import GRUModel, ImportModel, Model, ResNetBKModel
-from bkray.config.preparation import Augmentation, Curriculum, Difficulty, Proxy, Selection
+from bkray.config.preparation import Augmentation, Curriculum, Difficulty, Proxy, Sampling, Selection
 from bkray.config.section import Section
 from bkray.config.training import Training
 
@@ -38,6 +38,7 @@ class Recipe(Section):
     selection: Selection | None = None
     proxy: Proxy | None = None
     curriculum: Curriculum | None = None
+    sampling: Sampling | None = None
     model: Model = ResNetBKModel(kind="resnet_bk")
     training: Training = Training()
     samples: Samples | None = Samples()
@@ -54,7 +55,7 @@ class Recipe(Section):
 
     @property
     def needs_proxy(self) -> bool:
-        asking = (self.difficulty, self.selection, self.training.token_selection)
+        asking = (self.difficulty, self.selection, self.sampling, self.training.token_selection)
         return any(part is not None and part.needs_proxy for part in asking)
 
     @model_validator(mode="before")
@@ -66,11 +67,8 @@ class Recipe(Section):
         values = dict(values)
         if values.get("curriculum") is not None and values.get("difficulty") is None:
             values["difficulty"] = {"kind": "compression"}
-        kinds = {
-            part.get("kind")
-            for key in ("difficulty", "selection")
-            if isinstance(part := values.get(key), dict)
-        }
+        named = (("difficulty", "kind"), ("selection", "kind"), ("sampling", "weight"))
+        kinds = {part.get(name) for key, name in named if isinstance(part := values.get(key), dict)}
         if isinstance(training := values.get("training"), dict):
             tokens = training.get("token_selection")
             kinds |= {tokens.get("kind", "reducible")} if isinstance(tokens, dict) else set()
@@ -86,8 +84,9 @@ class Recipe(Section):
             faults.append("difficulty has no effect without a curriculum: add one or remove difficulty")
         if self.proxy and not self.needs_proxy:
             faults.append(
-                "proxy has no effect: neither difficulty (loss) nor selection (entropy, margin, "
-                "least_confidence) nor training.token_selection (reducible) asks for a model's score"
+                "proxy has no effect: neither difficulty (loss), selection (entropy, margin, "
+                "least_confidence), sampling (loss, entropy, least_confidence) nor training.token_selection "
+                "(reducible) asks for a model's score"
             )
         if self.training.batch_tokens % self.window:
             faults.append(
@@ -99,7 +98,19 @@ class Recipe(Section):
                 f"training.batch_tokens {self.training.batch_tokens} is {self.batch_windows} windows of "
                 f"{self.window}, which training.workers {self.training.workers} cannot share evenly"
             )
-        faults += self._unsuitable_hardware() + self._unsuitable_savings()
+        elif self.training.accumulate > (mine := self.batch_windows // self.training.workers):
+            faults.append(
+                f"training.accumulate {self.training.accumulate} is more than the {mine} windows that "
+                "a worker has of a global batch: lower it or raise training.batch_tokens"
+            )
+        skip = self.training.skip
+        if skip and self.batch_windows and skip.candidates(self.batch_windows) == self.batch_windows:
+            faults.append(
+                f"training.skip.share {skip.share} skips none of a batch of {self.batch_windows} windows: "
+                "raise it or training.batch_tokens"
+            )
+        faults += self._unsuitable_hardware()
+        faults += self._unsuitable_savings() + self._profile_beyond_the_end()
         if isinstance(self.corpus, Corpus) and self.corpus.validation + self.corpus.test > 0.5:
             faults.append("corpus.validation and corpus.test together leave less than half for training")
         if faults:
@@ -123,6 +134,15 @@ class Recipe(Section):
                 "training.compile cannot take model.halting, whose shapes depend on the tokens: remove one"
             )
         return faults
+
+    def _profile_beyond_the_end(self) -> list[str]:
+        profile = self.training.profile
+        if not profile or not self.batch_windows or profile.start + profile.steps <= self.steps:
+            return []
+        return [
+            f"training.profile start {profile.start} and steps {profile.steps} go beyond the {self.steps} "
+            f"steps of training.tokens {self.training.tokens}: start earlier or trace fewer"
+        ]
 
     def _unsuitable_savings(self) -> list[str]:
         faults = []
@@ -152,6 +172,12 @@ class Recipe(Section):
                 "tokenizer.vocab_size has no effect beside training.start_from, whose tokenizer is taken: "
                 "remove it"
             )
+        for key in ("freeze", "token_selection", "gradient_cache"):
+            if training.parallel == "fsdp2" and getattr(training, key):
+                faults.append(
+                    f"training.{key} cannot take training.parallel fsdp2, which keeps no whole parameter: "
+                    "set it to ddp or zero1"
+                )
         if training.freeze:
             faults += self._unsuitable_freeze(training.freeze)
         elif training.activation_cache:
@@ -176,5 +202,4 @@ class Recipe(Section):
             reason = f"with model.multiscale.layers {list(self.model.multiscale.layers)}"
         if layers > most:
             faults.append(f"{what} is too many: at most {most} {reason}")
-        return faults
         return faults

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from bkray.config.section import Count, Section, Share
+from bkray.config.section import Count, Section, Share, named
 
 Factor = Annotated[float, Field(gt=0.0)]
 
@@ -82,13 +82,9 @@ class LossTrend(Section):
         return self
 
 
-def _named(value: Any) -> Any:
-    return {"kind": value} if isinstance(value, str) else value
-
-
 Schedule = Annotated[
     PlainSchedule | WarmupStableDecay | OneCycle | WarmRestarts | Plateau | LossTrend,
     Field(discriminator="kind"),
-    BeforeValidator(_named),
+    BeforeValidator(named),
 ]
 """`schedule: wsd` is short for `schedule: {kind: wsd}`."""

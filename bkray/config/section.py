@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def named(value: Any) -> Any:
+    """For a BeforeValidator: `key: NAME` is short for `key: {kind: NAME}`."""
+    return {"kind": value} if isinstance(value, str) else value
 
 
 class Section(BaseModel):

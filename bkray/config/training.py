@@ -6,9 +6,25 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from bkray.config.divergence import OnDivergence
+from bkray.config.gradient_cache import GradientReuse
+from bkray.config.parallel import GradientCompression
 from bkray.config.savings import ActivationCache, Length, TokenSelection
 from bkray.config.schedule import OneCycle, PlainSchedule, Schedule
-from bkray.config.section import Section
+from bkray.config.section import Count, Section
+from bkray.config.skip import Skip
+
+
+class Profile(Section):
+    """Which steps torch.profiler traces, on every rank; the first step is 0."""
+
+    start: Annotated[int, Field(ge=0)] = 10
+    steps: Count = 5
+
+
+PLACEMENT = ("workers", "parallel", "accumulate")
+"""Keys that say where a run is computed and change its result by rounding alone: it may go on with others."""
+_BUCKETS = ("bucket_mb", "gradient_as_bucket_view", "gradient_compression")
 
 
 class Training(Section):
@@ -26,7 +42,15 @@ class Training(Section):
     clip: Annotated[float, Field(gt=0.0)] = 1.0
     """Largest norm of the gradient."""
     workers: Annotated[int, Field(ge=1)] = 2
-    parallel: Literal["ddp"] = "ddp"
+    parallel: Literal["ddp", "zero1", "fsdp2"] = "ddp"
+    """What every worker holds: everything; its share of the optimizer's state; of the parameters as well."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Micro-batches that a worker takes its windows of a global batch in."""
+    bucket_mb: Annotated[float, Field(gt=0.0)] | None = None
+    """Size in MiB of the buckets in which gradients travel, each as soon as it is full; null: torch's 25."""
+    gradient_as_bucket_view: bool = True
+    """Gradients lie in the buckets and are not copied there."""
+    gradient_compression: GradientCompression | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the forward pass; weights, optimizer, losses and BK's operators stay in float32."""
     activation_checkpointing: bool = False
@@ -41,6 +65,9 @@ class Training(Section):
     """The embedding, which is the output head too, and so many of the first blocks keep their weights."""
     activation_cache: ActivationCache | None = None
     token_selection: TokenSelection | None = None
+    skip: Skip | None = None
+    gradient_cache: GradientReuse | None = None
+    """Use the gradients of earlier batches again."""
     log_every: Annotated[int, Field(ge=1)] = 10
     """Steps between two lines of metrics.jsonl."""
     eval_every: Annotated[int, Field(ge=1)] = 50
@@ -50,6 +77,10 @@ class Training(Section):
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     max_failures: Annotated[int, Field(ge=0)] = 2
     """How often a lost worker is replaced before the run gives up."""
+    on_divergence: OnDivergence | None = None
+    """Where loss, gradient or a parameter is not finite; null: the run stops."""
+    profile: Profile | None = None
+    """A trace of some steps, under `profile/` in the run's folder."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Where the lines of metrics.jsonl go as well."""
 
@@ -57,6 +88,25 @@ class Training(Section):
     def _rise(self) -> Training:
         if isinstance(self.schedule, OneCycle) and not self.warmup:
             raise ValueError("schedule one_cycle rises in training.warmup of the steps: set it above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _buckets(self) -> Training:
+        given = ", ".join(f"training.{key}" for key in _BUCKETS if self.changed(key))
+        if given and self.workers == 1:
+            raise ValueError(
+                f"{given}: a single worker sends no gradients: remove it or raise training.workers"
+            )
+        if given and self.parallel == "fsdp2":
+            raise ValueError(
+                f"{given}: training.parallel fsdp2 sends gradients without the buckets of DDP: remove it or "
+                "set training.parallel to ddp or zero1"
+            )
+        if self.compile and self.parallel == "fsdp2":
+            raise ValueError(
+                "training.compile: a model that gathers its parameters block by block (training.parallel "
+                "fsdp2) is not one graph: remove it or set training.parallel to ddp or zero1"
+            )
         return self
 
     @field_validator("trackers")

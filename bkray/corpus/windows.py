@@ -13,8 +13,18 @@ import pyarrow.dataset as pads
 
 def read_columns(parts: Sequence[Path], columns: Sequence[str], split: str | None = None) -> pa.Table:
     """The named columns of all `parts` in order, restricted to one split where it is named."""
+    return _scanner(parts, columns, split).to_table()
+
+
+def first_rows(parts: Sequence[Path], columns: Sequence[str], split: str, count: int) -> pa.Table:
+    """The first `count` rows of a split, or fewer where there are no more; the rest is not held."""
+    return _scanner(parts, columns, split).head(count)
+
+
+def _scanner(parts: Sequence[Path], columns: Sequence[str], split: str | None) -> pads.Scanner:
     keep = pc.field("split") == split if split else None
-    return pads.dataset([str(part) for part in parts], format="parquet").to_table(list(columns), filter=keep)
+    dataset = pads.dataset([str(part) for part in parts], format="parquet")
+    return dataset.scanner(columns=list(columns), filter=keep)
 
 
 def tokens_array(table: pa.Table) -> np.ndarray:

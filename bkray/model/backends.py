@@ -1,6 +1,6 @@
 """Which code runs an operation, and on how many threads.
 
-resolvent.py ─┐                    ┌─► kernels.py         "numba": CPU; one fused pass each way
+resolvent.py ─┐                    ┌─► kernels/           "numba": CPU; one fused pass each way
 spectral.py  ─┼─► choose_backend ──┼─► triton_kernels.py  "triton": CUDA; one fused pass each way
 block.py     ─┤                    ├─► recurrences.py     "chunked": torch, any device; about 3 sqrt(N) steps
 convolution.py┘                    └─► recurrences.py     "reference": torch, any device; a loop over N
@@ -76,7 +76,7 @@ def run_kernel(
     group: int = 1,
     groups: int | None = None,
 ) -> None:
-    """Run a kernel of `kernels.py` over all (batch, chunk of channels) items of `first` (B, N, C).
+    """Run a kernel of `kernels/` over all (batch, chunk of channels) items of `first` (B, N, C).
 
     A chunk holds whole groups of `group` channels, as many as make it wide or narrow unless `groups` says.
     The items are independent and are shared out over `torch.get_num_threads()` threads. The kernels release

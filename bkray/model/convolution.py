@@ -61,7 +61,7 @@ def causal_convolution(x: Tensor, taps: Tensor, *, backend: str = "auto") -> Ten
 
 @torch.library.custom_op("bkray::causal_convolution", mutates_args=())
 def _convolve(x: Tensor, taps: Tensor) -> Tensor:
-    from bkray.model.kernels import convolution_forward
+    from bkray.model.kernels.scan import convolution_forward
 
     y = torch.empty_like(x)
     run_kernel(convolution_forward, x, taps, y)
@@ -70,7 +70,7 @@ def _convolve(x: Tensor, taps: Tensor) -> Tensor:
 
 @torch.library.custom_op("bkray::causal_convolution_backward", mutates_args=())
 def _convolve_backward(g: Tensor, x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
-    from bkray.model.kernels import convolution_backward
+    from bkray.model.kernels.scan import convolution_backward
 
     d_x, d_taps = torch.empty_like(x), x.new_empty(x.shape[0], *taps.shape[1:])
     run_kernel(convolution_backward, g, x, taps, d_x, d_taps)

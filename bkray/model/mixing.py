@@ -121,7 +121,7 @@ def _spectral(
     z: Tensor, forget: Tensor, gate: Tensor, head: Tensor, tangent: Tensor, psi: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, and Re h and Im h for backward."""
-    from bkray.model.kernels import mixing_forward
+    from bkray.model.kernels.mixing import mixing_forward
 
     y, h_re, h_im = gate.sigmoid(), forget.sigmoid(), torch.empty_like(z)
     constants = (tangent.contiguous(), psi.cos(), psi.sin(), GATE_MARGIN)
@@ -142,7 +142,7 @@ def _spectral_backward(
     h_im: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of z, forget, gate, head, tangent and psi."""
-    from bkray.model.kernels import mixing_backward
+    from bkray.model.kernels.mixing import mixing_backward
 
     d_z, d_forget, d_gate, d_head = (
         torch.empty_like(z),
@@ -161,7 +161,7 @@ def _spectral_backward(
 @torch.library.custom_op("bkray::real_mixing", mutates_args=())
 def _real(z: Tensor, forget: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
     """y, and h for backward."""
-    from bkray.model.kernels import real_mixing_forward
+    from bkray.model.kernels.mixing import real_mixing_forward
 
     y, h = gate.sigmoid(), forget.sigmoid()
     run_kernel(real_mixing_forward, z, gate, GATE_MARGIN, y, h)
@@ -173,7 +173,7 @@ def _real_backward(
     g: Tensor, z: Tensor, forget: Tensor, gate: Tensor, h: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of z, forget and gate."""
-    from bkray.model.kernels import real_mixing_backward
+    from bkray.model.kernels.mixing import real_mixing_backward
 
     d_z, d_forget, d_gate = torch.empty_like(z), forget.sigmoid(), gate.sigmoid()
     run_kernel(real_mixing_backward, z, g, gate, GATE_MARGIN, h, d_z, d_forget, d_gate)

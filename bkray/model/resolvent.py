@@ -110,7 +110,7 @@ def _diagonal(a: Tensor, b: Tensor, eta: Tensor, backend: str) -> Tensor:
 
         diagonal_forward(a, b, eta, left)
     else:
-        from bkray.model import kernels
+        from bkray.model.kernels import resolvent as kernels
 
         run_kernel(kernels.diagonal_forward, a, b, eta, torch.view_as_real(left))
     return left
@@ -129,7 +129,7 @@ def _diagonal_backward(g: Tensor, b: Tensor, left: Tensor, backend: str) -> tupl
 
         diagonal_backward(g, b, left, d_a, d_b, d_eta)
     else:
-        from bkray.model import kernels
+        from bkray.model.kernels import resolvent as kernels
 
         parts = [torch.view_as_real(t) for t in (g, left)]
         run_kernel(kernels.diagonal_backward, b, *parts, d_a, d_b, d_eta)
@@ -149,7 +149,7 @@ def _mix(a: Tensor, b: Tensor, eta: Tensor, x: Tensor, backend: str) -> Tensor:
 
         mix_forward(a, b, eta, x, y)
     else:
-        from bkray.model import kernels
+        from bkray.model.kernels import resolvent as kernels
 
         run_kernel(kernels.mix_forward, a, b, eta, x, torch.view_as_real(y), groups=1)
     return y
@@ -169,7 +169,7 @@ def _mix_backward(
 
         mix_backward(g, b, eta, x, y, left, d_a, d_b, d_eta, d_x)
     else:
-        from bkray.model import kernels
+        from bkray.model.kernels import resolvent as kernels
 
         parts = [torch.view_as_real(t) for t in (g, y, left)]
         run_kernel(kernels.mix_backward, b, eta, x, *parts, d_a, d_b, d_eta, d_x, groups=1)

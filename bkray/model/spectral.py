@@ -79,9 +79,9 @@ def _scan(
 
         triton_kernels.scan_forward(f, cos, sin, x, h_re, h_im, normalise)
     else:
-        from bkray.model import kernels
+        from bkray.model.kernels.scan import scan_forward
 
-        run_kernel(kernels.scan_forward, f, cos, sin, x, h_re, h_im, normalise)
+        run_kernel(scan_forward, f, cos, sin, x, h_re, h_im, normalise)
     return h_re, h_im
 
 
@@ -108,9 +108,9 @@ def _scan_backward(
 
         triton_kernels.scan_backward(*saved, d_f, d_cos, d_sin, d_x, normalise)
     else:
-        from bkray.model import kernels
+        from bkray.model.kernels.scan import scan_backward
 
-        run_kernel(kernels.scan_backward, *saved, d_f, d_cos, d_sin, d_x, normalise)
+        run_kernel(scan_backward, *saved, d_f, d_cos, d_sin, d_x, normalise)
     return d_f, d_cos, d_sin, d_x
 
 

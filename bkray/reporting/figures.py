@@ -1,6 +1,7 @@
 """The figures of the reports: data in, inline SVG out, nothing read or written.
 
-    metrics ─► loss_curves, share_of_data        difficulty ─► difficulty_histogram
+    metrics ─► loss_curves, share_of_data,       difficulty ─► difficulty_histogram
+               throughput, time_by_phase
     ledger  ─► ledger_bars                       held-out bits per byte ─► comparison_bars
     trials  ─► sweep_scatter                     comparison  ─► comparison_points, comparison_curves
 
@@ -54,6 +55,43 @@ def share_of_data(metrics: Rows) -> str:
         _note(axes, lost, "not finite")
 
     return render(draw, label="Share of the data available against optimizer steps")
+
+
+def throughput(metrics: Rows) -> str:
+    """Tokens a second of the training steps against steps."""
+    step, speed, lost = _series(metrics, "step", "tokens_per_second")
+    if not len(step):
+        return ""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.plot(*_thinned(step, speed), color=BLUE)
+        axes.set(title="Tokens a second", xlabel=AXES["step"])
+        axes.set_ylim(bottom=0)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(EngFormatter(sep=""))
+        _note(axes, lost, "not finite")
+
+    return render(draw, label="Tokens a second against optimizer steps", height=2.6)
+
+
+def time_by_phase(metrics: Rows) -> str:
+    """The share of the loop's time that each phase took, mean over the lines that have `time_*` keys."""
+    lines = [{key: row[key] for key in row if key.startswith("time_")} for row in metrics]
+    lines = [line for line in lines if line]
+    if not lines:
+        return ""
+    keys = dict.fromkeys(key for line in lines for key in line)
+    means = {key[5:]: sum(line.get(key, 0.0) for line in lines) / len(lines) for key in keys}
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        names = sorted(means, key=lambda name: means[name])
+        amounts = [means[name] for name in names]
+        _bars(axes, names, amounts, [share(amount, 1.0) for amount in amounts], [GREEN] * len(names))
+        axes.set_title("Time of the training loop by phase")
+
+    return render(draw, label="Time of the training loop by phase", height=0.8 + 0.34 * len(means))
 
 
 def difficulty_histogram(values: Sequence[float] | np.ndarray, name: str) -> str:

@@ -17,13 +17,14 @@ class RunReport:
     summary: Mapping[str, Any]
     """summary.json: `held_out` (bits_per_byte, nats_per_token, perplexity, split) and `ledger` (total_flops,
     by_kind: {kind: {flops, tokens, seconds}}, wall_s, tokens_seen, unique_tokens); where there are any also
-    `baselines` ({"unigram": bits per byte, "trigram": bits per byte}), steps, world_size, seed, versions. A
-    null number stands for one that was not finite."""
+    `baselines` ({"unigram": bits per byte, "trigram": bits per byte}), `divergences` ([{step, what, done}]),
+    steps, world_size, seed, versions. A null number stands for one that was not finite."""
     recipe: str
     """The resolved recipe, YAML."""
     metrics: Sequence[Mapping[str, Any]] = ()
     """Lines of metrics.jsonl: step and any of tokens, seconds, loss and validation_loss (nats per token),
-    share, tokens_per_second. A key that a line lacks was not measured there; null is a number not finite."""
+    share, tokens_per_second, mfu, time_* (shares of the time by phase). A key that a line lacks was not
+    measured there; null is a number not finite."""
     stages: Sequence[Mapping[str, Any]] = ()
     """name, rows, rejects, removed, seconds of every stage; cached of all of them or of none."""
     rejects: Mapping[str, int] = field(default_factory=dict)
@@ -35,6 +36,8 @@ class RunReport:
     hardest: Sequence[tuple[float, str]] = ()
     samples: Sequence[tuple[str, str]] = ()
     """Prompt and what the model wrote after it."""
+    notes: Sequence[str] = ()
+    """What there was to warn of while it trained."""
 
 
 @dataclass(frozen=True)

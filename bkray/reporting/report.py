@@ -102,6 +102,7 @@ def _run_context(report: RunReport) -> dict[str, Any]:
     baselines = report.summary.get("baselines") or {}
     compared = {title: baselines[name] for name, title in BASELINES.items() if name in baselines}
     speeds = [row["tokens_per_second"] for row in report.metrics if row.get("tokens_per_second") is not None]
+    used = [row["mfu"] for row in report.metrics if row.get("mfu") is not None]
     return {
         "held_out": held_out,
         "ledger": ledger,
@@ -110,6 +111,7 @@ def _run_context(report: RunReport) -> dict[str, Any]:
         ],
         "figures": _run_figures(report, {"this model": held_out["bits_per_byte"], **compared}),
         "tokens_per_second": statistics.median(speeds) if speeds else None,
+        "mfu": statistics.median(used) if used else None,
         "windows": [
             (title, windows[:WINDOWS_SHOWN])
             for title, windows in (("Easiest windows", report.easiest), ("Hardest windows", report.hardest))
@@ -133,6 +135,11 @@ def _run_figures(report: RunReport, compared: dict[str, float | None]) -> list[t
         (
             figures.ledger_bars(report.summary["ledger"]["by_kind"]),
             "Where the cost went; the table below has the tokens too.",
+        ),
+        (
+            figures.throughput(report.metrics) + figures.time_by_phase(report.metrics),
+            "What the training steps got through, and where the time of the loop went; reading is waiting "
+            "for the next batch.",
         ),
         (
             figures.share_of_data(report.metrics),

@@ -27,6 +27,8 @@ _WORKER_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRE
 _LOCAL_RAY = {
     "RAY_worker_niceness": "0",  # Ray's 15 lets workers yield to everything else on the machine
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one machine of one's own is not taken away
+    "RAY_event_stats": "false",  # every process of Ray's would keep and report figures that nobody reads
+    "RAY_task_events_report_interval_ms": "0",
 }
 
 _OBJECT_STORE_BYTES = 1 << 30
@@ -110,10 +112,11 @@ def check_budget(recipe: Recipe, cpus: int, out: Path, corpus_bytes: int) -> Non
 
 
 def disk_bytes(recipe: Recipe, corpus_bytes: int) -> int:
-    """An upper estimate of what a run writes: text and tokens (4 bytes each) once a stage; checkpoints."""
+    """An upper estimate of what a run writes: text and tokens (4 bytes each) once a stage and once for the
+    training windows as they are read; checkpoints."""
     copies = 1 + len(recipe.augmentation)
-    stages = 2 + bool(recipe.difficulty or recipe.selection) + bool(recipe.selection)
-    return int(corpus_bytes * copies * (1.5 + stages)) + (64 << 20) * (recipe.training.keep_checkpoints + 2)
+    stages = 3 + bool(recipe.difficulty or recipe.selection) + bool(recipe.selection)
+    return int(corpus_bytes * copies * (1.5 + stages)) + (64 << 20) * (recipe.training.keep_checkpoints + 3)
 
 
 def available_memory() -> int:

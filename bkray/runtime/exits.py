@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import traceback
@@ -30,7 +31,10 @@ def exit_codes() -> Iterator[None]:
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:
-    """The UserError behind `error`, through causes and what Ray wraps around a worker's exception."""
+    """The UserError behind `error`, through causes and what Ray wraps around a worker's exception.
+
+    A full disk is one, whoever met it.
+    """
     from ray.exceptions import RayTaskError  # late: a mere --help need not wait for ray
 
     seen: set[int] = set()
@@ -42,6 +46,8 @@ def find_user_error(error: BaseException | None) -> UserError | None:
         seen.add(id(current))
         if isinstance(current, UserError) and not isinstance(current, RayTaskError):
             return current  # Ray's own class of both says it with the worker's traceback
+        if isinstance(current, OSError) and current.errno in (errno.ENOSPC, errno.EDQUOT):
+            return UserError(f"{current}: free some space and run the same command again")
         waiting += [
             getattr(current, name, None) for name in ("cause", "__cause__", "__context__", "_base_exc")
         ]

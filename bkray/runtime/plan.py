@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bkray.config import Recipe, UserError
+from bkray.config.training import PLACEMENT, Training
 from bkray.corpus import Shard
 from bkray.corpus.schema import DOCUMENTS, windows_schema
 from bkray.runtime.artifacts import Artifact, key_of
@@ -120,12 +121,12 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
         ("window_id", "tokens"),
         builder.stages[windows].provides,
     )
-    settings = _section(recipe.training, "max_failures", "keep_checkpoints", "trackers", "start_from")
     training = [
-        {key: value for key, value in settings.items() if value is not None} | start,  # what is off is absent
+        _training(recipe.training) | start,
         _section(recipe.curriculum),
         _section(recipe.model),
         seed,
+        *([_section(recipe.sampling)] if recipe.sampling else []),
     ]
     add("model", training, ("training_set", "windows", "tokenizer"), ("tokens",))
     add("evaluation", "test", ("windows", "model", "tokenizer"), ("tokens", "target_bytes", "split"))
@@ -135,7 +136,7 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
 
 
 def chosen_scores(recipe: Recipe) -> dict[str, str]:
-    """Which score becomes `difficulty`, `uncertainty`, `reference_loss`, where the recipe asks for them."""
+    """Which score becomes `difficulty`, `uncertainty`, `weight` and `reference_loss`, where asked for."""
     chosen: dict[str, str] = {}
     if recipe.difficulty:
         chosen["difficulty"] = recipe.difficulty.kind
@@ -143,7 +144,19 @@ def chosen_scores(recipe: Recipe) -> dict[str, str]:
         chosen["uncertainty"] = recipe.selection.kind
     if recipe.training.token_selection and recipe.training.token_selection.needs_proxy:
         chosen["reference_loss"] = "token_loss"
+    if recipe.sampling:
+        chosen["weight"] = recipe.sampling.weight
     return chosen
+
+
+def _training(training: Training) -> Any:
+    """What the weights depend on: not placement, and not what is off, so that new keys change no hash."""
+    defaults = {key: Training.model_fields[key].default for key in PLACEMENT}
+    left_out = {"max_failures", "keep_checkpoints", "trackers", "accumulate", "profile", "start_from"}
+    if not training.changed("gradient_as_bucket_view"):
+        left_out.add("gradient_as_bucket_view")
+    kept = _section(training.model_copy(update=defaults), *left_out)
+    return {key: value for key, value in kept.items() if value is not None}
 
 
 def digests(start_from: str | None) -> dict[str, str]:

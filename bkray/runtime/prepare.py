@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import ray
 
 from bkray.augmentation import build_augmentation
+from bkray.augmentation.words import WordAugmentation
 from bkray.config import Recipe, UserError
 from bkray.corpus import (
     Shard,
@@ -145,13 +146,15 @@ def _train_tokenizer(parts: list[Path], vocab_size: int, target: str) -> int:
 
 def augmented(work: Work) -> Outcome:
     """One augmented document for each training document that a kind takes."""
-    made = map_tables(read_parts(work.source.parts, "train"), _Augment(work.recipe))
+    made = map_tables(read_parts(work.source.parts, "train"), _Augment(work.recipe)).materialize()
+    unchanged = int(made.sum("unchanged") or 0)
     rows = write_parts(made, work.directory, DOCUMENTS, ["doc_id"])
-    return Outcome(rows, f"{rows:,} documents")
+    summary = f"{rows:,} documents, {unchanged:,} of them unchanged copies (no word to change)"
+    return Outcome(rows, summary, details={"unchanged": unchanged})
 
 
 class _Augment:
-    """Documents to their augmented documents, of every kind."""
+    """Documents to their augmented documents, of every kind, and whether they still are the original."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.kinds = [
@@ -160,7 +163,14 @@ class _Augment:
         self.seed = recipe.seed
 
     def __call__(self, documents: pa.Table) -> pa.Table:
-        return pa.concat_tables([kind(self._taken(documents, share)) for share, kind in self.kinds])
+        return pa.concat_tables(
+            [self._made(kind, self._taken(documents, share)) for share, kind in self.kinds]
+        )
+
+    def _made(self, kind: WordAugmentation, originals: pa.Table) -> pa.Table:
+        copies = kind(originals)
+        same = pc.equal(copies["text"], originals["text"])
+        return copies.append_column("unchanged", same.cast(pa.int64()))
 
     def _taken(self, documents: pa.Table, share: float) -> pa.Table:
         draws = [

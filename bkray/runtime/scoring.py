@@ -24,6 +24,7 @@ from bkray.runtime.plan import chosen_scores
 from bkray.runtime.proxy import train_proxy
 from bkray.runtime.stages import actors, map_tables, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
+from bkray.selection import MEASURES
 from bkray.training import Ledger, load_model
 from bkray.training.flops import forward_flops
 from bkray.training.start import vocabulary_size
@@ -72,7 +73,7 @@ def scored(work: Work) -> Outcome:
 
 def _token_counts(dataset: Dataset, recipe: Recipe) -> np.ndarray | None:
     """How often each token occurs in the training windows, where a score needs it: (V,)."""
-    if not recipe.difficulty or recipe.difficulty.kind != "rarity":
+    if "rarity" not in chosen_scores(recipe).values():
         return None
     vocab_size = vocabulary_size(recipe)
     counts = np.zeros(vocab_size, dtype=np.int64)
@@ -106,7 +107,7 @@ class _Score:
         self.recipe, self.counts = recipe, counts
         self.tokenizer = load_tokenizer(tokenizer_path)
         self.proxy = load_model(proxy_path) if proxy_path else None
-        self.measures = [recipe.selection.kind] if recipe.selection and recipe.selection.needs_proxy else []
+        self.measures = sorted(MEASURES.keys() & set(chosen_scores(recipe).values()))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         scores = self._scores(tokens_array(table), table["window_id"].to_pylist())

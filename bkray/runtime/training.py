@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,8 +26,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from bkray.config import Recipe
 from bkray.corpus import load_tokenizer
-from bkray.corpus.windows import read_columns, reference_array, tokens_array
-from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
+from bkray.corpus.mapped import map_windows
+from bkray.corpus.windows import first_rows, read_columns, reference_array, tokens_array
+from bkray.curriculum import CurriculumSampler, DifficultyAdjuster, WeightedSampler
 from bkray.model import build_model
 from bkray.reporting.progress import Line
 from bkray.reporting.trackers import TrackedLog, tracked_log
@@ -35,7 +37,7 @@ from bkray.runtime.work import Outcome, Work
 from bkray.training import Checkpointer, Ledger, Reporter, WindowData, export_model, train
 from bkray.training.start import load_start
 
-_HEALTH_CHECK_S = "0.3"  # Ray's 2 s are spent once more when the workers are done
+_HEALTH_CHECK_S = "1"  # Ray's 2 s are spent once more at the end; each check takes the workers 1 to 2 ms
 
 
 @dataclass(frozen=True)
@@ -135,25 +137,27 @@ def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter |
     if job.start:
         load_start(network, job.start, recipe.model, job.tokenizer)
     network = network.to(device)
-    columns = ["tokens", *(["difficulty"] if recipe.difficulty else [])]
-    tokens = recipe.training.token_selection
-    referred = tokens is not None and tokens.needs_proxy
-    train_table = read_columns(job.training_parts, columns + ["reference_loss"] * referred)
-    validation = read_columns(job.window_parts, ["tokens"], "validation")
-    reference = reference_array(train_table) if referred else None
-    data = WindowData(tokens_array(train_table), tokens_array(validation), reference)
-    difficulty = train_table["difficulty"].to_numpy() if recipe.difficulty else np.zeros(len(data.train))
+    windows = map_windows(job.training_parts)
+    validation = first_rows(job.window_parts, ["tokens"], "validation", recipe.training.eval_windows)
+    reference, chosen = None, recipe.training.token_selection
+    if chosen and chosen.needs_proxy:
+        reference = reference_array(read_columns(job.training_parts, ["reference_loss"]))
+    data = WindowData(windows, tokens_array(validation), reference)
+    columns = order_columns(recipe)
+    table = read_columns(job.training_parts, columns) if columns else {}
+    scores = {name: table[name].to_numpy() for name in columns}
     ledger = Ledger()
     with nullcontext(reporter) if reporter or rank else open_log(job) as log:
         result = train(
             network,
             data,
-            build_sampler(recipe, difficulty),
+            build_sampler(recipe, len(data.train), scores),
             recipe,
             reporter=log,
             ledger=ledger,
             checkpointer=Checkpointer(job.checkpoints, job.key, recipe.training.keep_checkpoints),
             adjuster=build_adjuster(recipe),
+            traces=job.run / "profile",
         )
     if rank == 0:
         details = {**asdict(result), "ledger": ledger.table()}
@@ -166,14 +170,28 @@ def open_log(job: Job) -> TrackedLog:
     return tracked_log(job.metrics, recipe.training.trackers, recipe.name, job.key, values, job.notes)
 
 
-def build_sampler(recipe: Recipe, difficulty: np.ndarray, steps: int | None = None) -> CurriculumSampler:
-    """The sampler of the recipe's curriculum, or plain shuffling where there is none."""
-    pacing: dict[str, Any] = {"start": 1.0}
+def order_columns(recipe: Recipe) -> list[str]:
+    """The columns of the training set that `build_sampler` asks for."""
+    asked = {"difficulty": recipe.difficulty, "weight": recipe.sampling}
+    return [name for name, section in asked.items() if section]
+
+
+def build_sampler(recipe: Recipe, windows: int, scores: Mapping[str, np.ndarray]) -> CurriculumSampler:
+    """The sampler of the recipe's curriculum and weights, or plain shuffling where there are none.
+
+    `scores` holds the `order_columns`, (windows,) each.
+    """
+    options: dict[str, Any] = {"start": 1.0, "seed": recipe.seed}
     if recipe.curriculum:
-        pacing = {"pacing": recipe.curriculum.pacing, "start": recipe.curriculum.start}
-    return CurriculumSampler(
-        difficulty, recipe.batch_windows, steps or recipe.steps, seed=recipe.seed, **pacing
-    )
+        options |= {"pacing": recipe.curriculum.pacing, "start": recipe.curriculum.start}
+    difficulty = scores.get("difficulty", np.zeros(windows))
+    if not recipe.sampling:
+        return CurriculumSampler(difficulty, recipe.batch_windows, recipe.steps, **options)
+    options |= {
+        "pass_share": recipe.sampling.share,
+        "strengths": (recipe.sampling.start, recipe.sampling.end),
+    }
+    return WeightedSampler(scores["weight"], difficulty, recipe.batch_windows, recipe.steps, **options)
 
 
 def build_adjuster(recipe: Recipe) -> DifficultyAdjuster | None:

@@ -1,21 +1,25 @@
 """Checkpoints: a folder a step, complete or not there, read without unpickling foreign code.
 
 checkpoints/step-00000100/state.pt        tensors and plain values (weights_only)
-checkpoints/step-00000100/manifest.json   step, digest of state.pt, key of the run
+checkpoints/step-00000100/manifest.json   step, digest of state.pt, key of the run, validation loss
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
+import math
 import os
 import pickle
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bkray.config import UserError
 
@@ -23,36 +27,58 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpointer:
-    """Keeps the last `keep` checkpoints of the run identified by `key` under `directory`.
+    """Keeps the last `keep` checkpoints of the run identified by `key` under `directory`, and the best one.
 
-    Saving writes a hidden folder first and renames it, so that a kill leaves either no checkpoint or a whole
-    one. Loading takes the newest that is whole; a damaged one is named in a warning and the one before it is
-    used.
+    The best is the one with the lowest validation loss of those that were saved with one. Saving writes a
+    hidden folder first and renames it, so that a kill leaves either no checkpoint or a whole one. Loading
+    takes the newest that is whole; a damaged one is named in a warning and the one before it is used.
     """
 
     def __init__(self, directory: Path, key: str, keep: int = 2) -> None:
         self.directory, self.key, self.keep = Path(directory), key, keep
+        self._writing: Future[Path] | None = None
 
-    def save(self, step: int, state: dict[str, Any]) -> Path:
-        self.directory.mkdir(parents=True, exist_ok=True)
+    def save_behind(self, step: int, state: dict[str, Any], validation_loss: float | None = None) -> None:
+        """Copy `state` to the host's memory now and write it in a thread; one write at a time.
+
+        Waits for the write before, and raises what that failed with.
+        """
+        self.wait()
+        copied = _copied(state, {})
+        executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing = executor.submit(self.save, step, copied, validation_loss)
+        executor.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Return when what `save_behind` was given is on disk; raises what its writing failed with."""
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
+
+    def save(self, step: int, state: dict[str, Any], validation_loss: float | None = None) -> Path:
+        """Write a checkpoint and remove those that are no longer kept; raises UserError where it cannot."""
         final = self.directory / f"step-{step:08d}"
-        partial = self.directory / f".partial-{final.name}"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        partial = self._hidden(final)
         try:
-            torch.save(state, partial / "state.pt")
-            manifest = {"step": step, "key": self.key, "sha256": _digest(partial / "state.pt")}
-            (partial / "manifest.json").write_text(json.dumps(manifest))
-            shutil.rmtree(final, ignore_errors=True)
+            self.directory.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            self._write(partial, step, state, validation_loss)
+            if final.exists():
+                shutil.rmtree(final)
             os.replace(partial, final)
-        except OSError as error:
+            _to_disk(self.directory)
+        except (OSError, RuntimeError) as error:  # torch wraps what the file says into a RuntimeError
             shutil.rmtree(partial, ignore_errors=True)
             raise UserError(
-                f"{final}: the checkpoint could not be written ({error}); the last good one is kept: "
-                "free some space and run the same command again"
+                f"{final}: the checkpoint could not be written ({_reason(error)}); the last good one is "
+                "kept: free some space and run the same command again"
             ) from error
-        for old in self._all()[: -self.keep]:
-            shutil.rmtree(old)
+        kept = {self.best(), *self._all()[-self.keep :]}
+        for old in self._all():
+            if old not in kept:
+                os.replace(old, self._hidden(old))  # gone at once: half of one would be called damaged
+                shutil.rmtree(self._hidden(old))
         return final
 
     def load(self) -> dict[str, Any] | None:
@@ -60,6 +86,7 @@ class Checkpointer:
 
         Raises UserError where the checkpoints belong to another run.
         """
+        self.wait()
         for path in reversed(self._all()):
             try:
                 manifest = self._own_manifest(path)
@@ -72,6 +99,18 @@ class Checkpointer:
                 logger.warning("checkpoint %s is damaged (%s): trying the one before it", path, error)
         return None
 
+    def best(self) -> Path | None:
+        """The checkpoint with the lowest validation loss, by the manifests; None where none has one."""
+        losses: dict[Path, float] = {}
+        for path in self._all():
+            try:
+                loss = json.loads((path / "manifest.json").read_text()).get("validation_loss")
+            except (OSError, ValueError):
+                continue  # damaged: `load` names it
+            if loss is not None:
+                losses[path] = loss
+        return min(losses, key=lambda path: losses[path]) if losses else None
+
     def check(self) -> None:
         """Raise UserError where the newest checkpoint belongs to another run; reads no state."""
         for path in self._all()[-1:]:
@@ -81,6 +120,20 @@ class Checkpointer:
                 raise
             except (OSError, ValueError, KeyError):
                 return  # damaged: `load` names it and takes the one before
+
+    def _write(self, folder: Path, step: int, state: dict[str, Any], validation_loss: float | None) -> None:
+        with open(folder / "state.pt", "wb") as file:
+            torch.save(state, file)
+        known = validation_loss is not None and math.isfinite(validation_loss)
+        manifest = {
+            "step": step,
+            "key": self.key,
+            "sha256": _digest(folder / "state.pt"),
+            "validation_loss": validation_loss if known else None,
+        }
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        for path in (folder / "state.pt", folder / "manifest.json", folder):
+            _to_disk(path)
 
     def _own_manifest(self, path: Path) -> dict[str, Any]:
         manifest = json.loads((path / "manifest.json").read_text())
@@ -92,10 +145,46 @@ class Checkpointer:
             )
         return manifest
 
+    def _hidden(self, path: Path) -> Path:
+        return self.directory / f".partial-{path.name}"
+
     def _all(self) -> list[Path]:
         return sorted(self.directory.glob("step-*"))
+
+
+def _copied(value: Any, tensors: dict[tuple[Any, ...], Tensor]) -> Any:
+    """`value` with every tensor on the host and nothing shared with the original; tied tensors stay tied."""
+    if isinstance(value, Tensor):
+        place = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+        if not value.numel() or place not in tensors:
+            tensors[place] = value.detach().to("cpu", copy=True)
+        return tensors[place]
+    if isinstance(value, dict):
+        copied = copy.copy(value)  # an OrderedDict of a module keeps the versions noted on it
+        copied.update((key, _copied(inner, tensors)) for key, inner in value.items())
+        return copied
+    if isinstance(value, list | tuple):
+        return type(value)([_copied(inner, tensors) for inner in value])
+    return copy.deepcopy(value)
 
 
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _to_disk(path: Path) -> None:
+    """What was written to a file, or the names in a folder, survive the loss of the machine from here on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: BaseException | None) -> BaseException | None:
+    """What the system said, where torch hides it in the context of its own error."""
+    current = error
+    while current is not None and not isinstance(current, OSError):
+        current = current.__context__
+    return current or error

@@ -9,25 +9,39 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bkray.config import Recipe, UserError
+from bkray.config import Recipe
+from bkray.config.divergence import FallBack
 from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
+from bkray.model import LanguageModel
+from bkray.training.ahead import Ahead
 from bkray.training.checkpoint import Checkpointer
+from bkray.training.divergence import Diverged, Recovery, fall_back, refusal, scaled_rates, spread
 from bkray.training.finite import first_non_finite
-from bkray.training.flops import forward_cost, optimizer_flops
+from bkray.training.flops import forward_cost
+from bkray.training.frozen import freeze
+from bkray.training.gradient_cache import GradientCache
 from bkray.training.hardware import autocast
-from bkray.training.ledger import Ledger
+from bkray.training.ledger import Cost, Ledger
 from bkray.training.objective import Objective, token_losses
-from bkray.training.optimizers import build_optimizer
-from bkray.training.parallel import World
+from bkray.training.parallel import Parallel
+from bkray.training.profiling import Tracer
+from bkray.training.rng import rng_state, set_rng_state
 from bkray.training.schedules import LossTrendLR, PlateauLR, build_schedule
+from bkray.training.skipping import Choice, ExampleSkipper, build_skipper
 from bkray.training.step_cost import StepCost
+from bkray.training.telemetry import PhaseClock, memory, peak_flops
+from bkray.training.world import World
 
 _EVAL_BATCH = 16
 
@@ -49,11 +63,19 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
 
 
+class Windows(Protocol):
+    """W windows that are read by their positions: `[ids]` gives token ids (len(ids), N + 1)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, ids: np.ndarray, /) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class WindowData:
     """Token ids of the training windows (W, N + 1) and of the validation windows (W', N + 1)."""
 
-    train: np.ndarray
+    train: Windows
     validation: np.ndarray
     reference: np.ndarray | None = None
     """(W, N): a reference model's loss of every training target, nats, where tokens are selected by it."""
@@ -70,6 +92,40 @@ class Batch:
     reference: Tensor | None = None
     """(B / world size, N) float32: the reference losses of their targets, where there are any."""
 
+    weights: np.ndarray | None = None
+    """(B / world size,) of their losses, where a step skips some windows."""
+    choice: Choice | None = None
+    """How the windows were chosen among candidates then."""
+
+    def parts(self, count: int) -> list[Batch]:
+        """This rank's windows in `count` micro-batches of nearly one size."""
+        tokens = self.tokens.tensor_split(count)
+        references = [None] * count if self.reference is None else self.reference.tensor_split(count)
+        weights = [None] * count if self.weights is None else np.array_split(self.weights, count)
+        return [Batch(self.ids, *part) for part in zip(tokens, references, weights, strict=True)]
+
+
+def read_batch(
+    data: WindowData,
+    sampler: CurriculumSampler,
+    skipper: ExampleSkipper | None,
+    world: World,
+    device: torch.device,
+    step: int,
+) -> Batch:
+    """The global batch of `step`, and the windows of it that are this rank's: all where it skips some."""
+    ids = sampler.ids(step)
+    choosing = skipper is not None and skipper.active(step)
+    return windows_of(data, ids, ids if choosing else world.part(ids), device)
+
+
+def windows_of(data: WindowData, ids: np.ndarray, mine: np.ndarray, device: torch.device) -> Batch:
+    """The batch of the windows `ids`, those of this rank being `mine`."""
+    tokens = torch.as_tensor(data.train[mine], dtype=torch.int64, device=device)
+    if data.reference is None:
+        return Batch(ids, tokens)
+    return Batch(ids, tokens, torch.as_tensor(data.reference[mine]).float().to(device))
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -81,6 +137,8 @@ class TrainResult:
     """Target tokens seen by all ranks together."""
     unique_tokens: int
     """Target tokens of the distinct windows among them."""
+    divergences: tuple[dict[str, Any], ...] = ()
+    """What `training.on_divergence` dealt with: step, what was not finite, what was done."""
 
 
 def train(
@@ -93,31 +151,60 @@ def train(
     ledger: Ledger | None = None,
     checkpointer: Checkpointer | None = None,
     adjuster: DifficultyAdjuster | None = None,
+    traces: Path | None = None,
 ) -> TrainResult:
     """Train `model` in place for `recipe.steps` steps, going on from the newest checkpoint if there is one.
 
     Every rank of an initialised process group calls this with the same arguments; only rank 0's reporter is
-    used. Raises UserError where loss, gradient or a parameter is not finite.
+    used. Raises UserError where loss, gradient or a parameter is not finite, unless
+    `training.on_divergence` says what to do; ValueError where that needs checkpoints and there are none, or
+    `training.profile` a folder for its traces.
+
+    With `training.parallel` fsdp2 `model` has no parameters while it is trained, nor after an error.
     """
+    falls_back = isinstance(recipe.training.on_divergence, FallBack)
+    if falls_back and checkpointer is None:
+        raise ValueError("training.on_divergence fall_back needs a checkpointer to fall back to")
+    if recipe.training.profile and traces is None:
+        raise ValueError("training.profile needs a folder for its traces")
     run = TrainingRun(model, data, sampler, recipe, reporter, ledger or Ledger(), adjuster)
-    settings = recipe.training
+    run.evidence = checkpointer.directory if checkpointer else None
     if checkpointer and (state := checkpointer.load()):
         run.load_state_dict(state)
+    elif checkpointer and falls_back:
+        run.save(checkpointer, None)
     if run.reporter and (dropped := run.reporter.truncate_after(run.step)):
         run.charge_lost(dropped)
+    run.charge_settling()
     run.check_parameters("before", "mend how the model starts")
-    while run.step < recipe.steps:
-        run.train_step()
-        last = run.step == recipe.steps
-        if len(data.validation) and (last or run.step % settings.eval_every == 0):
-            run.validate()
+    try:
+        _train_to_the_end(run, checkpointer, Tracer(recipe.training.profile, traces, run.world.rank))
+    finally:
+        if checkpointer:
+            checkpointer.wait()
+    return run.result()
+
+
+def _train_to_the_end(run: TrainingRun, checkpointer: Checkpointer | None, tracer: Tracer) -> None:
+    settings, steps = run.recipe.training, run.recipe.steps
+    run.clock.restart()
+    while run.step < steps:
+        try:
+            with tracer.step(run.step):
+                run.train_step()
+        except Diverged as error:
+            fall_back(run, error, checkpointer)
+            continue
+        last = run.step == steps
+        validated = len(run.data.validation) > 0 and (last or run.step % settings.eval_every == 0)
+        if validated:
+            with run.clock.phase("validation"):
+                run.validate()
         if last or run.step % settings.log_every == 0:
             run.log()
         if checkpointer and (last or run.step % settings.checkpoint_every == 0):
-            state = run.state_dict()
-            if run.world.rank == 0:
-                checkpointer.save(run.step, state)
-    return run.result()
+            run.save(checkpointer, run.validation_loss if validated else None)
+    run.parallel.give_back()
 
 
 class TrainingRun:
@@ -142,18 +229,42 @@ class TrainingRun:
             adjuster,
         )
         self.reporter = reporter if self.world.rank == 0 else None
-        self.model = model
         self.device = next(model.parameters()).device
+        self.skipper = build_skipper(recipe, sampler)
+        if self.skipper:
+            self.sampler = sampler.drawing(self.skipper.candidates)
+        read = partial(read_batch, data, self.sampler, self.skipper, self.world, self.device)
+        self.batches = Ahead(read, recipe.steps)
         self.forward_cost = forward_cost(model, recipe.window)
-        self.objective = Objective(model, recipe)
-        self.parallel_objective = self.world.wrap(self.objective)
+        if recipe.training.freeze:
+            assert isinstance(model, LanguageModel)  # the recipe refuses others
+            freeze(model, recipe.training.freeze)
         self.step_cost = StepCost(model, recipe.window, recipe.training)
-        self.optimizer = build_optimizer(model, recipe.training)
-        self.optimizer_flops = optimizer_flops(self.optimizer) * self.world.size
+        self.parallel = Parallel(model, recipe.training, recipe.steps)
+        self.model = self.parallel.model
+        self.objective = Objective(self.model, recipe)
+        self.parallel_objective = self.parallel.wrap(self.objective)
+        self.optimizer = self.parallel.optimizer()
+        self.optimizer_flops = self.parallel.optimizer_flops(self.optimizer)
         self.schedule = build_schedule(self.optimizer, recipe.training, recipe.steps)
+        self.settling = self._settle()
+        self.recovery = Recovery(recipe.training.on_divergence)
+        self.evidence: Path | None = None
+        """Where the batch of a step that diverged is saved."""
+        self.window_losses = torch.empty(0)
+        """(B / world size,) mean losses of this rank's windows in the last pass, nats a token."""
+        settings = recipe.training.gradient_cache
+        self.cache = (
+            GradientCache(self.model, settings, seed=recipe.seed, world=self.world) if settings else None
+        )
         torch.manual_seed(recipe.seed * 1009 + self.world.rank)
         self.step = 0
-        self.seconds = 0.0
+        self.seconds = self.step_started = 0.0
+        self.clock = PhaseClock(self.device)
+        self.reused = 0.0
+        """Share of the frozen layers' work that the last step found done."""
+        self.model_flops = 0.0
+        """Of forward and backward passes since the last line, without what is computed again."""
         self.seen = np.zeros(len(data.train), dtype=bool)
         self.loss_sum, self.loss_steps = torch.zeros((), dtype=torch.float64), 0
         self.logged: dict[str, float] = {}
@@ -161,87 +272,161 @@ class TrainingRun:
         self._logged_at = (0, 0.0)
 
     def train_step(self) -> None:
-        """One global batch: forward, backward, clip, update; charges the ledger."""
-        started = time.perf_counter()
+        """One global batch: forward, backward, clip, update; charges the ledger.
+
+        Raises Diverged where loss or gradient is not finite, with the weights as they were, unless the recipe
+        skips such steps; and where the update leaves a parameter that is not.
+        """
+        self.step_started = time.perf_counter()
         self.objective.begin(self.step)
-        batch = self.draw()
-        loss = self.backward(batch)
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.training.clip))
-        self._check_finite(float(loss), norm)
-        self.update()
+        batch, rng = self.draw(), rng_state(self.device)
+        loss = self.gradient(batch)
+        with self.clock.device_phase("optimizer"):
+            norm = self.parallel.clip(self.recipe.training.clip)
+            learnt = math.isfinite(norm)
+            if learnt:
+                self.update()
+                self.learn(batch, loss)
+        if not learnt:
+            self.refuse(refusal(self, batch, rng, norm))
         self.step += 1
-        self.account(batch, loss, norm, time.perf_counter() - started)
+        self.account(batch, loss, norm, time.perf_counter() - self.step_started)
 
     def draw(self) -> Batch:
-        """The global batch of this step, and the windows of it that are this rank's."""
-        ids = self.sampler.ids(self.step)
-        mine = self.sampler.ids(self.step, self.world.rank, self.world.size)
-        tokens = torch.as_tensor(self.data.train[mine], dtype=torch.int64, device=self.device)
-        if self.data.reference is None:
-            return Batch(ids, tokens)
-        return Batch(ids, tokens, torch.as_tensor(self.data.reference[mine]).float().to(self.device))
+        """The batch of this step; the next one is read meanwhile."""
+        with self.clock.phase("reading"):
+            drawn = self.batches.take(self.step)
+        if not (self.skipper and self.skipper.active(self.step)):
+            return drawn
+        choice = self.skipper.choose(self.step, drawn.ids, drawn.tokens.cpu().numpy())
+        kept = windows_of(self.data, choice.ids, self.world.part(choice.ids), self.device)
+        return replace(kept, weights=self.world.part(choice.weights), choice=choice)
+
+    def gradient(self, batch: Batch) -> Tensor | None:
+        """Leave the step's gradient in the parameters; returns this rank's loss, None without a pass."""
+        if self.cache is None:
+            return self.backward(batch)
+        choice = self.cache.look_up(self.step, batch.tokens)
+        loss = self.backward(batch) if choice.compute else None
+        self.cache.settle(choice, loss)
+        return loss
 
     def backward(self, batch: Batch) -> Tensor:
-        """Leave the gradient of the batch in the parameters; returns this rank's mean loss, nats a token."""
+        """Leave the gradient of the batch in the parameters; returns this rank's mean loss, nats a token.
+
+        The gradient is NaN, on every rank, where the loss of one is not finite.
+        """
         self.model.train()
-        losses_BN: Tensor = self.parallel_objective(batch.tokens, batch.reference)
+        loss, figures = torch.zeros((), device=self.device), Counter[str]()
+        parts, of_windows = batch.parts(self.recipe.training.accumulate), []
+        for number, part in enumerate(parts, 1):
+            share = len(part.tokens) / len(batch.tokens)
+            with self.parallel.accumulating() if number < len(parts) else nullcontext():
+                losses_B, measured = self._backward(part, share)
+            loss += share * losses_B.mean()
+            of_windows.append(losses_B)
+            figures.update({name: share * value for name, value in measured.items()})
+        self.logged.update(figures)
+        self.window_losses = torch.cat(of_windows)
+        return loss
+
+    def _backward(self, batch: Batch, share: float) -> tuple[Tensor, dict[str, float]]:
+        """Add `share` of the gradient of some windows; returns the loss of each and what was measured."""
+        with self.clock.device_phase("forward"):
+            losses_BN: Tensor = self.parallel_objective(batch.tokens, batch.reference)
         loss = losses_BN.mean()
-        terms = self._option_terms()
-        with self.objective.compiling():
-            sum(terms.values(), loss).backward()
+        minimised = loss
+        if self.skipper and batch.weights is not None:
+            minimised = self.skipper.weighted(losses_BN, batch.weights)
+        terms = self.objective.auxiliary_losses(self.step / self.recipe.steps)
+        measured = {name: float(term.detach()) for name, term in terms.items()}
+        measured.update(self.objective.measurements())
+        with self.objective.compiling(), self.clock.device_phase("backward"):
+            spread(share * sum(terms.values(), minimised)).backward()
         self.objective.auxiliary_losses(1.0)  # blocks that are computed again for backward leave theirs again
-        return loss.detach()
+        return losses_BN.detach().mean(1), measured
 
     def update(self) -> None:
         """Take the optimizer's step along the gradient and forget the gradient."""
-        self.optimizer.step()
+        with scaled_rates(self.optimizer, self.recovery.rate_factor):
+            self.optimizer.step()
         remedy = f"training.lr is {self.recipe.training.lr}, try a lower one"
         self.check_parameters("after the update of", remedy)
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def account(self, batch: Batch, loss: Tensor, norm: float, seconds: float) -> None:
-        """Note what the step saw and charge what it cost."""
-        self.seen[batch.ids] = True
-        self.loss_sum += loss.double().cpu()
-        self.loss_steps += 1
-        self.logged["grad_norm"] = norm
+    def learn(self, batch: Batch, loss: Tensor | None) -> None:
+        """Let the skipper see the losses that the windows of all ranks had."""
+        if self.skipper and batch.choice and loss is not None:
+            losses_B = torch.cat(self.world.gather(self.window_losses))
+            self.skipper.observe(batch.choice, losses_B.double().cpu().numpy())
+
+    def account(self, batch: Batch, loss: Tensor | None, norm: float, seconds: float) -> None:
+        """Note what the step learnt from, and charge what it cost; `loss` is None where no pass was made."""
+        learnt = math.isfinite(norm)
+        if learnt:
+            self.logged["grad_norm"] = norm
+        if learnt and loss is not None:
+            self.seen[batch.ids] = True
+            self.loss_sum += loss.double().cpu()
+            self.loss_steps += 1
         self.seconds += seconds
-        windows = len(batch.ids)
-        reused = self._over_ranks(self.logged.get("activations_reused"))
-        flops = self.step_cost.flops(self.objective.length, self.logged.get("depth"), reused)
-        self.ledger.charge(
-            "training", flops=flops * windows, tokens=windows * self.recipe.window, seconds=seconds
+        if self.skipper and batch.choice:
+            seconds -= self.skipper.charge(self.ledger, self.recipe.window, self.world.size)
+        if self.cache:
+            spent = self.cache.spent()
+            self.ledger.charge("gradient_cache", **asdict(spent))
+            seconds -= spent.seconds
+        if learnt:
+            self.ledger.charge("optimizer", flops=self.optimizer_flops)
+        windows = 0 if loss is None else len(batch.ids)
+        self.reused = self._over_ranks(self.logged.get("activations_reused"))
+        self.model_flops += self.step_flops(windows, recomputed=False)
+        flops, tokens = self.step_flops(windows), windows * self.recipe.window
+        self.ledger.charge("training", flops=flops, tokens=tokens, seconds=seconds)
+        if windows and (compressing := self.parallel.compression_flops()):
+            self.ledger.charge("gradient_compression", flops=compressing)
+
+    def step_flops(self, windows: int, recomputed: bool = True) -> float:
+        """FLOPs of a forward and backward pass, with what activation checkpointing computes again."""
+        return windows * self.step_cost.flops(
+            self.objective.length, self.logged.get("depth"), self.reused, recomputed=recomputed
         )
-        self.ledger.charge("optimizer", flops=self.optimizer_flops)
 
     def _over_ranks(self, share: float | None) -> float:
         """The mean over the ranks of what each measured, 0 where it is off."""
         if share is None:
             return 0.0
-        return self.world.total(torch.tensor([share], dtype=torch.float64)).item() / self.world.size
+        return self.world.total(torch.tensor([share], device=self.device)).item() / self.world.size
 
-    def _option_terms(self) -> dict[str, Tensor]:
-        """What the model's options add to the loss; they and what the options measured go to the log."""
-        terms = self.objective.auxiliary_losses(self.step / self.recipe.steps)
-        self.logged.update({name: float(term.detach()) for name, term in terms.items()})
-        self.logged.update(self.objective.measurements())
-        return terms
+    def _settle(self) -> Cost | None:
+        """The pass before the first step, where DDP needs one, and what it costs all ranks."""
+        if not self.parallel.settles:
+            return None
+        started = time.perf_counter()
+        rows = -(-self.recipe.batch_windows // (self.world.size * self.recipe.training.accumulate))
+        first = np.arange(min(rows, len(self.data.train)))
+        batch = windows_of(self.data, first, first, self.device)
+        self.parallel.settle(self.objective, batch.tokens, batch.reference)
+        windows = len(first) * self.world.size
+        flops = windows * self.step_cost.flops(self.objective.length, None)
+        return Cost(flops, windows * self.recipe.window, time.perf_counter() - started)
 
-    def _check_finite(self, loss: float, norm: float) -> None:
-        if math.isfinite(loss) and math.isfinite(norm):
-            return
-        named = self.model.named_parameters()
-        bad = first_non_finite((name, p.grad) for name, p in named if p.grad is not None)
-        raise UserError(
-            f"training diverged at step {self.step}: loss {loss}, gradient norm {norm}, first at "
-            f"{bad or 'the loss'}; training.lr is {self.recipe.training.lr}: try a lower one"
-        )
+    def charge_settling(self) -> None:
+        if self.settling:
+            self.ledger.charge("settling", **asdict(self.settling))
+
+    def refuse(self, error: Diverged) -> None:
+        """Leave the step out where the recipe says so, else raise `error`."""
+        if not self.recovery.skips(self.step, error):
+            raise error
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def check_parameters(self, when: str, remedy: str) -> None:
-        """Raise UserError naming the first parameter that is not finite."""
+        """Raise Diverged naming the first parameter that is not finite."""
         if bad := first_non_finite(self.model.named_parameters()):
-            raise UserError(f"parameter {bad} is not finite {when} step {self.step}: {remedy}")
+            raise Diverged(f"parameter {bad} is not finite {when} step {self.step}: {remedy}")
 
     @torch.no_grad()
     def validate(self) -> None:
@@ -254,21 +439,27 @@ class TrainingRun:
         mine = windows[self.world.rank :: self.world.size]
         self.model.eval()
         nats = torch.zeros(1, dtype=torch.float64)
-        for begin in range(0, len(mine), _EVAL_BATCH):
-            tokens = torch.as_tensor(mine[begin : begin + _EVAL_BATCH], dtype=torch.int64, device=self.device)
+        passes = range(0, -(-len(windows) // self.world.size), _EVAL_BATCH)
+        for begin in passes:
+            own = mine[begin : begin + _EVAL_BATCH]
+            given = own if len(own) else windows[:1]  # every rank goes through as many passes as the others
+            tokens = torch.as_tensor(given, dtype=torch.int64, device=self.device)
             with autocast(self.recipe.training, self.device):
                 logits_BNV = self.model(tokens[:, :-1])
-            nats += token_losses(logits_BNV, tokens[:, 1:]).sum(dtype=torch.float64).cpu()
+            losses_BN = token_losses(logits_BNV, tokens[:, 1:])[: len(own)]
+            nats += losses_BN.sum(dtype=torch.float64).cpu()
+        idle = sum(len(windows[rank :: self.world.size]) <= passes[-1] for rank in range(self.world.size))
         tokens_seen = len(windows) * self.recipe.window
         self.validation_loss = float(self.world.total(nats)) / tokens_seen
         self.logged["validation_loss"] = self.validation_loss
         if isinstance(self.schedule, PlateauLR):
             self.schedule.observe_validation(self.validation_loss)
         if self.adjuster:
+            self.batches.drop()  # drawn before the sampler learns of this loss
             self.sampler.advance(self.step, self.adjuster.update(self.validation_loss))
         self.ledger.charge(
             "validation",
-            flops=self.forward_cost.at(self.objective.measurements().get("depth")) * len(windows),
+            flops=self.forward_cost.at(self.objective.measurements().get("depth")) * (len(windows) + idle),
             tokens=tokens_seen,
             seconds=time.perf_counter() - started,
         )
@@ -284,11 +475,18 @@ class TrainingRun:
 
     def log(self) -> None:
         """Write one line: the mean over the steps since the last line, over all ranks."""
-        loss = self.world.total(self.loss_sum.reshape(1).clone()).item() / self.loss_steps / self.world.size
+        total = self.world.total(self.loss_sum.reshape(1).clone()).item()
+        loss = self.logged.get("loss", math.nan)  # where no step had a loss, the last one known
+        if self.loss_steps:
+            loss = total / self.loss_steps / self.world.size
+            if isinstance(self.schedule, LossTrendLR):
+                self.schedule.observe(loss)
         self.loss_sum, self.loss_steps = torch.zeros((), dtype=torch.float64), 0
         self.logged["loss"] = loss
-        if isinstance(self.schedule, LossTrendLR):
-            self.schedule.observe(loss)
+        if self.skipper:
+            self.logged.update(self.skipper.measurements(self.step))
+        if self.cache:
+            self.logged.update(self.cache.measurements())
         steps, seconds = self.step - self._logged_at[0], self.seconds - self._logged_at[1]
         self._logged_at = (self.step, self.seconds)
         if self.reporter:
@@ -296,13 +494,22 @@ class TrainingRun:
                 self.step,
                 tokens=self.tokens,
                 seconds=self.seconds,
-                lr=self.schedule.get_last_lr()[0],
+                lr=self.schedule.get_last_lr()[0] * self.recovery.rate_factor,
                 share=self.sampler.share(self.step),
                 tokens_per_second=steps * self.recipe.batch_windows * self.recipe.window / max(seconds, 1e-9),
                 total_flops=self.ledger.total_flops,
                 **self.logged,
+                **self._telemetry(seconds),
             )
         self.logged = {"loss": loss}
+        self.model_flops = 0.0
+
+    def _telemetry(self, seconds: float) -> dict[str, float]:
+        """Utilisation over `seconds` of training steps, memory, and the share of the time by phase."""
+        peak = peak_flops(self.device, self.recipe.training.precision, torch.get_num_threads())
+        mfu = self.model_flops / max(seconds, 1e-9) / peak / self.world.size
+        times = {f"time_{name}": share for name, share in self.clock.shares().items()}
+        return {"mfu": mfu, **memory(self.device), **times}
 
     @property
     def tokens(self) -> int:
@@ -315,18 +522,21 @@ class TrainingRun:
             validation_loss=self.validation_loss,
             tokens=self.tokens,
             unique_tokens=int(self.seen.sum()) * self.recipe.window,
+            divergences=tuple(self.recovery.events),
         )
 
     @property
     def parts(self) -> dict[str, Stateful]:
         """What keeps a state of its own, by its name in a checkpoint; what is off is absent."""
         parts: dict[str, Stateful | None] = {
-            "model": self.model,
-            "optimizer": self.optimizer,
+            **self.parallel.parts(self.optimizer),
             "schedule": self.schedule,
             "sampler": self.sampler,
             "ledger": self.ledger,
             "adjuster": self.adjuster,
+            "recovery": self.recovery if self.recovery.settings else None,
+            "skipper": self.skipper,
+            "gradient_cache": self.cache,
         }
         return {name: part for name, part in parts.items() if part is not None}
 
@@ -335,7 +545,7 @@ class TrainingRun:
         return {
             **{name: part.state_dict() for name, part in self.parts.items()},
             "step": self.step,
-            "rng": self.world.gather(torch.get_rng_state()),
+            "rng": self.world.gather(rng_state(self.device)),
             "seen": torch.from_numpy(np.packbits(self.seen)),
             "seconds": self.seconds,
             "loss_sums": self.world.gather(self.loss_sum.reshape(1)),
@@ -344,16 +554,26 @@ class TrainingRun:
             "validation_loss": self.validation_loss,
         }
 
+    def save(self, checkpointer: Checkpointer, validation_loss: float | None) -> None:
+        """Have a checkpoint written behind the loop; a collective call."""
+        with self.clock.phase("checkpoint"):
+            state = self.state_dict()
+            if self.world.rank == 0:
+                checkpointer.save_behind(self.step, state, validation_loss)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.batches.drop()
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         self.step = state["step"]
         if self.world.rank < len(state["rng"]):
-            torch.set_rng_state(state["rng"][self.world.rank])
-            self.loss_sum = state["loss_sums"][self.world.rank].reshape(()).clone()
+            set_rng_state(self.device, state["rng"][self.world.rank])
+        sums = torch.cat(state["loss_sums"])  # at another world size their mean, which the log shows
+        self.loss_sum = sums[self.world.rank].clone() if len(sums) == self.world.size else sums.mean()
         self.loss_steps = state["loss_steps"]
         self.seen = np.unpackbits(state["seen"].numpy(), count=len(self.seen)).astype(bool)
         self.seconds = state["seconds"]
         self._logged_at = (self.step, self.seconds)
+        self.model_flops = 0.0
         self.logged = dict(state["logged"])
         self.validation_loss = state["validation_loss"]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from bkray.config import Recipe
 from bkray.model import LanguageModel
-from bkray.training.frozen import FrozenPrefix, freeze
+from bkray.training.frozen import FrozenPrefix
 from bkray.training.hardware import autocast, compile_errors, prepare
 from bkray.training.length import length_at, pieces
 from bkray.training.token_selection import TokenSelector, head_losses
@@ -33,7 +33,6 @@ class Objective(nn.Module):
         self.prefix: FrozenPrefix | None = None
         if layers := recipe.training.freeze:
             assert isinstance(model, LanguageModel)  # the recipe refuses others
-            freeze(model, layers)
             self.prefix = FrozenPrefix(model, layers, recipe.training.activation_cache)
         tokens = recipe.training.token_selection
         self.selection = TokenSelector(tokens, recipe.seed) if tokens else None

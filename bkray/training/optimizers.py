@@ -45,6 +45,16 @@ class Combined(torch.optim.Optimizer):
         self._link()
 
 
+def optimizers_of(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """The optimizers that it is made of."""
+    return optimizer.optimizers if isinstance(optimizer, Combined) else [optimizer]
+
+
+def is_muon(group: dict[str, Any]) -> bool:
+    """Whether a parameter group is Muon's and not AdamW's."""
+    return "momentum" in group
+
+
 def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
     """AdamW for every parameter, or Muon for the matrices and AdamW for the rest.
 

@@ -20,18 +20,19 @@ class StepCost:
     """
 
     def __init__(self, model: nn.Module, window: int, training: Training) -> None:
-        self.model, self.window, self.training = model, window, training
-        self._by_length: dict[int, _Pass] = {}
+        self.window = window
+        lengths = training.length.lengths(window) if training.length else [window]
+        self._by_length = {length: _Pass(model, length, training) for length in lengths}
 
-    def flops(self, length: int, depth: float | None, reused: float = 0.0) -> float:
+    def flops(
+        self, length: int, depth: float | None, reused: float = 0.0, *, recomputed: bool = True
+    ) -> float:
         """FLOPs of one window in pieces of `length` targets.
 
         `depth` is the mean depth in layers (None: all), `reused` the share of the pieces whose frozen layers
-        were not computed.
+        were not computed; `recomputed` counts what activation checkpointing computes again as well.
         """
-        if length not in self._by_length:
-            self._by_length[length] = _Pass(self.model, length, self.training)
-        return self._by_length[length].flops(depth, reused) * (self.window / length)
+        return self._by_length[length].flops(depth, reused, recomputed) * (self.window / length)
 
 
 class _Pass:
@@ -40,7 +41,7 @@ class _Pass:
     def __init__(self, model: nn.Module, length: int, training: Training) -> None:
         self.forward = forward_cost(model, length, training_mode=True)
         self.recomputed = self.prefix = self.head = 0.0
-        if isinstance(model, LanguageModel) and model.checkpointing:
+        if isinstance(model, LanguageModel) and training.activation_checkpointing:
             self.recomputed = recomputed_flops(model, length) / self.forward.full
         if isinstance(model, LanguageModel):
             self.prefix, self.head = _parts(model, length, training.freeze or 0)
@@ -49,8 +50,8 @@ class _Pass:
         if training.token_selection:
             self.head_passes = 1 + training.token_selection.keep * (1 + backward)
 
-    def flops(self, depth: float | None, reused: float) -> float:
-        whole = (3 + self.recomputed) * self.forward.at(depth)
+    def flops(self, depth: float | None, reused: float, recomputed: bool) -> float:
+        whole = (3 + (self.recomputed if recomputed else 0.0)) * self.forward.at(depth)
         return whole - (2 + reused) * self.prefix - (3 - self.head_passes) * self.head
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 from torch import nn
@@ -19,7 +20,7 @@ def interleaved_step_seconds(
 ) -> dict[str, list[float]]:
     """Seconds of `rounds` optimizer steps of every arm, all on the same batches; the arms take turns."""
     runs = {
-        name: TrainingRun(model, data, sampler, recipe, None, Ledger(), None)
+        name: TrainingRun(model, data, copy.deepcopy(sampler), recipe, None, Ledger(), None)
         for name, (model, recipe) in arms.items()
     }
     times: dict[str, list[float]] = {name: [] for name in runs}

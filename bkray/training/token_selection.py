@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from bkray.config.savings import TokenSelection
 from bkray.corpus.schema import row_rng
-from bkray.training.parallel import World
+from bkray.training.world import World
 
 CHUNK = 256
 """Rows whose logits exist at a time."""

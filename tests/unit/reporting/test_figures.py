@@ -20,6 +20,10 @@ METRICS = [
         "seconds": step / 2,
         "loss": 5.0 / step,
         "share": min(1.0, 0.3 + step / 20),
+        "tokens_per_second": 1000.0 + step,
+        "time_forward": 0.25,
+        "time_backward": 0.5,
+        **({"time_validation": 0.2, "time_other": 0.05} if step % 5 == 0 else {"time_other": 0.25}),
         **({"validation_loss": 5.1 / step} if step % 5 == 0 else {}),
     }
     for step in range(1, 31)
@@ -36,6 +40,8 @@ TRIALS = [
 ]
 DRAWN = {
     "loss": lambda: figures.loss_curves(METRICS),
+    "throughput": lambda: figures.throughput(METRICS),
+    "phases": lambda: figures.time_by_phase(METRICS),
     "share": lambda: figures.share_of_data(METRICS),
     "difficulty": lambda: figures.difficulty_histogram(np.linspace(0, 1, 50) ** 2, "rarity"),
     "ledger": lambda: figures.ledger_bars(LEDGER),
@@ -134,6 +140,13 @@ def test_ledger_bars_carry_amounts_and_shares():
     assert "scoring" in shown
 
 
+def test_phases_are_means_over_the_lines_largest_on_top():
+    shown = texts(drawn("phases"))
+    names = [text for text in shown if text in {"forward", "backward", "validation", "other"}]
+    assert names == ["validation", "other", "forward", "backward"]
+    assert {"50.0 %", "25.0 %", "21.0 %", "4.0 %"} == {text for text in shown if text.endswith(" %")}
+
+
 def test_ledger_of_work_that_cost_nothing():
     assert "0" in "".join(texts(figures.ledger_bars({"cache": {"flops": 0.0, "seconds": 0.0}})))
 
@@ -159,6 +172,8 @@ def test_sweep_marks_the_baseline_and_counts_failures():
         figures.loss_curves([]),
         figures.loss_curves([{"step": 1, "loss": None}]),
         figures.share_of_data([{"step": 1, "loss": 2.0}]),
+        figures.throughput([{"step": 1, "loss": 2.0}]),
+        figures.time_by_phase([{"step": 1, "loss": 2.0}]),
         figures.difficulty_histogram([], "rarity"),
         figures.ledger_bars({}),
         figures.comparison_bars({"this model": math.nan}),

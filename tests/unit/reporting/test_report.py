@@ -37,6 +37,7 @@ SUMMARY = {
     "steps": 1000,
     "world_size": 2,
     "seed": 7,
+    "divergences": [{"step": 1234, "what": f"loss {HOSTILE}", "done": "the step was left out"}],
     "versions": {"bkray": "0.1.0"},
 }
 BARE = RunReport("bare", {key: SUMMARY[key] for key in ("held_out", "ledger")}, "name: bare\n")
@@ -52,6 +53,9 @@ FULL = RunReport(
             "loss": 8.0 - step / 20,
             "share": step / 100,
             "tokens_per_second": 10_000.0,
+            "mfu": 0.415,
+            "time_backward": 0.7,
+            "time_other": 0.3,
             **({"validation_loss": 8.1 - step / 20} if step % 25 == 0 else {}),
         }
         for step in range(1, 101)
@@ -65,6 +69,7 @@ FULL = RunReport(
     easiest=[(0.1, "\n  indented\n\n  text"), (0.2, HOSTILE)],
     hardest=[(0.9, "x" * 10_000)],
     samples=[("Return the", " sum of a < b \ud800 and more")],
+    notes=["the gradient cache is off from step 37 on", f"wandb is left out: {HOSTILE}"],
 )
 SWEEP = SweepReport(
     name="curriculum",
@@ -199,8 +204,8 @@ def test_page_is_semantic(html):
     assert ("html", "lang", "en") in page.attributes
     assert ("meta", "name", "viewport") in page.attributes
     assert page.tags.count("h1") == 1
-    assert page.tags.count("figure") == page.tags.count("figcaption") == 5
-    assert page.tags.count("svg") == 7
+    assert page.tags.count("figure") == page.tags.count("figcaption") == 6
+    assert page.tags.count("svg") == 9
     assert "th" in page.tags
     assert "title" in page.tags
 
@@ -232,6 +237,8 @@ def test_tables(html):
     assert page.row("cleaning") == ["cleaning", "900", "97", "3", "1.5 s", "before, reused"]
     assert page.row("windows")[-1] == "in this run"
     assert page.row("empty") == ["empty text", "3"]
+    assert "Model FLOPs utilisation, median41.5 %" in page.text.replace("\n", "")
+    assert page.row("1,234") == ["1,234", f"loss {HOSTILE}", "the step was left out"]
 
 
 def test_texts_are_escaped_and_keep_their_spaces(html):
@@ -240,6 +247,14 @@ def test_texts_are_escaped_and_keep_their_spaces(html):
     assert "quick & <b>start</b>" in Page(html).text
     assert "\n\n  indented\n\n  text</pre>" in html  # a browser drops the first line feed of a <pre>
     assert "sum of a < b ? and more" in Page(html).text  # no UTF-8 for half a surrogate pair
+
+
+def test_what_was_noted_is_shown(html, tmp_path):
+    page = Page(html)
+    assert "Notes" in page.text
+    assert "the gradient cache is off from step 37 on" in page.text
+    assert f"wandb is left out: {HOSTILE}" in page.text
+    assert "Notes" not in Page(written(tmp_path, write_report, BARE)).text
 
 
 def test_long_texts_are_cut_and_say_so(html):
@@ -252,7 +267,8 @@ def test_parts_that_are_absent_leave_no_trace(tmp_path):
     assert_self_contained(html)
     page = Page(html)
     assert page.tags.count("svg") == 1  # the ledger
-    for heading in ("Stages", "Rejected", "Easiest", "Hardest", "Generated", "Versions", "baseline"):
+    absent = ("Stages", "Rejected", "Easiest", "Hardest", "Generated", "Versions", "baseline", "Divergences")
+    for heading in absent:
         assert heading not in page.text
     assert "name: bare" in page.text
 
@@ -342,8 +358,8 @@ def test_a_browser_shows_the_headline_and_every_figure(tmp_path, html):
     command = ["chromium", *flags.split(), profile, path.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     assert '<dd id="bits-per-byte">1.412</dd>' in dom
-    assert dom.count("<svg") == 7
-    assert dom.count("<figure") == 5
+    assert dom.count("<svg") == 9
+    assert dom.count("<figure") == 6
     assert "alert(1)" in dom
     assert "<script" not in dom
     assert_self_contained(dom)

@@ -11,6 +11,8 @@ from bkray.reporting import RunLog
 from bkray.training import Checkpointer, Ledger, WindowData, train
 
 VOCAB, WINDOW = 16, 24
+MEASURED = ("seconds", "tokens_per_second", "time_", "mfu", "memory_bytes")
+"""What a line of the log measures, and no run repeats."""
 
 
 def recipe(**training):
@@ -142,7 +144,7 @@ def test_a_killed_run_ends_bit_equal_to_an_uninterrupted_one(data, tmp_path, opt
     assert ledger.total_flops - lost["flops"] == plain_ledger.total_flops
     timeless = [
         [
-            {k: v for k, v in line.items() if k not in {"seconds", "tokens_per_second", "total_flops"}}
+            {k: v for k, v in line.items() if not k.startswith(MEASURED) and k != "total_flops"}
             for line in RunLog.read(path)
         ]
         for path in (plain_log, log)
@@ -151,6 +153,36 @@ def test_a_killed_run_ends_bit_equal_to_an_uninterrupted_one(data, tmp_path, opt
     assert any(
         line["share"] > 0.3 + 0.7 * line["step"] / 40 + 0.01 for line in timeless[0]
     )  # the adjuster acted
+
+
+@pytest.mark.parametrize("every", [7, 1000])
+def test_a_checkpoint_that_cannot_be_written_stops_the_run_with_a_message(data, tmp_path, every):
+    (tmp_path / "file").write_text("in the way")
+    log = tmp_path / "metrics.jsonl"
+    saver = Checkpointer(tmp_path / "file" / "checkpoints", "key")
+    with pytest.raises(UserError, match=r"step-\d+: the checkpoint could not be written .*Not a directory"):
+        run(recipe(checkpoint_every=every), data, reporter=RunLog(log), checkpointer=saver)
+    assert RunLog.read(log)[-1]["step"] == {7: 12, 1000: 40}[every], "it is said at the next save or the end"
+
+
+def test_every_step_trains_on_what_the_sampler_says_though_it_is_read_ahead(data):
+    """Also right after the adjuster has changed what is available."""
+    settings, seen = recipe(), []
+    torch.manual_seed(0)
+    model = build_model(settings.model, VOCAB)
+    model.embedding.register_forward_hook(
+        lambda module, given, _: seen.append(given[0].clone()) if module.training else None
+    )
+    difficulty = np.random.default_rng(1).random(len(data.train))
+    samplers = [CurriculumSampler(difficulty, 8, settings.steps, start=0.1) for _ in range(2)]
+    adjuster = DifficultyAdjuster(patience=1, acceleration=0.2, min_delta=0.3)
+    train(model, data, samplers[0], settings, adjuster=adjuster)
+    samplers[1].load_state_dict(samplers[0].state_dict())
+    assert len(samplers[0].state_dict()["advances"]) > 1
+    steps = [tokens for tokens in seen if tokens.any()]  # zeros are there to count FLOPs
+    assert len(steps) == settings.steps
+    for step, tokens in enumerate(steps):
+        assert np.array_equal(tokens, data.train[samplers[1].ids(step)][:, :-1]), step
 
 
 def test_options_are_logged_and_resume_bit_equal(data, tmp_path):

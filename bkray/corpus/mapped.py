@@ -1,0 +1,84 @@
+"""Windows as one memory-mapped Arrow file: rows are read by their positions, and nothing is held.
+
+part-*.parquet ─► tokens.arrow, written once, in bounded memory ─► MappedWindows[positions] ─► (B, N + 1)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_BATCH_ROWS = 1024
+
+
+class MappedWindows:
+    """The column `tokens` of an Arrow file as rows (N + 1,) int32; what is read lies in the page cache."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises FileNotFoundError, or pyarrow.ArrowInvalid where the file is not a whole one."""
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        width = reader.schema.field("tokens").type.list_size
+        columns = (reader.get_batch(number)["tokens"] for number in range(reader.num_record_batches))
+        self._batches = [column.flatten().to_numpy().reshape(-1, width) for column in columns]
+        self._starts = np.cumsum([0, *map(len, self._batches)])
+        self._width = width
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, positions: np.ndarray) -> np.ndarray:
+        """Windows (B, N + 1) int32 at `positions` (B,), a copy; IndexError where there is none."""
+        positions = np.asarray(positions)
+        if len(positions) and not 0 <= positions.min() <= positions.max() < len(self):
+            raise IndexError(f"positions {positions.min()} to {positions.max()} of {len(self)} windows")
+        tokens = np.empty((len(positions), self._width), dtype=np.int32)
+        batches = np.searchsorted(self._starts, positions, side="right") - 1
+        for row, (batch, position) in enumerate(zip(batches, positions, strict=True)):
+            tokens[row] = self._batches[batch][position - self._starts[batch]]
+        return tokens
+
+
+def map_windows(parts: Sequence[Path]) -> MappedWindows:
+    """The windows of `parts` in order, through a file beside them that the first caller writes.
+
+    Others who want it meanwhile wait. A kill leaves no file or a whole one; one that is not whole is written
+    again.
+    """
+    path = parts[0].parent / "tokens.arrow"
+    with _alone_in(path.parent):
+        try:
+            return MappedWindows(path)
+        except (FileNotFoundError, pa.ArrowInvalid):
+            _write(parts, path)
+    return MappedWindows(path)
+
+
+def _write(parts: Sequence[Path], path: Path) -> None:
+    partial = path.with_name(f".partial-{path.name}")
+    schema = pa.schema([pq.read_schema(parts[0]).field("tokens")])
+    with open(partial, "wb") as file:
+        with pa.ipc.new_file(file, schema) as writer:
+            for part in parts:
+                for batch in pq.ParquetFile(part).iter_batches(_BATCH_ROWS, columns=["tokens"]):
+                    writer.write_batch(batch.cast(schema))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """No second process that asks for the same folder is in the block at the same time."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

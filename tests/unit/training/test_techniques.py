@@ -1,0 +1,170 @@
+"""What every technique owes: it trains, repeats itself, resumes to the bit, pays its costs; off is absent."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from bkray.config import parse_recipe
+from bkray.curriculum import WeightedSampler
+from bkray.model import build_model
+from bkray.training import Checkpointer, Ledger, WindowData, train
+
+VOCAB, WINDOW, BATCH, STEPS = 16, 24, 8, 40
+TECHNIQUES = {
+    "accumulate": {"accumulate": 2},
+    "activation_cache": {"start_from": "elsewhere", "freeze": 1, "activation_cache": {}},
+    "control_variate": {"gradient_cache": {"kind": "control_variate", "threshold": 0.9}},
+    "every": {"gradient_cache": {"kind": "every", "first_audits": 2, "most_rise": 1.0}},
+    "fall_back": {"on_divergence": "fall_back"},
+    "length": {"length": {"start": 6}},
+    "loss_trend": {"schedule": "loss_trend"},
+    "skip": {"skip": {"share": 0.4}},
+    "stale": {"gradient_cache": {"kind": "stale", "threshold": 0.9, "first_audits": 2}},
+    "token_selection": {"token_selection": {"keep": 0.6}},
+    "wsd": {"schedule": "wsd"},
+}
+TECHNIQUES["together"] = {
+    "schedule": "loss_trend",
+    "accumulate": 2,
+    "length": {"start": 6},
+    "skip": {"share": 0.4},
+    "token_selection": {"keep": 0.6},
+    "gradient_cache": {"kind": "control_variate", "threshold": 0.9},
+    "on_divergence": "skip",
+    "precision": "bf16",
+    "activation_checkpointing": True,
+}
+CHARGED = {
+    "control_variate": "gradient_cache",
+    "every": "gradient_cache",
+    "skip": "predictor",
+    "stale": "gradient_cache",
+    "together": "predictor",
+}
+each = pytest.mark.parametrize("name", TECHNIQUES)
+
+
+def recipe(**training):
+    model = {"kind": "resnet_bk", "d_model": 32, "n_layers": 2, "n_heads": 4}
+    often = {"checkpoint_every": 10, "eval_every": 10, "log_every": 5, "keep_checkpoints": 9}
+    size = {"tokens": STEPS * BATCH * WINDOW, "batch_tokens": BATCH * WINDOW, "workers": 1, "lr": 1e-2}
+    return parse_recipe(
+        {
+            "name": "t",
+            "corpus": {"kind": "docstrings"},
+            "window": WINDOW,
+            "model": model,
+            "training": {**size, **often, **training},
+        }
+    )
+
+
+def windows(count, seed):
+    """A language that can be learnt: every token follows from the last, but for some noise."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, VOCAB, (count, WINDOW + 1), dtype=np.int32)
+    for position in range(WINDOW):
+        follows = rng.random(count) < 0.9
+        tokens[follows, position + 1] = (5 * tokens[follows, position] + 3) % VOCAB
+    return tokens
+
+
+TRAINING = windows(64, 0)
+REFERENCE = np.random.default_rng(2).random((64, WINDOW)).astype(np.float16)
+DATA = WindowData(TRAINING, windows(16, 1), REFERENCE)
+SCORES = np.random.default_rng(3).random((2, 64)) + 0.1
+
+
+def run(settings, checkpoints=None):
+    """The trained weights, the result and the ledger; the weighted sampler is a technique as well."""
+    torch.manual_seed(settings.seed)
+    model = build_model(settings.model, VOCAB)
+    sampler = WeightedSampler(
+        *SCORES, BATCH, STEPS, pass_share=0.8, strengths=(0.0, 1.0), start=0.5, seed=settings.seed
+    )
+    ledger = Ledger()
+    result = train(
+        model,
+        DATA,
+        sampler,
+        settings,
+        ledger=ledger,
+        checkpointer=Checkpointer(checkpoints, "key", 9) if checkpoints else None,
+    )
+    return model.state_dict(), result, ledger
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def costs(ledger):
+    return {kind: (row["flops"], row["tokens"]) for kind, row in ledger.table().items()}
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return run(recipe())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """What a technique gives, trained once: its run, and the folder of its checkpoints."""
+    done = {}
+
+    def of(name):
+        if name not in done:
+            folder = tmp_path_factory.mktemp(name)
+            done[name] = (*run(recipe(**TECHNIQUES[name]), folder), folder)
+        return done[name]
+
+    return of
+
+
+@each
+def test_it_trains_and_does_something(trained, plain, name):
+    weights, result, ledger, _ = trained(name)
+    assert result.steps == STEPS
+    assert result.validation_loss < 0.95 * np.log(VOCAB)
+    if name == "fall_back":
+        return  # nothing diverges here
+    assert not same(weights, plain[0])
+    if name in CHARGED:
+        assert ledger.table()[CHARGED[name]]["flops"] > 0
+
+
+@each
+def test_a_resumed_run_ends_with_the_same_bits_and_costs(trained, tmp_path, name):
+    weights, result, ledger, folder = trained(name)
+    for step in (10, 20):
+        shutil.copytree(folder / f"step-{step:08d}", tmp_path / f"step-{step:08d}")
+    again = run(recipe(**TECHNIQUES[name]), tmp_path)
+    assert same(again[0], weights)
+    assert again[1] == result
+    if name == "activation_cache":  # what was kept is gone: it is computed, and charged, once more
+        assert again[2].total_flops > ledger.total_flops
+    else:
+        assert costs(again[2]) == costs(ledger)
+
+
+@each
+def test_a_repeated_run_is_the_same(trained, tmp_path, name):
+    weights, result, ledger, _ = trained(name)
+    again = run(recipe(**TECHNIQUES[name]), tmp_path)
+    assert same(again[0], weights)
+    assert again[1] == result
+    assert costs(again[2]) == costs(ledger)
+
+
+def test_off_is_absent(plain, tmp_path):
+    keys = {key for settings in TECHNIQUES.values() for key in settings}
+    off = {key: None for key in keys if recipe().training.model_fields[key].default is None}
+    assert {"gradient_cache", "skip", "length", "token_selection", "on_divergence"} <= off.keys()
+    weights, result, ledger = run(recipe(**off), tmp_path)
+    assert same(weights, plain[0])
+    assert result == plain[1]
+    assert costs(ledger) == costs(plain[2])
+    state = Checkpointer(tmp_path, "key").load()
+    assert not state.keys() & {"skipper", "gradient_cache", "recovery", "average"}
