@@ -13,7 +13,7 @@ from bkray.curriculum import CurriculumSampler
 from bkray.model import build_model
 from bkray.reporting import RunLog
 from bkray.training import Checkpointer, Ledger, WindowData, train
-from bkray.training.frozen import FrozenPrefix, RowCache
+from bkray.training.frozen import FrozenPrefix, RowCache, freeze
 from bkray.training.objective import Objective
 from bkray.training.step_cost import StepCost
 
@@ -85,6 +85,8 @@ def test_what_is_charged_is_the_share_that_autograd_computes(model):
     for layers in (None, 2):
         settings = recipe(model, freeze=layers)
         network = lively(settings, 200)
+        if layers:
+            freeze(network, layers)
         objective = Objective(network, settings)
         with FlopCounterMode(display=False) as counter:
             objective(torch.from_numpy(DATA[:1]).long()).mean().backward()
