@@ -33,9 +33,9 @@ def test_a_run_starts_from_another_and_selects_tokens_by_the_proxy(small, tmp_pa
         f"training.start_from={started.relative_to(tmp_path)}",
         "training.freeze=1",
         "training.activation_cache={where: disk}",
-        "training.length={start: 24}",
+        "training.length={start: 24, until: 0.1}",
         "training.token_selection={keep: 0.5}",
-        "training.tokens=32_000",
+        "training.tokens=40_000",
     ]
     done = run(load_recipe(small, [*PLAIN, *model, *second]), tmp_path / "second")
     training_set = read_columns(done.artifacts["training_set"].parts, ["tokens", "reference_loss"])
@@ -51,4 +51,4 @@ def test_a_run_starts_from_another_and_selects_tokens_by_the_proxy(small, tmp_pa
     assert done.artifacts["scored"].manifest["ledger"]["scoring"]["flops"] > 0
     lines = RunLog.read(done.folder / "metrics.jsonl")
     assert (lines[0]["length"], lines[-1]["length"]) == (24, 48)
-    assert lines[-1]["activations_reused"] > 0
+    assert max(line["activations_reused"] for line in lines) > 0
