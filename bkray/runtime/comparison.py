@@ -254,7 +254,8 @@ def _time_steps(runs: list[Run], rounds: int) -> dict[str, list[float]]:
     sampler = CurriculumSampler(np.zeros(len(tokens)), batch, rounds + 10, start=1.0, seed=runs[0].seed)
     for run in runs:
         shutil.rmtree(run.folder, ignore_errors=True)
-    return interleaved_step_seconds(arms, WindowData(tokens, tokens[:0]), sampler, rounds)
+    reference = np.zeros_like(tokens[:, 1:], dtype=np.float16)  # which tokens are kept takes no other time
+    return interleaved_step_seconds(arms, WindowData(tokens, tokens[:0], reference), sampler, rounds)
 
 
 def _relative_time(seconds: dict[str, list[float]], arm: str, reference: str) -> float:

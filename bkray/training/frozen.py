@@ -47,6 +47,7 @@ class FrozenPrefix:
         self.reused = 0.0
         """Share of the rows of the last call that were found."""
         self._versions: list[int] = []
+        self._digest = b""
 
     @torch.no_grad()
     def __call__(self, tokens_RN: Tensor) -> Tensor:
@@ -72,11 +73,17 @@ class FrozenPrefix:
         return torch.cat([self.model.stream(part, self.layers) for part in parts])
 
     def _forget_if_changed(self, cache: RowCache) -> None:
-        parameters = (p for module in _frozen(self.model, self.layers) for p in module.parameters())
+        """Empty the cache of other weights; they are read only after something was written to them."""
+        parameters = [p for module in _frozen(self.model, self.layers) for p in module.parameters()]
         versions = [parameter._version for parameter in parameters]
-        if versions != self._versions:
+        if versions == self._versions:
+            return
+        digest = hashlib.blake2b()
+        for parameter in parameters:
+            digest.update(parameter.cpu().contiguous().view(torch.uint8).numpy().data)
+        if digest.digest() != self._digest:
             cache.clear()
-        self._versions = versions
+        self._versions, self._digest = versions, digest.digest()
 
 
 class RowCache:

@@ -177,6 +177,9 @@ def test_a_change_of_the_frozen_weights_empties_the_cache(change):
     tokens = torch.from_numpy(DATA[:6, :-1]).long()
     before = kept(tokens)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(state)
+    assert torch.equal(kept(tokens), before)
+    assert kept.reused == 1  # the same weights again are no change
     model.load_state_dict({**state, change: state[change] + 0.1})
     after = kept(tokens)
     assert kept.reused == 0
