@@ -130,6 +130,17 @@ def state_bytes(settings):
     return sum(local(t).nbytes for state in states for t in state.values() if t.ndim)
 
 
+def sendings():
+    """How often gradients were sent in two steps of three micro-batches."""
+    settings = recipe(accumulate=3, gradient_compression="powersgd")
+    model, data, sampler, _ = parts(settings)
+    run = TrainingRun(model, data, sampler, settings, None, Ledger(), None)
+    before = run.parallel.low_rank.state.iter
+    run.train_step()
+    run.train_step()
+    return run.parallel.low_rank.state.iter - before
+
+
 def broken(kind):
     """What every rank says of a parameter that is not finite in the share of one rank."""
     model, *others = parts(recipe(parallel=kind))
@@ -184,6 +195,7 @@ def runs(size, folder):
             yield f"{kind}, {name}", functools.partial(trained, settings)
         yield f"{kind}, accumulated", functools.partial(trained, recipe(parallel=kind, accumulate=3))
         yield f"{kind}, broken", functools.partial(broken, kind)
+    yield "sendings", sendings
     for kind in ("fp16", "bf16"):
         yield f"{kind}, through", functools.partial(trained, recipe(gradient_compression=kind))
     buckets = recipe(bucket_mb=0.001, gradient_as_bucket_view=False)
@@ -322,6 +334,7 @@ def test_options_and_hardware_train_alike(two, kind, option):
 @pytest.mark.parametrize("kind", KINDS)
 def test_accumulated_micro_batches_are_the_whole_step(two, kind):
     assert distance(two[f"{kind}, accumulated"], two["ddp, through"]) < 1e-6
+    assert two["sendings"] == 2
     losses = two["ddp, through"]["losses"]
     np.testing.assert_allclose(two[f"{kind}, accumulated"]["losses"], losses, atol=1e-6)
 
