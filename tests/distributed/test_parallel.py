@@ -141,6 +141,17 @@ def sendings():
     return run.parallel.low_rank.state.iter - before
 
 
+def low_rank_buckets():
+    """How many buckets a model has whose gradients fill more than DDP's first, of 1 MiB."""
+    settings = recipe({"d_model": 64, "n_layers": 6}, gradient_compression={"kind": "powersgd", "start": 0})
+    model, data, sampler, _ = parts(settings)
+    assert sum(parameter.nbytes for parameter in model.parameters()) > 2**20
+    run = TrainingRun(model, data, sampler, settings, None, Ledger(), None)
+    run.train_step()
+    run.train_step()
+    return len(run.parallel.low_rank.state.error_dict)
+
+
 def broken(kind):
     """What every rank says of a parameter that is not finite in the share of one rank."""
     model, *others = parts(recipe(parallel=kind))
@@ -196,6 +207,7 @@ def runs(size, folder):
         yield f"{kind}, accumulated", functools.partial(trained, recipe(parallel=kind, accumulate=3))
         yield f"{kind}, broken", functools.partial(broken, kind)
     yield "sendings", sendings
+    yield "low-rank buckets", low_rank_buckets
     for kind in ("fp16", "bf16"):
         yield f"{kind}, through", functools.partial(trained, recipe(gradient_compression=kind))
     buckets = recipe(bucket_mb=0.001, gradient_as_bucket_view=False)
@@ -317,6 +329,11 @@ def test_low_rank_compression_starts_late_and_is_charged(world):
     assert result["flops"]["gradient_compression"] % (6 * size * np.gcd.reduce(plain)) == 0
     assert result["flops"]["settling"] > 0
     assert first["errors"] == [1.0, 1.0]
+
+
+def test_low_rank_compression_sends_in_one_order(world_of_2):
+    """With several buckets gloo's threads would send the next part of whichever got its answer first."""
+    assert world_of_2[2][0]["low-rank buckets"] == 1
 
 
 @pytest.fixture(scope="module")
