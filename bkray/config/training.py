@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from bkray.config.divergence import OnDivergence
 from bkray.config.gradient_cache import GradientReuse
-from bkray.config.parallel import GradientCompression
+from bkray.config.parallel import GradientCompression, PowerSGD
 from bkray.config.savings import ActivationCache, Length, TokenSelection
 from bkray.config.schedule import OneCycle, PlainSchedule, Schedule
 from bkray.config.section import Count, Section
@@ -101,6 +101,11 @@ class Training(Section):
             raise ValueError(
                 f"{given}: training.parallel fsdp2 sends gradients without the buckets of DDP: remove it or "
                 "set training.parallel to ddp or zero1"
+            )
+        if self.bucket_mb and isinstance(self.gradient_compression, PowerSGD):
+            raise ValueError(
+                "training.bucket_mb has no effect: training.gradient_compression powersgd sends all "
+                "gradients in one bucket: remove one of the two"
             )
         if self.compile and self.parallel == "fsdp2":
             raise ValueError(

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from bkray.config.parallel import PowerSGD
 from bkray.config.training import Training
 from bkray.training import fsdp2
-from bkray.training.compression import LowRank, compress
+from bkray.training.compression import ONE_BUCKET, LowRank, compress
 from bkray.training.flops import optimizer_flops
 from bkray.training.objective import Objective
 from bkray.training.optimizers import build_optimizer
@@ -45,13 +46,14 @@ class Parallel:
         """`module`, whose parameters are those of `model`, its gradients averaged over the ranks."""
         if self.kind not in {"ddp", "zero1"}:
             return module
+        compression = self.training.gradient_compression
         self._ddp = DistributedDataParallel(
             module,
-            bucket_cap_mb=self.training.bucket_mb,
+            bucket_cap_mb=ONE_BUCKET if isinstance(compression, PowerSGD) else self.training.bucket_mb,
             gradient_as_bucket_view=self.training.gradient_as_bucket_view,
         )
-        if self.training.gradient_compression:
-            self.low_rank = compress(self._ddp, self.training.gradient_compression, self._steps)
+        if compression:
+            self.low_rank = compress(self._ddp, compression, self._steps)
         return self._ddp
 
     @property

@@ -130,10 +130,35 @@ def state_bytes(settings):
     return sum(local(t).nbytes for state in states for t in state.values() if t.ndim)
 
 
-def diverged(kind):
-    settings = recipe(parallel=kind, optimizer="adamw", lr=1e39, schedule="constant", warmup=0.0)
+def sendings():
+    """How often gradients were sent in two steps of three micro-batches."""
+    settings = recipe(accumulate=3, gradient_compression="powersgd")
+    model, data, sampler, _ = parts(settings)
+    run = TrainingRun(model, data, sampler, settings, None, Ledger(), None)
+    before = run.parallel.low_rank.state.iter
+    run.train_step()
+    run.train_step()
+    return run.parallel.low_rank.state.iter - before
+
+
+def low_rank_buckets():
+    """How many buckets a model has whose gradients fill more than DDP's first, of 1 MiB."""
+    settings = recipe({"d_model": 64, "n_layers": 6}, gradient_compression={"kind": "powersgd", "start": 0})
+    model, data, sampler, _ = parts(settings)
+    assert sum(parameter.nbytes for parameter in model.parameters()) > 2**20
+    run = TrainingRun(model, data, sampler, settings, None, Ledger(), None)
+    run.train_step()
+    run.train_step()
+    return len(run.parallel.low_rank.state.error_dict)
+
+
+def broken(kind):
+    """What every rank says of a parameter that is not finite in the share of one rank."""
+    model, *others = parts(recipe(parallel=kind))
+    with torch.no_grad():
+        model.embedding.weight[0, 0] = torch.nan
     with pytest.raises(UserError) as error:
-        train(*parts(settings))
+        train(model, *others)
     return str(error.value)
 
 
@@ -180,7 +205,9 @@ def runs(size, folder):
             settings = recipe(option, steps=3, parallel=kind, **training)
             yield f"{kind}, {name}", functools.partial(trained, settings)
         yield f"{kind}, accumulated", functools.partial(trained, recipe(parallel=kind, accumulate=3))
-        yield f"{kind}, diverged", functools.partial(diverged, kind)
+        yield f"{kind}, broken", functools.partial(broken, kind)
+    yield "sendings", sendings
+    yield "low-rank buckets", low_rank_buckets
     for kind in ("fp16", "bf16"):
         yield f"{kind}, through", functools.partial(trained, recipe(gradient_compression=kind))
     buckets = recipe(bucket_mb=0.001, gradient_as_bucket_view=False)
@@ -304,6 +331,11 @@ def test_low_rank_compression_starts_late_and_is_charged(world):
     assert first["errors"] == [1.0, 1.0]
 
 
+def test_low_rank_compression_sends_in_one_order(world_of_2):
+    """With several buckets gloo's threads would send the next part of whichever got its answer first."""
+    assert world_of_2[2][0]["low-rank buckets"] == 1
+
+
 @pytest.fixture(scope="module")
 def two(world_of_2):
     """Rank 0's results of what is tried with two ranks only."""
@@ -319,15 +351,15 @@ def test_options_and_hardware_train_alike(two, kind, option):
 @pytest.mark.parametrize("kind", KINDS)
 def test_accumulated_micro_batches_are_the_whole_step(two, kind):
     assert distance(two[f"{kind}, accumulated"], two["ddp, through"]) < 1e-6
+    assert two["sendings"] == 2
     losses = two["ddp, through"]["losses"]
     np.testing.assert_allclose(two[f"{kind}, accumulated"]["losses"], losses, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_divergence_has_the_same_name_everywhere(two, kind):
-    assert two[f"{kind}, diverged"].startswith(
-        "parameter embedding.weight is not finite after the update of step 0"
-    )
+def test_every_rank_names_what_is_not_finite_on_one(world_of_2, kind):
+    for results in world_of_2[2]:
+        assert "parameter embedding.weight is not finite before step 0" in results[f"{kind}, broken"]
 
 
 def test_gradients_of_16_bits_are_rounded_and_buckets_change_nothing(two):

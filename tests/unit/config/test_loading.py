@@ -52,6 +52,10 @@ def test_an_unknown_kind_names_the_nearest():
             {"training": {"parallel": "fsdp2", "bucket_mb": 1, "gradient_as_bucket_view": False}},
             "training.bucket_mb, training.gradient_as_bucket_view: training.parallel fsdp2 sends gradients",
         ),
+        (
+            {"training": {"bucket_mb": 1, "gradient_compression": "powersgd"}},
+            "training.bucket_mb has no effect: training.gradient_compression powersgd",
+        ),
         ({"training": {"parallel": "fsdp2", "compile": True}}, "is not one graph: remove it or set"),
         ({"model": {"kind": "resnet_bk", "d_model": 100}}, "d_model 100 must be a multiple of n_heads 16"),
         ({"model": {"kind": "transformer", "d_model": 20, "n_heads": 4}}, "heads of odd width"),
