@@ -18,6 +18,13 @@ class Profile(Section):
     steps: Count = 5
 
 
+class Average(Section):
+    """An exponential moving average of the weights, which validation, evaluation and export then use."""
+
+    decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
+    """What is kept at each step; less in the first ones."""
+
+
 class Training(Section):
     tokens: Annotated[int, Field(ge=1)] = 2_000_000
     """Target tokens seen in all."""
@@ -32,6 +39,7 @@ class Training(Section):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     clip: Annotated[float, Field(gt=0.0)] = 1.0
     """Largest norm of the gradient."""
+    average: Average | None = None
     workers: Annotated[int, Field(ge=1)] = 2
     parallel: Literal["ddp"] = "ddp"
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -23,13 +23,14 @@ from bkray.config.divergence import FallBack
 from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
 from bkray.model import LanguageModel
 from bkray.training.ahead import Ahead
+from bkray.training.averaging import AVERAGING_FLOPS, averaged
 from bkray.training.checkpoint import Checkpointer
 from bkray.training.divergence import Diverged, Recovery, fall_back, refusal, scaled_rates, spread
 from bkray.training.finite import first_non_finite
 from bkray.training.flops import forward_cost, optimizer_flops, recomputed_flops
 from bkray.training.hardware import autocast
 from bkray.training.ledger import Ledger
-from bkray.training.objective import Objective, token_losses
+from bkray.training.objective import Objective, measurements, token_losses
 from bkray.training.optimizers import build_optimizer
 from bkray.training.parallel import World
 from bkray.training.profiling import Tracer
@@ -120,6 +121,8 @@ def train(
 ) -> TrainResult:
     """Train `model` in place for `recipe.steps` steps, going on from the newest checkpoint if there is one.
 
+    At the end it holds the average of the weights where `training.average` asks for one.
+
     Every rank of an initialised process group calls this with the same arguments; only rank 0's reporter is
     used. Raises UserError where loss, gradient or a parameter is not finite, unless
     `training.on_divergence` says what to do; ValueError where that needs checkpoints and there are none, or
@@ -144,6 +147,8 @@ def train(
     finally:
         if checkpointer:
             checkpointer.wait()
+    if run.average:
+        model.load_state_dict(run.average.module.state_dict())
     return run.result()
 
 
@@ -201,6 +206,7 @@ class TrainingRun:
         self.recomputed = 0.0
         if isinstance(model, LanguageModel) and recipe.training.activation_checkpointing:
             self.recomputed = recomputed_flops(model, recipe.window) / self.training_cost.full
+        self.average = averaged(model, recipe.training.average) if recipe.training.average else None
         self.optimizer = build_optimizer(model, recipe.training)
         self.optimizer_flops = optimizer_flops(self.optimizer) * self.world.size
         self.schedule = build_schedule(self.optimizer, recipe.training, recipe.steps)
@@ -267,6 +273,8 @@ class TrainingRun:
             self.optimizer.step()
         remedy = f"training.lr is {self.recipe.training.lr}, try a lower one"
         self.check_parameters("after the update of", remedy)
+        if self.average:
+            self.average.update_parameters(self.model)
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -284,6 +292,9 @@ class TrainingRun:
         self.ledger.charge("training", flops=flops, tokens=windows * self.recipe.window, seconds=seconds)
         if loss is not None:
             self.ledger.charge("optimizer", flops=self.optimizer_flops)
+            if self.average:
+                count = sum(parameter.numel() for parameter in self.model.parameters())
+                self.ledger.charge("averaging", flops=AVERAGING_FLOPS * count * self.world.size)
 
     def step_flops(self, windows: int) -> float:
         """FLOPs of a forward and backward pass, and of what is computed again for it."""
@@ -317,12 +328,13 @@ class TrainingRun:
         started = time.perf_counter()
         windows = self.data.validation[: self.recipe.training.eval_windows]
         mine = windows[self.world.rank :: self.world.size]
-        self.model.eval()
+        model = self.average.module if self.average else self.model
+        model.eval()
         nats = torch.zeros(1, dtype=torch.float64)
         for begin in range(0, len(mine), _EVAL_BATCH):
             tokens = torch.as_tensor(mine[begin : begin + _EVAL_BATCH], dtype=torch.int64, device=self.device)
             with autocast(self.recipe.training, self.device):
-                logits_BNV = self.model(tokens[:, :-1])
+                logits_BNV = model(tokens[:, :-1])
             nats += token_losses(logits_BNV, tokens[:, 1:]).sum(dtype=torch.float64).cpu()
         tokens_seen = len(windows) * self.recipe.window
         self.validation_loss = float(self.world.total(nats)) / tokens_seen
@@ -334,7 +346,7 @@ class TrainingRun:
             self.sampler.advance(self.step, self.adjuster.update(self.validation_loss))
         self.ledger.charge(
             "validation",
-            flops=self.forward_cost.at(self.objective.measurements().get("depth")) * len(windows),
+            flops=self.forward_cost.at(measurements(model).get("depth")) * len(windows),
             tokens=tokens_seen,
             seconds=time.perf_counter() - started,
         )
@@ -404,6 +416,7 @@ class TrainingRun:
             "sampler": self.sampler,
             "ledger": self.ledger,
             "adjuster": self.adjuster,
+            "average": self.average,
             "recovery": self.recovery if self.recovery.settings else None,
         }
         return {name: part for name, part in parts.items() if part is not None}

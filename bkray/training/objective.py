@@ -40,10 +40,15 @@ class Objective(nn.Module):
 
     def measurements(self) -> dict[str, float]:
         """What the model's options measured in the last pass, on this rank."""
-        return options.measurements() if (options := self._options) else {}
+        return measurements(self._given[0])
 
     def compiling(self) -> AbstractContextManager[None]:
         return compile_errors() if self.settings.compile else nullcontext()
+
+
+def measurements(model: nn.Module) -> dict[str, float]:
+    """What the options of `model` measured in its last pass."""
+    return model.measurements() if isinstance(model, LanguageModel) else {}
 
 
 def token_losses(logits_BNV: Tensor, targets_BN: Tensor) -> Tensor:
