@@ -153,6 +153,18 @@ def compare(
 
 @app.command()
 @exit_codes()
+def fetch(
+    what: Annotated[str, typer.Argument(metavar="wordnet", help="what to download")],
+    index: Annotated[str | None, typer.Option(help="URL of a mirror's index.xml (default: nltk's)")] = None,
+) -> None:
+    """Download word data once, for augmentation synonym; every node of a cluster reads it from NLTK_DATA."""
+    from bkray.augmentation.fetch import fetch
+
+    typer.echo(fetch(what, index))
+
+
+@app.command()
+@exit_codes()
 def doctor() -> None:
     """Check this machine: versions, cores, memory, disk, and whether Ray starts and works."""
     from bkray.runtime.doctor import examine

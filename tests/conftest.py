@@ -47,6 +47,7 @@ def small(tmp_path, texts):
         "proxy": {"d_model": 16, "n_layers": 1, "tokens": 8000},
         "selection": {"kind": "entropy", "keep": 0.7},
         "curriculum": {"pacing": "root", "start": 0.3, "adjuster": {"patience": 1}},
+        "sampling": {"weight": "rarity", "share": 0.8},
         "model": {"kind": "resnet_bk", "d_model": 32, "n_layers": 1},
         "training": {
             "tokens": 20_000,
@@ -55,6 +56,7 @@ def small(tmp_path, texts):
             "eval_windows": 16,
             "checkpoint_every": 10,
             "trackers": ["tensorboard"],
+            "skip": {"share": 0.2},
         },
         "samples": {"prompts": ["the scan"], "tokens": 12},
     }

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel
 
-from bkray.config.preparation import Deletion, Swap
 from bkray.corpus.schema import DOCUMENTS, row_rng, stable_id
 
 _GAP = re.compile(r"(\s+)")
@@ -101,14 +98,3 @@ class RandomSwap(WordAugmentation):
                 left, right = 2 * word, 2 * word + 2
                 parts[left], parts[right] = parts[right], parts[left]
                 moved = word + 1
-
-
-AUGMENTATIONS: dict[type[BaseModel], Callable[[float, int], WordAugmentation]] = {
-    Deletion: RandomDeletion,
-    Swap: RandomSwap,
-}
-
-
-def build_augmentation(section: Deletion | Swap, seed: int) -> WordAugmentation:
-    """The augmentation that a recipe's section describes."""
-    return AUGMENTATIONS[type(section)](section.probability, seed)

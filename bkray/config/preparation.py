@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bkray.config.section import Section, Share
 
@@ -32,7 +32,17 @@ class Swap(WordAugmentation):
     probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
 
 
-Augmentation = Annotated[Deletion | Swap, Field(discriminator="kind")]
+class Synonym(WordAugmentation):
+    """Replacement by WordNet synonyms (EDA, arXiv 1901.11196); `bkray fetch wordnet` brings the data."""
+
+    kind: Literal["synonym"]
+    probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """That a word is drawn; a drawn word without a fitting synonym stays."""
+    max_share: Share = 0.3
+    """Share of a document's words that are replaced at most."""
+
+
+Augmentation = Annotated[Deletion | Swap | Synonym, Field(discriminator="kind")]
 
 
 class Difficulty(Section):
@@ -54,6 +64,29 @@ class Selection(Section):
     @property
     def needs_proxy(self) -> bool:
         return self.kind != "random"
+
+
+class Sampling(Section):
+    """Passes that draw only a share of the available windows, those of great weight more often."""
+
+    weight: Literal["compression", "rarity", "loss", "entropy", "least_confidence"]
+    """The score that column `weight` holds."""
+    share: Share = 0.5
+    """Share of the available windows that a pass draws, each once; with 1 only the order changes."""
+    start: float = 1.0
+    """Power of the weight at the first step; 0 is no preference."""
+    end: float = 1.0
+    """Power at the last step; between the two it moves straight."""
+
+    @property
+    def needs_proxy(self) -> bool:
+        return self.weight in ("loss", "entropy", "least_confidence")
+
+    @model_validator(mode="after")
+    def _effective(self) -> Sampling:
+        if self.share == 1.0 and self.start == self.end == 0.0:
+            raise ValueError("share 1 with start 0 and end 0 is plain shuffling: remove it")
+        return self
 
 
 class Proxy(Section):

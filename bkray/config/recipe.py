@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from bkray.config.corpus import AnyCorpus, Cleaning, Corpus, Tokenizer
 from bkray.config.model import GRUModel, ImportModel, Model, ResNetBKModel
-from bkray.config.preparation import Augmentation, Curriculum, Difficulty, Proxy, Selection
+from bkray.config.preparation import Augmentation, Curriculum, Difficulty, Proxy, Sampling, Selection
 from bkray.config.section import Section
 from bkray.config.training import Training
 
@@ -38,6 +38,7 @@ class Recipe(Section):
     selection: Selection | None = None
     proxy: Proxy | None = None
     curriculum: Curriculum | None = None
+    sampling: Sampling | None = None
     model: Model = ResNetBKModel(kind="resnet_bk")
     training: Training = Training()
     samples: Samples | None = Samples()
@@ -54,7 +55,8 @@ class Recipe(Section):
 
     @property
     def needs_proxy(self) -> bool:
-        return any(part is not None and part.needs_proxy for part in (self.difficulty, self.selection))
+        asking = (self.difficulty, self.selection, self.sampling, self.training.token_selection)
+        return any(part is not None and part.needs_proxy for part in asking)
 
     @model_validator(mode="before")
     @classmethod
@@ -65,12 +67,13 @@ class Recipe(Section):
         values = dict(values)
         if values.get("curriculum") is not None and values.get("difficulty") is None:
             values["difficulty"] = {"kind": "compression"}
-        kinds = {
-            part.get("kind")
-            for key in ("difficulty", "selection")
-            if isinstance(part := values.get(key), dict)
-        }
-        if kinds & {"loss", "entropy", "margin", "least_confidence"} and values.get("proxy") is None:
+        named = (("difficulty", "kind"), ("selection", "kind"), ("sampling", "weight"))
+        kinds = {part.get(name) for key, name in named if isinstance(part := values.get(key), dict)}
+        if isinstance(training := values.get("training"), dict):
+            tokens = training.get("token_selection")
+            kinds |= {tokens.get("kind", "reducible")} if isinstance(tokens, dict) else set()
+        model_scores = {"loss", "entropy", "margin", "least_confidence", "reducible"}
+        if kinds & model_scores and values.get("proxy") is None:
             values["proxy"] = {}
         return values
 
@@ -81,8 +84,9 @@ class Recipe(Section):
             faults.append("difficulty has no effect without a curriculum: add one or remove difficulty")
         if self.proxy and not self.needs_proxy:
             faults.append(
-                "proxy has no effect: neither difficulty (loss) nor selection (entropy, margin, "
-                "least_confidence) asks for a model's score"
+                "proxy has no effect: neither difficulty (loss), selection (entropy, margin, "
+                "least_confidence), sampling (loss, entropy, least_confidence) nor training.token_selection "
+                "(reducible) asks for a model's score"
             )
         if self.training.batch_tokens % self.window:
             faults.append(
@@ -94,8 +98,19 @@ class Recipe(Section):
                 f"training.batch_tokens {self.training.batch_tokens} is {self.batch_windows} windows of "
                 f"{self.window}, which training.workers {self.training.workers} cannot share evenly"
             )
+        elif self.training.accumulate > (mine := self.batch_windows // self.training.workers):
+            faults.append(
+                f"training.accumulate {self.training.accumulate} is more than the {mine} windows that "
+                "a worker has of a global batch: lower it or raise training.batch_tokens"
+            )
+        skip = self.training.skip
+        if skip and self.batch_windows and skip.candidates(self.batch_windows) == self.batch_windows:
+            faults.append(
+                f"training.skip.share {skip.share} skips none of a batch of {self.batch_windows} windows: "
+                "raise it or training.batch_tokens"
+            )
         faults += self._unsuitable_hardware()
-        faults += self._profile_beyond_the_end()
+        faults += self._unsuitable_savings() + self._profile_beyond_the_end()
         if isinstance(self.corpus, Corpus) and self.corpus.validation + self.corpus.test > 0.5:
             faults.append("corpus.validation and corpus.test together leave less than half for training")
         if faults:
@@ -128,3 +143,63 @@ class Recipe(Section):
             f"training.profile start {profile.start} and steps {profile.steps} go beyond the {self.steps} "
             f"steps of training.tokens {self.training.tokens}: start earlier or trace fewer"
         ]
+
+    def _unsuitable_savings(self) -> list[str]:
+        faults = []
+        training = self.training
+        if training.length:
+            try:
+                training.length.lengths(self.window)
+            except ValueError as error:
+                faults.append(str(error))
+            if training.compile:
+                faults.append(
+                    "training.compile cannot take training.length, each length of which would be compiled "
+                    "for itself: remove one"
+                )
+        if training.token_selection and training.compile:
+            faults.append(
+                "training.compile cannot take training.token_selection, which computes the head in chunks: "
+                "remove one"
+            )
+        if training.token_selection and isinstance(self.model, ImportModel):
+            faults.append(
+                "training.token_selection cannot take model kind import, whose output head is not known: "
+                "remove it"
+            )
+        if training.start_from and self.tokenizer.changed("vocab_size"):
+            faults.append(
+                "tokenizer.vocab_size has no effect beside training.start_from, whose tokenizer is taken: "
+                "remove it"
+            )
+        for key in ("freeze", "token_selection", "gradient_cache", "average"):
+            if training.parallel == "fsdp2" and getattr(training, key):
+                faults.append(
+                    f"training.{key} cannot take training.parallel fsdp2, which keeps no whole parameter: "
+                    "set it to ddp or zero1"
+                )
+        if training.freeze:
+            faults += self._unsuitable_freeze(training.freeze)
+        elif training.activation_cache:
+            faults.append("training.activation_cache has no effect without training.freeze: remove it")
+        return faults
+
+    def _unsuitable_freeze(self, layers: int) -> list[str]:
+        faults = []
+        what = f"training.freeze {layers}"
+        if not self.training.start_from:
+            faults.append(f"{what} would freeze untrained layers: set training.start_from to a trained model")
+        if self.training.compile:
+            faults.append(f"training.compile cannot take {what}, which runs in two parts: remove one")
+        if isinstance(self.model, ImportModel):
+            return [*faults, f"{what} cannot take model kind import, whose blocks are not known: remove it"]
+        most, reason = self.model.n_layers - 1, f"of model.n_layers {self.model.n_layers}"
+        if isinstance(self.model, ResNetBKModel) and self.model.halting:
+            most = min(most, self.model.halting.first_layer)
+            reason = f"with model.halting.first_layer {self.model.halting.first_layer}"
+        if isinstance(self.model, ResNetBKModel) and self.model.multiscale:
+            most = min(most, *self.model.multiscale.layers)
+            reason = f"with model.multiscale.layers {list(self.model.multiscale.layers)}"
+        if layers > most:
+            faults.append(f"{what} is too many: at most {most} {reason}")
+        return faults

@@ -10,6 +10,11 @@ Share = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
 
 
+def named(value: Any) -> Any:
+    """For a BeforeValidator: `key: NAME` is short for `key: {kind: NAME}`."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
 class Section(BaseModel):
     """A part of a recipe: frozen, and closed to unknown keys."""
 
@@ -18,8 +23,3 @@ class Section(BaseModel):
     def changed(self, key: str) -> bool:
         """Whether `key` has another value than its default: a saved recipe spells defaults out."""
         return getattr(self, key) != type(self).model_fields[key].default
-
-
-def named(value: Any) -> Any:
-    """A kind by its name alone: `schedule: wsd` is short for `schedule: {kind: wsd}`."""
-    return {"kind": value} if isinstance(value, str) else value

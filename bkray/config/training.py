@@ -7,8 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from bkray.config.divergence import OnDivergence
+from bkray.config.gradient_cache import GradientReuse
+from bkray.config.parallel import GradientCompression
+from bkray.config.savings import ActivationCache, Length, TokenSelection
 from bkray.config.schedule import OneCycle, PlainSchedule, Schedule
 from bkray.config.section import Count, Section
+from bkray.config.skip import Skip
 
 
 class Profile(Section):
@@ -16,6 +20,11 @@ class Profile(Section):
 
     start: Annotated[int, Field(ge=0)] = 10
     steps: Count = 5
+
+
+PLACEMENT = ("workers", "parallel", "accumulate")
+"""Keys that say where a run is computed and change its result by rounding alone: it may go on with others."""
+_BUCKETS = ("bucket_mb", "gradient_as_bucket_view", "gradient_compression")
 
 
 class Average(Section):
@@ -41,13 +50,32 @@ class Training(Section):
     """Largest norm of the gradient."""
     average: Average | None = None
     workers: Annotated[int, Field(ge=1)] = 2
-    parallel: Literal["ddp"] = "ddp"
+    parallel: Literal["ddp", "zero1", "fsdp2"] = "ddp"
+    """What every worker holds: everything; its share of the optimizer's state; of the parameters as well."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Micro-batches that a worker takes its windows of a global batch in."""
+    bucket_mb: Annotated[float, Field(gt=0.0)] | None = None
+    """Size in MiB of the buckets in which gradients travel, each as soon as it is full; null: torch's 25."""
+    gradient_as_bucket_view: bool = True
+    """Gradients lie in the buckets and are not copied there."""
+    gradient_compression: GradientCompression | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the forward pass; weights, optimizer, losses and BK's operators stay in float32."""
     activation_checkpointing: bool = False
     """Keep only the inputs of the blocks and compute the rest again for the backward pass."""
     compile: bool = False
     """torch.compile of the training pass."""
+    length: Length | None = None
+    """Length curriculum."""
+    start_from: str | None = None
+    """Folder of an exported model: its weights, and its tokenizer for the corpus."""
+    freeze: Annotated[int, Field(ge=1)] | None = None
+    """The embedding, which is the output head too, and so many of the first blocks keep their weights."""
+    activation_cache: ActivationCache | None = None
+    token_selection: TokenSelection | None = None
+    skip: Skip | None = None
+    gradient_cache: GradientReuse | None = None
+    """Use the gradients of earlier batches again."""
     log_every: Annotated[int, Field(ge=1)] = 10
     """Steps between two lines of metrics.jsonl."""
     eval_every: Annotated[int, Field(ge=1)] = 50
@@ -68,6 +96,25 @@ class Training(Section):
     def _rise(self) -> Training:
         if isinstance(self.schedule, OneCycle) and not self.warmup:
             raise ValueError("schedule one_cycle rises in training.warmup of the steps: set it above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _buckets(self) -> Training:
+        given = ", ".join(f"training.{key}" for key in _BUCKETS if self.changed(key))
+        if given and self.workers == 1:
+            raise ValueError(
+                f"{given}: a single worker sends no gradients: remove it or raise training.workers"
+            )
+        if given and self.parallel == "fsdp2":
+            raise ValueError(
+                f"{given}: training.parallel fsdp2 sends gradients without the buckets of DDP: remove it or "
+                "set training.parallel to ddp or zero1"
+            )
+        if self.compile and self.parallel == "fsdp2":
+            raise ValueError(
+                "training.compile: a model that gathers its parameters block by block (training.parallel "
+                "fsdp2) is not one graph: remove it or set training.parallel to ddp or zero1"
+            )
         return self
 
     @field_validator("trackers")

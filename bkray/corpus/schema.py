@@ -51,6 +51,20 @@ def windows_schema(window: int) -> pa.Schema:
     )
 
 
+def score_field(name: str, window: int) -> pa.Field:
+    """The column of a score: one of a window, or `reference_loss`, in nats, one of each of its targets."""
+    kind = pa.list_(pa.float16(), window) if name == "reference_loss" else pa.float32()
+    return pa.field(name, kind, nullable=False)
+
+
+def score_array(values: np.ndarray) -> pa.Array:
+    """Scores (W,) as float32, or (W, N) as lists of float16."""
+    if values.ndim == 1:
+        return pa.array(values.astype(np.float32))
+    flat = pa.array(values.astype(np.float16).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
 def stable_id(*parts: str | int) -> int:
     """A 63-bit id (int64, not negative) that depends on `parts` alone."""
     text = "\0".join(str(part) for part in parts)

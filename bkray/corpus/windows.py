@@ -29,11 +29,18 @@ def _scanner(parts: Sequence[Path], columns: Sequence[str], split: str | None) -
 
 def tokens_array(table: pa.Table) -> np.ndarray:
     """Column `tokens` as int32 (W, N + 1)."""
-    column = table.column("tokens")
+    return _lists(table, "tokens", np.int32)
+
+
+def reference_array(table: pa.Table) -> np.ndarray:
+    """Column `reference_loss` as float16 (W, N), nats."""
+    return _lists(table, "reference_loss", np.float16)
+
+
+def _lists(table: pa.Table, name: str, dtype: type[np.generic]) -> np.ndarray:
+    column = table.column(name)
     width = column.type.list_size
     chunks = [
-        np.asarray(chunk.flatten(), dtype=np.int32).reshape(-1, width)
-        for chunk in column.chunks
-        if len(chunk)
+        np.asarray(chunk.flatten(), dtype=dtype).reshape(-1, width) for chunk in column.chunks if len(chunk)
     ]
-    return np.concatenate(chunks) if chunks else np.empty((0, width), dtype=np.int32)
+    return np.concatenate(chunks) if chunks else np.empty((0, width), dtype=dtype)

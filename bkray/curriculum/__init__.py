@@ -3,5 +3,6 @@
 from bkray.curriculum.adjuster import DifficultyAdjuster
 from bkray.curriculum.pacing import fraction
 from bkray.curriculum.sampler import CurriculumSampler
+from bkray.curriculum.weighted import WeightedSampler
 
-__all__ = ["CurriculumSampler", "DifficultyAdjuster", "fraction"]
+__all__ = ["CurriculumSampler", "DifficultyAdjuster", "WeightedSampler", "fraction"]

@@ -9,6 +9,8 @@ ranks share them, so a resumed run needs no more than the step.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -49,9 +51,17 @@ class CurriculumSampler:
         fraction(0.0, pacing, start)
         self.order = np.argsort(difficulty, kind="stable")
         self.batch_size, self.total_steps = batch_size, total_steps
+        self._size: Callable[[int], int] = lambda step: batch_size
         self.pacing, self.start, self.seed = pacing, start, seed
         self._advances: list[tuple[int, float]] = []
         self._rewind()
+
+    def drawing(self, size: Callable[[int], int]) -> CurriculumSampler:
+        """The same sampler with `size(step)` windows in the batch of every step."""
+        other = copy.copy(self)
+        other._size, other._advances = size, list(self._advances)
+        other._rewind()
+        return other
 
     def share(self, step: int) -> float:
         """The share of the windows that is available at `step`."""
@@ -78,17 +88,18 @@ class CurriculumSampler:
         """
         if step < 0:
             raise ValueError(f"step {step} must not be negative")
-        if not 0 <= rank < world_size or self.batch_size % world_size:
+        size = self._size(step)
+        if not 0 <= rank < world_size or size % world_size:
             raise ValueError(
-                f"rank {rank} of world_size {world_size}: the batch of {self.batch_size} windows must be a "
-                "multiple of the world size"
+                f"rank {rank} of world_size {world_size}: the batch of {size} windows must be a multiple of "
+                "the world size"
             )
         if step < self._next_step - 1:
             self._rewind()
         while self._next_step <= step:
             self._batch = self._draw(self._next_step)
             self._next_step += 1
-        part = self.batch_size // world_size
+        part = size // world_size
         return self._batch[rank * part : (rank + 1) * part].copy()
 
     def state_dict(self) -> dict[str, Any]:
@@ -104,19 +115,31 @@ class CurriculumSampler:
 
     def _draw(self, step: int) -> np.ndarray:
         pool = self.available(step)
-        if pool > self._pool:
+        if pool > self._pool or self._reorders(step):
             grown = np.concatenate([self._queue, self.order[self._pool : pool]])
-            self._queue = self._rng(0, step).permutation(grown)
+            self._queue = self._ordered(grown, step, self._rng(0, step))
             self._pool = pool
-        taken, missing = [], self.batch_size
-        while missing > self._queue.size:
-            taken.append(self._queue)
-            missing -= self._queue.size
+        taken, missing = [], self._size(step)
+        while missing > (left := self._queue.size - self._left_out(pool)):
+            taken.append(self._queue[:left])
+            missing -= left
             self._passes += 1
-            self._queue = self._rng(1, self._passes).permutation(self.order[: self._pool])
+            self._queue = self._ordered(self.order[:pool], step, self._rng(1, self._passes))
         taken.append(self._queue[:missing])
         self._queue = self._queue[missing:]
         return np.concatenate(taken)
+
+    def _ordered(self, windows: np.ndarray, step: int, rng: np.random.Generator) -> np.ndarray:
+        """What is left of a pass, in the order in which it will be drawn."""
+        return rng.permutation(windows)
+
+    def _reorders(self, step: int) -> bool:
+        """Whether what is left of the pass is to be ordered anew at `step`."""
+        return False
+
+    def _left_out(self, pool: int) -> int:
+        """How many of `pool` available windows a pass does not draw: the last ones in its order."""
+        return 0
 
     def _rng(self, purpose: int, index: int) -> np.random.Generator:
         key = np.array([(self.seed << 8) | purpose, index], dtype=np.uint64)

@@ -22,10 +22,11 @@ _CHUNK = 64  # positions whose logits exist at a time: (64, V) stays in a core's
 
 @torch.no_grad()
 def score_windows(
-    model: nn.Module, tokens_WN1: np.ndarray, measures: Sequence[str] = ()
+    model: nn.Module, tokens_WN1: np.ndarray, measures: Sequence[str] = (), each_token: bool = False
 ) -> dict[str, np.ndarray]:
     """Mean `loss` in nats a token, and the named measures of `bkray.selection`: (W,) float32 each.
 
+    With `each_token` also `token_loss`, the loss of every target: (W, N) float32, from the same pass.
     A model with `hidden(tokens_BN)` and `head(hidden)` never has the logits of a whole window at once.
     Perplexity orders windows as the loss does: it is its exponential.
     """
@@ -33,6 +34,7 @@ def score_windows(
     device = next(model.parameters()).device
     windows = torch.as_tensor(np.ascontiguousarray(tokens_WN1), dtype=torch.int64, device=device)
     scores = np.zeros((1 + len(measures), len(windows)), dtype=np.float32)
+    token_losses: list[Tensor] = []
     for column, window in enumerate(windows):
         targets_N = window[1:]
         for logits_nV, targets_n in zip(_logits(model, window[:-1]), targets_N.split(_CHUNK), strict=True):
@@ -40,7 +42,12 @@ def score_windows(
             scores[0, column] += share * F.cross_entropy(logits_nV, targets_n).item()
             for row, name in enumerate(measures, start=1):
                 scores[row, column] += share * MEASURES[name](logits_nV[None]).item()
-    return dict(zip(("loss", *measures), scores, strict=True))
+            if each_token:
+                token_losses.append(F.cross_entropy(logits_nV, targets_n, reduction="none").cpu())
+    named = dict(zip(("loss", *measures), scores, strict=True))
+    if each_token:
+        named["token_loss"] = torch.cat(token_losses).view(len(windows), -1).numpy()
+    return named
 
 
 def _logits(model: nn.Module, tokens_N: Tensor) -> Iterator[Tensor]:

@@ -133,8 +133,25 @@ class LanguageModel(nn.Module):
 
     def hidden(self, tokens_BN: Tensor) -> Tensor:
         """The normalised final states (B, N, d): `head` of any slice of them gives that slice's logits."""
+        return self.hidden_from(self.stream(tokens_BN))
+
+    def stream(self, tokens_BN: Tensor, layers: int = 0) -> Tensor:
+        """The residual stream (B, N, d) after the embedding and the first `layers` blocks.
+
+        These must be blocks that the stack takes every site through, whatever the site.
+        """
         check_tokens(tokens_BN, 2, self.vocab_size)
-        return rms_norm(self.stack(self.blocks, rms_norm(self.embedding(tokens_BN))))
+        x = rms_norm(self.embedding(tokens_BN))
+        for block in self.blocks[:layers]:
+            x = block(x)
+        return x
+
+    def hidden_from(self, x_BNd: Tensor, layers: int = 0) -> Tensor:
+        """The rest of `hidden`, after `stream` with the same `layers`."""
+        blocks = self.blocks
+        if layers:
+            blocks = cast("Sequence[Block]", [*[nn.Identity()] * layers, *self.blocks[layers:]])
+        return rms_norm(self.stack(blocks, x_BNd))
 
     def auxiliary_losses(self, progress: float = 1.0) -> dict[str, Tensor]:
         """What the last forward pass in training mode adds to the loss, by name, weights included.

@@ -80,8 +80,8 @@ class ResNetBK(LanguageModel):
         self.koopman = Koopman(config.d_model, **config.koopman.model_dump()) if config.koopman else None
         self.config = config
 
-    def hidden(self, tokens_BN: torch.Tensor) -> torch.Tensor:
-        hidden_BNd = super().hidden(tokens_BN)
+    def hidden_from(self, x_BNd: torch.Tensor, layers: int = 0) -> torch.Tensor:
+        hidden_BNd = super().hidden_from(x_BNd, layers)
         if self.koopman:
             self.koopman(hidden_BNd)
         return hidden_BNd

@@ -36,6 +36,8 @@ class RunReport:
     hardest: Sequence[tuple[float, str]] = ()
     samples: Sequence[tuple[str, str]] = ()
     """Prompt and what the model wrote after it."""
+    notes: Sequence[str] = ()
+    """What there was to warn of while it trained."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from bkray.config import Recipe, UserError
 from bkray.config.comparison import Comparison, load_comparison
 from bkray.corpus import Shard, list_shards, load_tokenizer
 from bkray.corpus.windows import read_columns, tokens_array
+from bkray.curriculum import CurriculumSampler
 from bkray.evaluation import paired_difference, window_nats
 from bkray.model import build_model
 from bkray.reporting import ComparisonArm, ComparisonReport, ComparisonRow, RunLog
@@ -38,9 +39,10 @@ from bkray.reporting.report import write_comparison_report
 from bkray.runtime.cluster import check_budget, cluster
 from bkray.runtime.pipeline import check_out, locked, make_folder
 from bkray.runtime.plan import Plan, make_plan
-from bkray.runtime.training import build_sampler, run_training
+from bkray.runtime.training import run_training
 from bkray.runtime.trials import prepare_data, running, trial_job
 from bkray.training import Ledger, WindowData, interleaved_step_seconds, load_model
+from bkray.training.start import vocabulary_size
 
 _EVAL_BATCH = 16
 _SAME_TIME = 0.02  # arms whose steps take the reference's time to within this share need no run of their own
@@ -248,9 +250,8 @@ def _time_steps(runs: list[Run], rounds: int) -> dict[str, list[float]]:
             run.recipe,
         )
     tokens = tokens_array(read_columns(jobs[0].training_parts, ["tokens"]))
-    sampler = build_sampler(
-        runs[0].recipe.model_copy(update={"curriculum": None}), np.zeros(len(tokens)), rounds + 10
-    )
+    batch = runs[0].recipe.batch_windows
+    sampler = CurriculumSampler(np.zeros(len(tokens)), batch, rounds + 10, start=1.0, seed=runs[0].seed)
     for run in runs:
         shutil.rmtree(run.folder, ignore_errors=True)
     return interleaved_step_seconds(arms, WindowData(tokens, tokens[:0]), sampler, rounds)
@@ -316,7 +317,7 @@ def _report(
 
 def _parameters(recipe: Recipe) -> int:
     with torch.device("meta"):
-        network = build_model(recipe.model, recipe.tokenizer.vocab_size)
+        network = build_model(recipe.model, vocabulary_size(recipe))
     return sum(parameter.numel() for parameter in network.parameters())
 
 

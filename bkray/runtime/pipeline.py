@@ -16,8 +16,10 @@ from pathlib import Path
 
 import torch
 
+from bkray.augmentation import check_augmentations
 from bkray.config import Recipe, UserError, dump_yaml, load_recipe, read_yaml
 from bkray.config.model import ImportModel
+from bkray.config.training import PLACEMENT
 from bkray.corpus import list_shards
 from bkray.model import build_model
 from bkray.reporting.progress import Progress
@@ -32,8 +34,9 @@ from bkray.runtime.results import versions, write_results
 from bkray.runtime.stopwatch import counting
 from bkray.runtime.training import model
 from bkray.runtime.work import Outcome, Work
-from bkray.training import Checkpointer
+from bkray.training import Checkpointer, GradientCache
 from bkray.training.hardware import check_compiler, check_compiles
+from bkray.training.start import check_start, vocabulary_size
 
 BUILDERS: dict[str, Callable[[Work], Outcome]] = {
     "documents": prepare.documents,
@@ -82,6 +85,8 @@ def run_pipeline(
     stages = _up_to(plan, until)
     _check_folder(run, recipe)
     _check_model(recipe)
+    if not inside_job():  # there the workers' machines read it
+        check_augmentations(recipe.augmentation)
     check_trackers(recipe.training.trackers)
     found = {name: stage.find() for name, stage in stages.items()}
     if "model" in found and not found["model"]:
@@ -193,7 +198,9 @@ def _check_folder(run: Path, recipe: Recipe) -> None:
     except UserError:
         there = read_yaml(path)  # of another version of bkray
     before, now = _flat(there), _flat(recipe.model_dump(mode="json"))
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    anywhere = {f"training.{key}" for key in PLACEMENT}
+    keys = sorted((before.keys() | now.keys()) - anywhere)
+    changed = [key for key in keys if before.get(key) != now.get(key)]
     if changed:
         shown = "\n".join(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed[:8])
         more = f"\n  and {len(changed) - 8} more" if len(changed) > 8 else ""
@@ -232,9 +239,13 @@ def make_folder(folder: Path) -> None:
 
 
 def _check_model(recipe: Recipe) -> None:
-    """Refuse a model that cannot be built or compiled, before any data is prepared; takes no memory."""
+    """Refuse a model that cannot be built, cached or compiled, before data is prepared; takes no memory."""
+    if recipe.training.start_from:
+        check_start(Path(recipe.training.start_from), recipe.model)
     with torch.device("meta"):
-        network = build_model(recipe.model, recipe.tokenizer.vocab_size)
+        network = build_model(recipe.model, vocabulary_size(recipe))
+    if recipe.training.gradient_cache:
+        GradientCache(network, recipe.training.gradient_cache)
     if not recipe.training.compile:
         return
     if not inside_job():  # there the workers' machines do it

@@ -8,11 +8,13 @@ Stages that a recipe does not ask for are not in its plan.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bkray.config import Recipe
+from bkray.config import Recipe, UserError
+from bkray.config.training import PLACEMENT, Training
 from bkray.corpus import Shard
 from bkray.corpus.schema import DOCUMENTS, windows_schema
 from bkray.runtime.artifacts import Artifact, key_of
@@ -45,6 +47,8 @@ class Plan:
     recipe: Recipe
     shards: tuple[Shard, ...]
     stages: dict[str, Stage]
+    start: Path | None = None
+    """The exported model that training starts from; absolute, since workers have folders of their own."""
 
     @property
     def corpus_bytes(self) -> int:
@@ -86,17 +90,19 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
         [_section(recipe.corpus, "path"), _section(recipe.cleaning), seed, prints],
         provides=_DOCUMENT,
     )
-    add("tokenizer", _section(recipe.tokenizer), ("documents",), ("text", "split"))
+    start = digests(recipe.training.start_from)
+    vocabulary = {"taken": start["tokenizer.json"]} if start else _section(recipe.tokenizer)
+    add("tokenizer", vocabulary, ("documents",), ("text", "split"))
     if recipe.augmentation:
         kinds = [_section(kind) for kind in recipe.augmentation]
         add("augmented", [kinds, seed], ("documents",), _DOCUMENT, _DOCUMENT)
     add("windows", recipe.window, ("documents", "augmented", "tokenizer"), _DOCUMENT, _WINDOW)
     if recipe.needs_proxy:
         add("proxy", [proxy, seed], ("windows", "tokenizer"), ("tokens", "split"))
-    if recipe.difficulty or recipe.selection:
+    if chosen_scores(recipe):
         chosen = chosen_scores(recipe)
         scores = ("compression", *(("loss",) if recipe.needs_proxy else ()), *chosen.values())
-        provided = _WINDOW + tuple(dict.fromkeys((*scores, *chosen)))
+        provided = _WINDOW + tuple(name for name in dict.fromkeys((*scores, *chosen)) if name != "token_loss")
         add("scored", [chosen, seed], ("windows", "tokenizer", "proxy"), _WINDOW, provided)
         windows = "scored"
     if recipe.selection:
@@ -115,27 +121,58 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
         ("window_id", "tokens"),
         builder.stages[windows].provides,
     )
-    how = _section(recipe.training, "max_failures", "keep_checkpoints", "trackers", "profile")
     training = [
-        {key: value for key, value in how.items() if value is not None},  # what is off makes no other key
+        _training(recipe.training) | start,
         _section(recipe.curriculum),
         _section(recipe.model),
         seed,
+        *([_section(recipe.sampling)] if recipe.sampling else []),
     ]
     add("model", training, ("training_set", "windows", "tokenizer"), ("tokens",))
     add("evaluation", "test", ("windows", "model", "tokenizer"), ("tokens", "target_bytes", "split"))
     _check_columns(builder.stages)
-    return Plan(recipe, tuple(shards), builder.stages)
+    path = Path(recipe.training.start_from).absolute() if recipe.training.start_from else None
+    return Plan(recipe, tuple(shards), builder.stages, path)
 
 
 def chosen_scores(recipe: Recipe) -> dict[str, str]:
-    """Which score becomes `difficulty` and which `uncertainty`, where the recipe asks for them."""
+    """Which score becomes `difficulty`, `uncertainty`, `weight` and `reference_loss`, where asked for."""
     chosen: dict[str, str] = {}
     if recipe.difficulty:
         chosen["difficulty"] = recipe.difficulty.kind
     if recipe.selection:
         chosen["uncertainty"] = recipe.selection.kind
+    if recipe.training.token_selection and recipe.training.token_selection.needs_proxy:
+        chosen["reference_loss"] = "token_loss"
+    if recipe.sampling:
+        chosen["weight"] = recipe.sampling.weight
     return chosen
+
+
+def _training(training: Training) -> Any:
+    """What the weights depend on: not placement, and not what is off, so that new keys change no hash."""
+    defaults = {key: Training.model_fields[key].default for key in PLACEMENT}
+    left_out = {"max_failures", "keep_checkpoints", "trackers", "accumulate", "profile", "start_from"}
+    if not training.changed("gradient_as_bucket_view"):
+        left_out.add("gradient_as_bucket_view")
+    kept = _section(training.model_copy(update=defaults), *left_out)
+    return {key: value for key, value in kept.items() if value is not None}
+
+
+def digests(start_from: str | None) -> dict[str, str]:
+    """What a run takes from the model that it starts from, by file; empty where it starts from none."""
+    if start_from is None:
+        return {}
+    try:
+        return {
+            name: hashlib.sha256((Path(start_from) / name).read_bytes()).hexdigest()
+            for name in ("model.safetensors", "tokenizer.json")
+        }
+    except OSError as error:
+        raise UserError(
+            f"training.start_from {start_from} holds no exported model ({error}): name the folder "
+            "model/ of a run"
+        ) from None
 
 
 def _section(section: Any, *leave_out: str) -> Any:

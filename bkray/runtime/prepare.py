@@ -6,6 +6,7 @@ end. This module imports no torch, so that the workers of these stages start in 
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import ray
 
 from bkray.augmentation import build_augmentation
+from bkray.augmentation.words import WordAugmentation
 from bkray.config import Recipe, UserError
 from bkray.corpus import (
     Shard,
@@ -121,8 +123,12 @@ def _check_rejects(reasons: Counter[str], accepted: int, recipe: Recipe, path: P
 
 
 def tokenizer(work: Work) -> Outcome:
-    """Train the byte-level BPE on the training documents."""
+    """Train the byte-level BPE on the training documents, or take the one of the model to start from."""
     target = work.directory / "tokenizer.json"
+    if start := work.recipe.training.start_from:
+        shutil.copy(Path(start) / "tokenizer.json", target)
+        size = load_tokenizer(target).get_vocab_size()
+        return Outcome(size, f"{size:,} tokens, of {start}")
     size = ray.get(_train_tokenizer.remote(work.source.parts, work.recipe.tokenizer.vocab_size, str(target)))
     return Outcome(size, f"{size:,} tokens")
 
@@ -140,13 +146,15 @@ def _train_tokenizer(parts: list[Path], vocab_size: int, target: str) -> int:
 
 def augmented(work: Work) -> Outcome:
     """One augmented document for each training document that a kind takes."""
-    made = map_tables(read_parts(work.source.parts, "train"), _Augment(work.recipe))
+    made = map_tables(read_parts(work.source.parts, "train"), _Augment(work.recipe)).materialize()
+    unchanged = int(made.sum("unchanged") or 0)
     rows = write_parts(made, work.directory, DOCUMENTS, ["doc_id"])
-    return Outcome(rows, f"{rows:,} documents")
+    summary = f"{rows:,} documents, {unchanged:,} of them unchanged copies (no word to change)"
+    return Outcome(rows, summary, details={"unchanged": unchanged})
 
 
 class _Augment:
-    """Documents to their augmented documents, of every kind."""
+    """Documents to their augmented documents, of every kind, and whether they still are the original."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.kinds = [
@@ -155,7 +163,14 @@ class _Augment:
         self.seed = recipe.seed
 
     def __call__(self, documents: pa.Table) -> pa.Table:
-        return pa.concat_tables([kind(self._taken(documents, share)) for share, kind in self.kinds])
+        return pa.concat_tables(
+            [self._made(kind, self._taken(documents, share)) for share, kind in self.kinds]
+        )
+
+    def _made(self, kind: WordAugmentation, originals: pa.Table) -> pa.Table:
+        copies = kind(originals)
+        same = pc.equal(copies["text"], originals["text"])
+        return copies.append_column("unchanged", same.cast(pa.int64()))
 
     def _taken(self, documents: pa.Table, share: float) -> pa.Table:
         draws = [

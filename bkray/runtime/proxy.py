@@ -31,7 +31,7 @@ def proxy_recipe(recipe: Recipe) -> Recipe:
     training = Training(
         tokens=recipe.proxy.tokens, batch_tokens=_BATCH_WINDOWS * recipe.window, lr=recipe.proxy.lr, workers=1
     )
-    plain = {"difficulty": None, "selection": None, "proxy": None, "curriculum": None}
+    plain = {"difficulty": None, "selection": None, "proxy": None, "curriculum": None, "sampling": None}
     return recipe.model_copy(update={**plain, "model": model, "training": training})
 
 

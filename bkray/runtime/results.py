@@ -87,9 +87,16 @@ def _report(plan: Plan, built: dict[str, Artifact], run: Path, summary: dict[str
         metrics=_metrics(plan, run),
         stages=[_stage_row(name, artifact) for name, artifact in built.items()],
         rejects=dict(rejects),
+        notes=_notes(run),
         samples=[tuple(sample) for sample in built["evaluation"].manifest["details"]["samples"]],
         **_difficulty(plan, built),
     )
+
+
+def _notes(run: Path) -> list[str]:
+    """The lines of notes.log, each once: what an interrupted attempt noted may come again."""
+    path = run / "notes.log"
+    return list(dict.fromkeys(path.read_text(encoding="utf-8").splitlines())) if path.exists() else []
 
 
 def _metrics(plan: Plan, run: Path) -> list[dict[str, Any]]:

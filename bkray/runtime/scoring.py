@@ -16,7 +16,7 @@ from ray.data import Dataset
 
 from bkray.config import Recipe
 from bkray.corpus import load_tokenizer
-from bkray.corpus.schema import row_rng, windows_schema
+from bkray.corpus.schema import row_rng, score_array, score_field, windows_schema
 from bkray.corpus.windows import tokens_array
 from bkray.difficulty import compression_ratio, rarity, score_windows
 from bkray.runtime.cluster import TASK_CPUS
@@ -24,8 +24,10 @@ from bkray.runtime.plan import chosen_scores
 from bkray.runtime.proxy import train_proxy
 from bkray.runtime.stages import actors, map_tables, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
+from bkray.selection import MEASURES
 from bkray.training import Ledger, load_model
 from bkray.training.flops import forward_flops
+from bkray.training.start import vocabulary_size
 
 _BLOCK_ROWS = 512  # windows a task: small enough to share them evenly and to show progress
 _SCORE_BATCH = 64  # windows an actor takes at a time; they are scored one by one
@@ -60,7 +62,7 @@ def scored(work: Work) -> Outcome:
     )
     schema = windows_schema(recipe.window)
     for column in work.stage.provides[len(schema) :]:
-        schema = schema.append(pa.field(column, pa.float32(), nullable=False))
+        schema = schema.append(score_field(column, recipe.window))
     rows = write_parts(dataset, work.directory, schema, ["window_id"])
     ledger = Ledger()
     if proxy_path:
@@ -71,9 +73,9 @@ def scored(work: Work) -> Outcome:
 
 def _token_counts(dataset: Dataset, recipe: Recipe) -> np.ndarray | None:
     """How often each token occurs in the training windows, where a score needs it: (V,)."""
-    if not recipe.difficulty or recipe.difficulty.kind != "rarity":
+    if "rarity" not in chosen_scores(recipe).values():
         return None
-    vocab_size = recipe.tokenizer.vocab_size
+    vocab_size = vocabulary_size(recipe)
     counts = np.zeros(vocab_size, dtype=np.int64)
     counted = map_tables(dataset, _CountTokens(vocab_size))
     batches: Iterable[pa.Table] = counted.iter_batches(batch_size=None, batch_format="pyarrow")
@@ -105,14 +107,15 @@ class _Score:
         self.recipe, self.counts = recipe, counts
         self.tokenizer = load_tokenizer(tokenizer_path)
         self.proxy = load_model(proxy_path) if proxy_path else None
-        self.measures = [recipe.selection.kind] if recipe.selection and recipe.selection.needs_proxy else []
+        self.measures = sorted(MEASURES.keys() & set(chosen_scores(recipe).values()))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         scores = self._scores(tokens_array(table), table["window_id"].to_pylist())
         for column, name in chosen_scores(self.recipe).items():
             scores[column] = scores[name]
+        scores.pop("token_loss", None)
         for name, values in scores.items():
-            table = table.append_column(name, pa.array(values.astype(np.float32)))
+            table = table.append_column(name, score_array(values))
         return table
 
     def _scores(self, tokens_WN1: np.ndarray, window_ids: list[int]) -> dict[str, np.ndarray]:
@@ -126,5 +129,6 @@ class _Score:
             rngs = (row_rng(self.recipe.seed, "selection", window_id) for window_id in window_ids)
             scores["random"] = np.array([rng.random() for rng in rngs])
         if self.proxy is not None:
-            scores |= score_windows(self.proxy, tokens_WN1, self.measures)
+            each_token = "reference_loss" in chosen_scores(self.recipe)
+            scores |= score_windows(self.proxy, tokens_WN1, self.measures, each_token)
         return scores

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,14 +27,15 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from bkray.config import Recipe
 from bkray.corpus import load_tokenizer
 from bkray.corpus.mapped import map_windows
-from bkray.corpus.windows import first_rows, read_columns, tokens_array
-from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
+from bkray.corpus.windows import first_rows, read_columns, reference_array, tokens_array
+from bkray.curriculum import CurriculumSampler, DifficultyAdjuster, WeightedSampler
 from bkray.model import build_model
 from bkray.reporting.progress import Line
 from bkray.reporting.trackers import TrackedLog, tracked_log
 from bkray.runtime.beside import run_beside
 from bkray.runtime.work import Outcome, Work
 from bkray.training import Checkpointer, Ledger, Reporter, WindowData, export_model, train
+from bkray.training.start import load_start
 
 _HEALTH_CHECK_S = "1"  # Ray's 2 s are spent once more at the end; each check takes the workers 1 to 2 ms
 
@@ -49,6 +51,8 @@ class Job:
     tokenizer: Path
     run: Path
     export: Path
+    start: Path | None = None
+    """The exported model to start from."""
 
     @property
     def metrics(self) -> Path:
@@ -73,6 +77,7 @@ def job_of(work: Work) -> Job:
         tokenizer=work.inputs["tokenizer"].path / "tokenizer.json",
         run=work.stage.path.parent,
         export=work.directory / "exported",
+        start=work.plan.start,
     )
 
 
@@ -128,19 +133,25 @@ def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter |
     recipe = job.recipe
     vocab_size = load_tokenizer(job.tokenizer).get_vocab_size()
     torch.manual_seed(recipe.seed)
-    network = build_model(recipe.model, vocab_size).to(device)
+    network = build_model(recipe.model, vocab_size)
+    if job.start:
+        load_start(network, job.start, recipe.model, job.tokenizer)
+    network = network.to(device)
     windows = map_windows(job.training_parts)
     validation = first_rows(job.window_parts, ["tokens"], "validation", recipe.training.eval_windows)
-    data = WindowData(windows, tokens_array(validation))
-    difficulty = np.zeros(len(windows))
-    if recipe.difficulty:
-        difficulty = read_columns(job.training_parts, ["difficulty"])["difficulty"].to_numpy()
+    reference, chosen = None, recipe.training.token_selection
+    if chosen and chosen.needs_proxy:
+        reference = reference_array(read_columns(job.training_parts, ["reference_loss"]))
+    data = WindowData(windows, tokens_array(validation), reference)
+    columns = order_columns(recipe)
+    table = read_columns(job.training_parts, columns) if columns else {}
+    scores = {name: table[name].to_numpy() for name in columns}
     ledger = Ledger()
     with nullcontext(reporter) if reporter or rank else open_log(job) as log:
         result = train(
             network,
             data,
-            build_sampler(recipe, difficulty),
+            build_sampler(recipe, len(data.train), scores),
             recipe,
             reporter=log,
             ledger=ledger,
@@ -159,14 +170,28 @@ def open_log(job: Job) -> TrackedLog:
     return tracked_log(job.metrics, recipe.training.trackers, recipe.name, job.key, values, job.notes)
 
 
-def build_sampler(recipe: Recipe, difficulty: np.ndarray, steps: int | None = None) -> CurriculumSampler:
-    """The sampler of the recipe's curriculum, or plain shuffling where there is none."""
-    pacing: dict[str, Any] = {"start": 1.0}
+def order_columns(recipe: Recipe) -> list[str]:
+    """The columns of the training set that `build_sampler` asks for."""
+    asked = {"difficulty": recipe.difficulty, "weight": recipe.sampling}
+    return [name for name, section in asked.items() if section]
+
+
+def build_sampler(recipe: Recipe, windows: int, scores: Mapping[str, np.ndarray]) -> CurriculumSampler:
+    """The sampler of the recipe's curriculum and weights, or plain shuffling where there are none.
+
+    `scores` holds the `order_columns`, (windows,) each.
+    """
+    options: dict[str, Any] = {"start": 1.0, "seed": recipe.seed}
     if recipe.curriculum:
-        pacing = {"pacing": recipe.curriculum.pacing, "start": recipe.curriculum.start}
-    return CurriculumSampler(
-        difficulty, recipe.batch_windows, steps or recipe.steps, seed=recipe.seed, **pacing
-    )
+        options |= {"pacing": recipe.curriculum.pacing, "start": recipe.curriculum.start}
+    difficulty = scores.get("difficulty", np.zeros(windows))
+    if not recipe.sampling:
+        return CurriculumSampler(difficulty, recipe.batch_windows, recipe.steps, **options)
+    options |= {
+        "pass_share": recipe.sampling.share,
+        "strengths": (recipe.sampling.start, recipe.sampling.end),
+    }
+    return WeightedSampler(scores["weight"], difficulty, recipe.batch_windows, recipe.steps, **options)
 
 
 def build_adjuster(recipe: Recipe) -> DifficultyAdjuster | None:

@@ -42,6 +42,7 @@ def trial_job(plan: Plan, recipe: Recipe) -> Job:
         tokenizer=inputs["tokenizer"].path / "tokenizer.json",
         run=run,
         export=run / "model",
+        start=plan.start,
     )
 
 

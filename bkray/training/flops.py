@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bkray.model import LanguageModel
 from bkray.model.halting import HaltingStack, halting_at
 from bkray.training.muon import NEWTON_SCHULZ_STEPS
+from bkray.training.optimizers import is_muon
 
 _ADAMW_FLOPS = 14  # a parameter: two moments, bias correction, root, division, decay, update
 
@@ -92,12 +93,15 @@ def recomputed_flops(model: LanguageModel, window: int) -> float:
     return counts[0] - counts[1]
 
 
-def optimizer_flops(optimizer: torch.optim.Optimizer) -> float:
-    """FLOPs of one optimizer step on one rank."""
+def optimizer_flops(optimizer: torch.optim.Optimizer, adamw_times: int = 1, muon_times: int = 1) -> float:
+    """FLOPs of one optimizer step, where so many ranks compute the same update."""
     total = 0.0
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            total += _muon_flops(parameter) if "momentum" in group else _ADAMW_FLOPS * parameter.numel()
+            if is_muon(group):
+                total += muon_times * _muon_flops(parameter)
+            else:
+                total += adamw_times * _ADAMW_FLOPS * parameter.numel()
     return total
 
 

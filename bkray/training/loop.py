@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,16 +29,20 @@ from bkray.training.averaging import AVERAGING_FLOPS, averaged
 from bkray.training.checkpoint import Checkpointer
 from bkray.training.divergence import Diverged, Recovery, fall_back, refusal, scaled_rates, spread
 from bkray.training.finite import first_non_finite
-from bkray.training.flops import forward_cost, optimizer_flops, recomputed_flops
+from bkray.training.flops import forward_cost
+from bkray.training.frozen import freeze
+from bkray.training.gradient_cache import GradientCache
 from bkray.training.hardware import autocast
-from bkray.training.ledger import Ledger
-from bkray.training.objective import Objective, measurements, token_losses
-from bkray.training.optimizers import build_optimizer
-from bkray.training.parallel import World
+from bkray.training.ledger import Cost, Ledger
+from bkray.training.objective import Objective, token_losses
+from bkray.training.parallel import Parallel
 from bkray.training.profiling import Tracer
 from bkray.training.rng import rng_state, set_rng_state
 from bkray.training.schedules import LossTrendLR, PlateauLR, build_schedule
+from bkray.training.skipping import Choice, ExampleSkipper, build_skipper
+from bkray.training.step_cost import StepCost
 from bkray.training.telemetry import PhaseClock, memory, peak_flops
+from bkray.training.world import World
 
 _EVAL_BATCH = 16
 
@@ -72,6 +78,8 @@ class WindowData:
 
     train: Windows
     validation: np.ndarray
+    reference: np.ndarray | None = None
+    """(W, N): a reference model's loss of every training target, nats, where tokens are selected by it."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +90,42 @@ class Batch:
     """(B,) int64: their positions in the training windows, the same on every rank."""
     tokens: Tensor
     """(B / world size, N + 1) int64: the windows that are this rank's, in the order of `ids`."""
+    reference: Tensor | None = None
+    """(B / world size, N) float32: the reference losses of their targets, where there are any."""
+
+    weights: np.ndarray | None = None
+    """(B / world size,) of their losses, where a step skips some windows."""
+    choice: Choice | None = None
+    """How the windows were chosen among candidates then."""
+
+    def parts(self, count: int) -> list[Batch]:
+        """This rank's windows in `count` micro-batches of nearly one size."""
+        tokens = self.tokens.tensor_split(count)
+        references = [None] * count if self.reference is None else self.reference.tensor_split(count)
+        weights = [None] * count if self.weights is None else np.array_split(self.weights, count)
+        return [Batch(self.ids, *part) for part in zip(tokens, references, weights, strict=True)]
 
 
 def read_batch(
-    windows: Windows, sampler: CurriculumSampler, world: World, device: torch.device, step: int
+    data: WindowData,
+    sampler: CurriculumSampler,
+    skipper: ExampleSkipper | None,
+    world: World,
+    device: torch.device,
+    step: int,
 ) -> Batch:
-    """The global batch of `step`, and the windows of it that are this rank's."""
+    """The global batch of `step`, and the windows of it that are this rank's: all where it skips some."""
     ids = sampler.ids(step)
-    mine = sampler.ids(step, world.rank, world.size)
-    return Batch(ids, torch.as_tensor(windows[mine], dtype=torch.int64, device=device))
+    choosing = skipper is not None and skipper.active(step)
+    return windows_of(data, ids, ids if choosing else world.part(ids), device)
+
+
+def windows_of(data: WindowData, ids: np.ndarray, mine: np.ndarray, device: torch.device) -> Batch:
+    """The batch of the windows `ids`, those of this rank being `mine`."""
+    tokens = torch.as_tensor(data.train[mine], dtype=torch.int64, device=device)
+    if data.reference is None:
+        return Batch(ids, tokens)
+    return Batch(ids, tokens, torch.as_tensor(data.reference[mine]).float().to(device))
 
 
 @dataclass(frozen=True)
@@ -127,6 +162,8 @@ def train(
     used. Raises UserError where loss, gradient or a parameter is not finite, unless
     `training.on_divergence` says what to do; ValueError where that needs checkpoints and there are none, or
     `training.profile` a folder for its traces.
+
+    With `training.parallel` fsdp2 `model` has no parameters while it is trained, nor after an error.
     """
     falls_back = isinstance(recipe.training.on_divergence, FallBack)
     if falls_back and checkpointer is None:
@@ -141,14 +178,13 @@ def train(
         run.save(checkpointer, None)
     if run.reporter and (dropped := run.reporter.truncate_after(run.step)):
         run.charge_lost(dropped)
+    run.charge_settling()
     run.check_parameters("before", "mend how the model starts")
     try:
         _train_to_the_end(run, checkpointer, Tracer(recipe.training.profile, traces, run.world.rank))
     finally:
         if checkpointer:
             checkpointer.wait()
-    if run.average:
-        model.load_state_dict(run.average.module.state_dict())
     return run.result()
 
 
@@ -171,6 +207,9 @@ def _train_to_the_end(run: TrainingRun, checkpointer: Checkpointer | None, trace
             run.log()
         if checkpointer and (last or run.step % settings.checkpoint_every == 0):
             run.save(checkpointer, run.validation_loss if validated else None)
+    run.parallel.give_back()
+    if run.average:
+        run.model.load_state_dict(run.average.module.state_dict())
 
 
 class TrainingRun:
@@ -195,30 +234,42 @@ class TrainingRun:
             adjuster,
         )
         self.reporter = reporter if self.world.rank == 0 else None
-        self.model = model
         self.device = next(model.parameters()).device
-        read = partial(read_batch, data.train, sampler, self.world, self.device)
+        self.skipper = build_skipper(recipe, sampler)
+        if self.skipper:
+            self.sampler = sampler.drawing(self.skipper.candidates)
+        read = partial(read_batch, data, self.sampler, self.skipper, self.world, self.device)
         self.batches = Ahead(read, recipe.steps)
         self.forward_cost = forward_cost(model, recipe.window)
-        self.training_cost = forward_cost(model, recipe.window, training_mode=True)
-        self.objective = Objective(model, recipe.training)
-        self.parallel_objective = self.world.wrap(self.objective)
-        self.recomputed = 0.0
-        if isinstance(model, LanguageModel) and recipe.training.activation_checkpointing:
-            self.recomputed = recomputed_flops(model, recipe.window) / self.training_cost.full
-        self.average = averaged(model, recipe.training.average) if recipe.training.average else None
-        self.optimizer = build_optimizer(model, recipe.training)
-        self.optimizer_flops = optimizer_flops(self.optimizer) * self.world.size
+        if recipe.training.freeze:
+            assert isinstance(model, LanguageModel)  # the recipe refuses others
+            freeze(model, recipe.training.freeze)
+        self.step_cost = StepCost(model, recipe.window, recipe.training)
+        self.parallel = Parallel(model, recipe.training, recipe.steps)
+        self.model = self.parallel.model
+        average = recipe.training.average
+        self.average = averaged(self.model, average) if average else None
+        self.objective = Objective(self.model, recipe)
+        self.parallel_objective = self.parallel.wrap(self.objective)
+        self.optimizer = self.parallel.optimizer()
+        self.optimizer_flops = self.parallel.optimizer_flops(self.optimizer)
         self.schedule = build_schedule(self.optimizer, recipe.training, recipe.steps)
+        self.settling = self._settle()
         self.recovery = Recovery(recipe.training.on_divergence)
         self.evidence: Path | None = None
         """Where the batch of a step that diverged is saved."""
         self.window_losses = torch.empty(0)
         """(B / world size,) mean losses of this rank's windows in the last pass, nats a token."""
+        settings = recipe.training.gradient_cache
+        self.cache = (
+            GradientCache(self.model, settings, seed=recipe.seed, world=self.world) if settings else None
+        )
         torch.manual_seed(recipe.seed * 1009 + self.world.rank)
         self.step = 0
         self.seconds = self.step_started = 0.0
         self.clock = PhaseClock(self.device)
+        self.reused = 0.0
+        """Share of the frozen layers' work that the last step found done."""
         self.model_flops = 0.0
         """Of forward and backward passes since the last line, without what is computed again."""
         self.seen = np.zeros(len(data.train), dtype=bool)
@@ -234,22 +285,38 @@ class TrainingRun:
         skips such steps; and where the update leaves a parameter that is not.
         """
         self.step_started = time.perf_counter()
+        self.objective.begin(self.step)
         batch, rng = self.draw(), rng_state(self.device)
-        loss = self.backward(batch)
+        loss = self.gradient(batch)
         with self.clock.device_phase("optimizer"):
-            norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.training.clip))
+            norm = self.parallel.clip(self.recipe.training.clip)
             learnt = math.isfinite(norm)
             if learnt:
                 self.update()
+                self.learn(batch, loss)
         if not learnt:
             self.refuse(refusal(self, batch, rng, norm))
         self.step += 1
-        self.account(batch, loss if learnt else None, norm, time.perf_counter() - self.step_started)
+        self.account(batch, loss, norm, time.perf_counter() - self.step_started)
 
     def draw(self) -> Batch:
         """The batch of this step; the next one is read meanwhile."""
         with self.clock.phase("reading"):
-            return self.batches.take(self.step)
+            drawn = self.batches.take(self.step)
+        if not (self.skipper and self.skipper.active(self.step)):
+            return drawn
+        choice = self.skipper.choose(self.step, drawn.ids, drawn.tokens.cpu().numpy())
+        kept = windows_of(self.data, choice.ids, self.world.part(choice.ids), self.device)
+        return replace(kept, weights=self.world.part(choice.weights), choice=choice)
+
+    def gradient(self, batch: Batch) -> Tensor | None:
+        """Leave the step's gradient in the parameters; returns this rank's loss, None without a pass."""
+        if self.cache is None:
+            return self.backward(batch)
+        choice = self.cache.look_up(self.step, batch.tokens)
+        loss = self.backward(batch) if choice.compute else None
+        self.cache.settle(choice, loss)
+        return loss
 
     def backward(self, batch: Batch) -> Tensor:
         """Leave the gradient of the batch in the parameters; returns this rank's mean loss, nats a token.
@@ -257,15 +324,34 @@ class TrainingRun:
         The gradient is NaN, on every rank, where the loss of one is not finite.
         """
         self.model.train()
+        loss, figures = torch.zeros((), device=self.device), Counter[str]()
+        parts, of_windows = batch.parts(self.recipe.training.accumulate), []
+        for number, part in enumerate(parts, 1):
+            share = len(part.tokens) / len(batch.tokens)
+            with self.parallel.accumulating() if number < len(parts) else nullcontext():
+                losses_B, measured = self._backward(part, share)
+            loss += share * losses_B.mean()
+            of_windows.append(losses_B)
+            figures.update({name: share * value for name, value in measured.items()})
+        self.logged.update(figures)
+        self.window_losses = torch.cat(of_windows)
+        return loss
+
+    def _backward(self, batch: Batch, share: float) -> tuple[Tensor, dict[str, float]]:
+        """Add `share` of the gradient of some windows; returns the loss of each and what was measured."""
         with self.clock.device_phase("forward"):
-            losses_BN: Tensor = self.parallel_objective(batch.tokens)
-        self.window_losses = losses_BN.detach().mean(1)
+            losses_BN: Tensor = self.parallel_objective(batch.tokens, batch.reference)
         loss = losses_BN.mean()
-        terms = self._option_terms()
+        minimised = loss
+        if self.skipper and batch.weights is not None:
+            minimised = self.skipper.weighted(losses_BN, batch.weights)
+        terms = self.objective.auxiliary_losses(self.step / self.recipe.steps)
+        measured = {name: float(term.detach()) for name, term in terms.items()}
+        measured.update(self.objective.measurements())
         with self.objective.compiling(), self.clock.device_phase("backward"):
-            spread(sum(terms.values(), loss)).backward()
+            spread(share * sum(terms.values(), minimised)).backward()
         self.objective.auxiliary_losses(1.0)  # blocks that are computed again for backward leave theirs again
-        return loss.detach()
+        return losses_BN.detach().mean(1), measured
 
     def update(self) -> None:
         """Take the optimizer's step along the gradient and forget the gradient."""
@@ -278,34 +364,69 @@ class TrainingRun:
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def learn(self, batch: Batch, loss: Tensor | None) -> None:
+        """Let the skipper see the losses that the windows of all ranks had."""
+        if self.skipper and batch.choice and loss is not None:
+            losses_B = torch.cat(self.world.gather(self.window_losses))
+            self.skipper.observe(batch.choice, losses_B.double().cpu().numpy())
+
     def account(self, batch: Batch, loss: Tensor | None, norm: float, seconds: float) -> None:
-        """Note what the step saw, if it learnt from it, and charge what it cost."""
-        if loss is not None:
+        """Note what the step learnt from, and charge what it cost; `loss` is None where no pass was made."""
+        learnt = math.isfinite(norm)
+        if learnt:
+            self.logged["grad_norm"] = norm
+        if learnt and loss is not None:
             self.seen[batch.ids] = True
             self.loss_sum += loss.double().cpu()
             self.loss_steps += 1
-            self.logged["grad_norm"] = norm
         self.seconds += seconds
-        windows = len(batch.ids)
-        flops = self.step_flops(windows)
-        self.model_flops += flops * 3 / (3 + self.recomputed)
-        self.ledger.charge("training", flops=flops, tokens=windows * self.recipe.window, seconds=seconds)
-        if loss is not None:
+        if self.skipper and batch.choice:
+            seconds -= self.skipper.charge(self.ledger, self.recipe.window, self.world.size)
+        if self.cache:
+            spent = self.cache.spent()
+            self.ledger.charge("gradient_cache", **asdict(spent))
+            seconds -= spent.seconds
+        if learnt:
             self.ledger.charge("optimizer", flops=self.optimizer_flops)
             if self.average:
                 count = sum(parameter.numel() for parameter in self.model.parameters())
                 self.ledger.charge("averaging", flops=AVERAGING_FLOPS * count * self.world.size)
+        windows = 0 if loss is None else len(batch.ids)
+        self.reused = self._over_ranks(self.logged.get("activations_reused"))
+        self.model_flops += self.step_flops(windows, recomputed=False)
+        flops, tokens = self.step_flops(windows), windows * self.recipe.window
+        self.ledger.charge("training", flops=flops, tokens=tokens, seconds=seconds)
+        if windows and (compressing := self.parallel.compression_flops()):
+            self.ledger.charge("gradient_compression", flops=compressing)
 
-    def step_flops(self, windows: int) -> float:
-        """FLOPs of a forward and backward pass, and of what is computed again for it."""
-        return (3 + self.recomputed) * self.training_cost.at(self.logged.get("depth")) * windows
+    def step_flops(self, windows: int, recomputed: bool = True) -> float:
+        """FLOPs of a forward and backward pass, with what activation checkpointing computes again."""
+        return windows * self.step_cost.flops(
+            self.objective.length, self.logged.get("depth"), self.reused, recomputed=recomputed
+        )
 
-    def _option_terms(self) -> dict[str, Tensor]:
-        """What the model's options add to the loss; they and what the options measured go to the log."""
-        terms = self.objective.auxiliary_losses(self.step / self.recipe.steps)
-        self.logged.update({name: float(term.detach()) for name, term in terms.items()})
-        self.logged.update(self.objective.measurements())
-        return terms
+    def _over_ranks(self, share: float | None) -> float:
+        """The mean over the ranks of what each measured, 0 where it is off."""
+        if share is None:
+            return 0.0
+        return self.world.total(torch.tensor([share], device=self.device)).item() / self.world.size
+
+    def _settle(self) -> Cost | None:
+        """The pass before the first step, where DDP needs one, and what it costs all ranks."""
+        if not self.parallel.settles:
+            return None
+        started = time.perf_counter()
+        rows = -(-self.recipe.batch_windows // (self.world.size * self.recipe.training.accumulate))
+        first = np.arange(min(rows, len(self.data.train)))
+        batch = windows_of(self.data, first, first, self.device)
+        self.parallel.settle(self.objective, batch.tokens, batch.reference)
+        windows = len(first) * self.world.size
+        flops = windows * self.step_cost.flops(self.objective.length, None)
+        return Cost(flops, windows * self.recipe.window, time.perf_counter() - started)
+
+    def charge_settling(self) -> None:
+        if self.settling:
+            self.ledger.charge("settling", **asdict(self.settling))
 
     def refuse(self, error: Diverged) -> None:
         """Leave the step out where the recipe says so, else raise `error`."""
@@ -331,11 +452,17 @@ class TrainingRun:
         model = self.average.module if self.average else self.model
         model.eval()
         nats = torch.zeros(1, dtype=torch.float64)
-        for begin in range(0, len(mine), _EVAL_BATCH):
-            tokens = torch.as_tensor(mine[begin : begin + _EVAL_BATCH], dtype=torch.int64, device=self.device)
+        passes = range(0, -(-len(windows) // self.world.size), _EVAL_BATCH)
+        for begin in passes:
+            own = mine[begin : begin + _EVAL_BATCH]
+            given = own if len(own) else windows[:1]  # every rank goes through as many passes as the others
+            tokens = torch.as_tensor(given, dtype=torch.int64, device=self.device)
             with autocast(self.recipe.training, self.device):
                 logits_BNV = model(tokens[:, :-1])
-            nats += token_losses(logits_BNV, tokens[:, 1:]).sum(dtype=torch.float64).cpu()
+            losses_BN = token_losses(logits_BNV, tokens[:, 1:])[: len(own)]
+            nats += losses_BN.sum(dtype=torch.float64).cpu()
+        idle = sum(len(windows[rank :: self.world.size]) <= passes[-1] for rank in range(self.world.size))
+        depth = model.measurements().get("depth") if isinstance(model, LanguageModel) else None
         tokens_seen = len(windows) * self.recipe.window
         self.validation_loss = float(self.world.total(nats)) / tokens_seen
         self.logged["validation_loss"] = self.validation_loss
@@ -346,7 +473,7 @@ class TrainingRun:
             self.sampler.advance(self.step, self.adjuster.update(self.validation_loss))
         self.ledger.charge(
             "validation",
-            flops=self.forward_cost.at(measurements(model).get("depth")) * len(windows),
+            flops=self.forward_cost.at(depth) * (len(windows) + idle),
             tokens=tokens_seen,
             seconds=time.perf_counter() - started,
         )
@@ -363,11 +490,17 @@ class TrainingRun:
     def log(self) -> None:
         """Write one line: the mean over the steps since the last line, over all ranks."""
         total = self.world.total(self.loss_sum.reshape(1).clone()).item()
-        loss = total / self.loss_steps / self.world.size if self.loss_steps else math.nan  # all left out
+        loss = self.logged.get("loss", math.nan)  # where no step had a loss, the last one known
+        if self.loss_steps:
+            loss = total / self.loss_steps / self.world.size
+            if isinstance(self.schedule, LossTrendLR):
+                self.schedule.observe(loss)
         self.loss_sum, self.loss_steps = torch.zeros((), dtype=torch.float64), 0
         self.logged["loss"] = loss
-        if isinstance(self.schedule, LossTrendLR) and math.isfinite(loss):
-            self.schedule.observe(loss)
+        if self.skipper:
+            self.logged.update(self.skipper.measurements(self.step))
+        if self.cache:
+            self.logged.update(self.cache.measurements())
         steps, seconds = self.step - self._logged_at[0], self.seconds - self._logged_at[1]
         self._logged_at = (self.step, self.seconds)
         if self.reporter:
@@ -410,14 +543,15 @@ class TrainingRun:
     def parts(self) -> dict[str, Stateful]:
         """What keeps a state of its own, by its name in a checkpoint; what is off is absent."""
         parts: dict[str, Stateful | None] = {
-            "model": self.model,
-            "optimizer": self.optimizer,
+            **self.parallel.parts(self.optimizer),
             "schedule": self.schedule,
             "sampler": self.sampler,
             "ledger": self.ledger,
             "adjuster": self.adjuster,
             "average": self.average,
             "recovery": self.recovery if self.recovery.settings else None,
+            "skipper": self.skipper,
+            "gradient_cache": self.cache,
         }
         return {name: part for name, part in parts.items() if part is not None}
 
@@ -449,7 +583,8 @@ class TrainingRun:
         self.step = state["step"]
         if self.world.rank < len(state["rng"]):
             set_rng_state(self.device, state["rng"][self.world.rank])
-            self.loss_sum = state["loss_sums"][self.world.rank].reshape(()).clone()
+        sums = torch.cat(state["loss_sums"])  # at another world size their mean, which the log shows
+        self.loss_sum = sums[self.world.rank].clone() if len(sums) == self.world.size else sums.mean()
         self.loss_steps = state["loss_steps"]
         self.seen = np.unpackbits(state["seen"].numpy(), count=len(self.seen)).astype(bool)
         self.seconds = state["seconds"]

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bkray.training.shares import share_of, whole
+
 NEWTON_SCHULZ_STEPS = 5
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -32,8 +34,8 @@ def orthogonalise(matrices_BMN: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Ten
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum and decoupled weight decay, for matrices and stacks of them, (S, M, N).
 
-    Each matrix of a stack is orthogonalised by itself. The update is scaled by 0.2 √max(rows, columns), so
-    that its size matches AdamW's and both take one `lr`.
+    Each matrix of a stack is orthogonalised by itself; one that is divided among ranks, by all of them. The
+    update is scaled by 0.2 √max(rows, columns), so that its size matches AdamW's and both take one `lr`.
     """
 
     def __init__(
@@ -72,11 +74,13 @@ class Muon(torch.optim.Optimizer):
             assert parameter.grad is not None
             gradient, buffer = parameter.grad.float(), state["momentum_buffer"]
             buffer.lerp_(gradient, 1.0 - group["momentum"])
-            directions.append(gradient.lerp(buffer, group["momentum"]).view(-1, *parameter.shape[-2:]))
+            direction = whole(gradient.lerp(buffer, group["momentum"]))
+            directions.append(direction.view(-1, *parameter.shape[-2:]))
         stacked = torch.cat(directions)
         if stacked.is_cuda:
             stacked = stacked.bfloat16()
         updates = orthogonalise(stacked).split([len(direction) for direction in directions])
         for parameter, update in zip(parameters, updates, strict=True):
             parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
-            parameter.add_(update.view_as(parameter).to(parameter.dtype), alpha=-group["lr"] * scale)
+            update = update.view(parameter.shape).to(parameter.dtype)  # noqa: PLW2901
+            parameter.add_(share_of(update, parameter), alpha=-group["lr"] * scale)

@@ -10,24 +10,63 @@ from contextlib import AbstractContextManager, nullcontext
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bkray.config.training import Training
+from bkray.config import Recipe
 from bkray.model import LanguageModel
+from bkray.training.frozen import FrozenPrefix
 from bkray.training.hardware import autocast, compile_errors, prepare
+from bkray.training.length import length_at, pieces
+from bkray.training.token_selection import TokenSelector, head_losses
 
 
 class Objective(nn.Module):
-    """Tokens (B, N + 1) to cross-entropies (B, N), nats, float32; the parameters are the model's own."""
+    """Tokens (B, N + 1) to cross-entropies (B, N), nats, float32; the parameters are the model's own.
 
-    def __init__(self, model: nn.Module, training: Training) -> None:
+    `begin` says which step the next pass belongs to.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         super().__init__()
-        self.network = prepare(model, training)
-        self.settings = training
+        self.network = prepare(model, recipe.training)
+        self.recipe, self.settings = recipe, recipe.training
+        self.length = recipe.window
         self._given = (model,)  # in a tuple, where its parameters are not registered a second time
+        self.prefix: FrozenPrefix | None = None
+        if layers := recipe.training.freeze:
+            assert isinstance(model, LanguageModel)  # the recipe refuses others
+            self.prefix = FrozenPrefix(model, layers, recipe.training.activation_cache)
+        tokens = recipe.training.token_selection
+        self.selection = TokenSelector(tokens, recipe.seed) if tokens else None
+        self.step = 0
 
-    def forward(self, tokens_BN1: Tensor) -> Tensor:
-        with self.compiling(), autocast(self.settings, tokens_BN1.device):
-            logits_BNV = self.network(tokens_BN1[:, :-1])
-        return token_losses(logits_BNV, tokens_BN1[:, 1:])
+    def begin(self, step: int) -> None:
+        """Set what a pass of this step depends on."""
+        self.step = step
+        if self.settings.length:
+            self.length = length_at(step / self.recipe.steps, self.settings.length, self.recipe.window)
+
+    def forward(self, tokens_BN1: Tensor, reference_BN: Tensor | None = None) -> Tensor:
+        """`reference` (B, N): the losses of a reference model, where tokens are selected by them."""
+        rows = pieces(tokens_BN1, self.length) if self.settings.length else tokens_BN1
+        targets_BN = tokens_BN1[:, 1:]
+        with self.compiling(), autocast(self.settings, rows.device):
+            if self.selection:
+                losses = head_losses(*self._hidden(rows[:, :-1]), targets_BN.flatten())
+                return self.selection(losses.view_as(targets_BN), reference_BN, self.step)
+            logits = self._logits(rows[:, :-1])
+        return token_losses(logits, rows[:, 1:]).view_as(targets_BN)
+
+    def _logits(self, tokens_RN: Tensor) -> Tensor:
+        if self.prefix is None:
+            return self.network(tokens_RN)
+        return self.prefix.model.head(self._hidden(tokens_RN)[0])
+
+    def _hidden(self, tokens_RN: Tensor) -> tuple[Tensor, Tensor]:
+        """The final states (R, N, d), and the head's matrix (V, d)."""
+        model = self._options
+        assert model is not None  # the recipe refuses other models
+        if self.prefix is None:
+            return model.hidden(tokens_RN), model.embedding.weight
+        return model.hidden_from(self.prefix(tokens_RN), self.prefix.layers), model.embedding.weight
 
     @property
     def _options(self) -> LanguageModel | None:
@@ -39,16 +78,18 @@ class Objective(nn.Module):
         return options.auxiliary_losses(progress) if (options := self._options) else {}
 
     def measurements(self) -> dict[str, float]:
-        """What the model's options measured in the last pass, on this rank."""
-        return measurements(self._given[0])
+        """What the last pass measured on this rank: the model's options, and what this pass left out."""
+        measured = options.measurements() if (options := self._options) else {}
+        if self.settings.length:
+            measured["length"] = self.length
+        if self.settings.activation_cache and self.prefix:
+            measured["activations_reused"] = self.prefix.reused
+        if self.selection:
+            measured["kept_loss"] = self.selection.kept_loss
+        return measured
 
     def compiling(self) -> AbstractContextManager[None]:
         return compile_errors() if self.settings.compile else nullcontext()
-
-
-def measurements(model: nn.Module) -> dict[str, float]:
-    """What the options of `model` measured in its last pass."""
-    return model.measurements() if isinstance(model, LanguageModel) else {}
 
 
 def token_losses(logits_BNV: Tensor, targets_BN: Tensor) -> Tensor:

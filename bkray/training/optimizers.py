@@ -45,6 +45,16 @@ class Combined(torch.optim.Optimizer):
         self._link()
 
 
+def optimizers_of(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """The optimizers that it is made of."""
+    return optimizer.optimizers if isinstance(optimizer, Combined) else [optimizer]
+
+
+def is_muon(group: dict[str, Any]) -> bool:
+    """Whether a parameter group is Muon's and not AdamW's."""
+    return "momentum" in group
+
+
 def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
     """AdamW for every parameter, or Muon for the matrices and AdamW for the rest.
 
@@ -52,8 +62,10 @@ def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimiz
     """
     matrices, embeddings, vectors = _split_parameters(model)
     if training.optimizer == "muon" and matrices:
-        rest = _adamw([(embeddings, training.weight_decay), (vectors, 0.0)], training.lr)
-        return Combined([Muon(matrices, training.lr, training.weight_decay), rest])
+        muon = Muon(matrices, training.lr, training.weight_decay)
+        if not embeddings + vectors:  # frozen
+            return muon
+        return Combined([muon, _adamw([(embeddings, training.weight_decay), (vectors, 0.0)], training.lr)])
     return _adamw([(matrices + embeddings, training.weight_decay), (vectors, 0.0)], training.lr)
 
 

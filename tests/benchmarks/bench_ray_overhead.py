@@ -47,7 +47,8 @@ def bare_loop(rank: int, job: Job, rendezvous: str) -> None:
     size = recipe.training.workers
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size)
     table = read_columns(job.training_parts, ["tokens", "difficulty"])
-    windows, sampler = tokens_array(table), build_sampler(recipe, table["difficulty"].to_numpy())
+    windows = tokens_array(table)
+    sampler = build_sampler(recipe, len(windows), {"difficulty": table["difficulty"].to_numpy()})
     held_out = tokens_array(read_columns(job.window_parts, ["tokens"], "validation"))
     validation = held_out[: recipe.training.eval_windows]
     torch.manual_seed(recipe.seed)

@@ -6,8 +6,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from bkray.config.model import Halting, Multiscale
+from bkray.config.training import Training
 from bkray.model import ResNetBK, ResNetBKConfig
-from bkray.training.parallel import World
+from bkray.training.parallel import Parallel
 
 pytestmark = pytest.mark.distributed
 
@@ -29,7 +30,7 @@ def build(option):
 def trained(rank, option):
     """Two steps on tokens that are this rank's own: the state of the model, and the depths."""
     model = build(option)
-    parallel = World.current().wrap(model)
+    parallel = Parallel(model, Training(), steps=2).wrap(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     depths = []
     for _ in range(2):

@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -37,10 +38,13 @@ def test_artifacts_are_the_same_bytes_for_other_batches_and_blocks(small, tmp_pa
     other = run(recipe, tmp_path / "other", "training_set").folder
     assert contents(usual) == contents(other)
     assert len(contents(usual)) >= 8
+    table = pq.read_table(next(usual.glob("artifacts/training_set-*/part-00000.parquet")))
+    assert table["weight"].equals(table["rarity"])
 
 
 def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(small, tmp_path):
-    plain = ["difficulty=null", "selection=null", "proxy=null", "curriculum=null", "augmentation=[]"]
+    plain = ["difficulty=null", "selection=null", "proxy=null", "curriculum=null", "sampling=null"]
+    plain += ["augmentation=[]"]
     often = ["training.tokens=100_000", "training.log_every=1", "training.checkpoint_every=50"]
     recipe = load_recipe(small, [*plain, *often])
     expected = run(recipe, tmp_path / "undisturbed", "model")

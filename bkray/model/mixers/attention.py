@@ -5,9 +5,17 @@ Rotary positions (arXiv 2104.09864); queries and keys RMS-normalised a head (arX
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import (
+    flop_registry,
+    register_flop_formula,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from bkray.model.layers import rms_norm
 
@@ -90,3 +98,15 @@ def _windowed(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     first = band & (seen >= 0)  # before the first block there is nothing
     mask = torch.cat([first[None], band.expand(blocks - 1, -1, -1)])
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).flatten(2, 3)[:, :, :length]
+
+
+# torch counts the attention of GPUs alone (2.9 to 2.13).
+if torch.ops.aten._scaled_dot_product_flash_attention_for_cpu not in flop_registry:
+
+    @register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)
+    def _forward_flops(q: Any, k: Any, v: Any, *others: Any, **keywords: Any) -> int:
+        return sdpa_flop_count(q, k, v)
+
+    @register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward)
+    def _backward_flops(g: Any, q: Any, k: Any, v: Any, *others: Any, **keywords: Any) -> int:
+        return sdpa_backward_flop_count(g, q, k, v)

@@ -41,7 +41,18 @@ def test_an_unknown_kind_names_the_nearest():
         ({"difficulty": {"kind": "rarity"}}, "difficulty has no effect without a curriculum"),
         ({"proxy": {}}, "proxy has no effect"),
         ({"training": {"batch_tokens": 1000}}, "must be a multiple of window 256"),
+        ({"sampling": {"weight": "loss", "share": 1, "start": 0, "end": 0}}, "is plain shuffling: remove it"),
+        ({"training": {"skip": {"share": 0.5, "floor": 0.5}}}, "floor 0.5 must be below 1 - share = 0.5"),
+        ({"training": {"skip": {"by": "random", "floor": 0.2}}}, "floor has no effect with by random"),
+        ({"training": {"skip": {"share": 0.02}}}, "skips none of a batch of 16 windows: raise it"),
         ({"training": {"workers": 3}}, "training.workers 3 cannot share evenly"),
+        ({"training": {"accumulate": 9}}, "training.accumulate 9 is more than the 8 windows"),
+        ({"training": {"workers": 1, "gradient_compression": "fp16"}}, "a single worker sends no gradients"),
+        (
+            {"training": {"parallel": "fsdp2", "bucket_mb": 1, "gradient_as_bucket_view": False}},
+            "training.bucket_mb, training.gradient_as_bucket_view: training.parallel fsdp2 sends gradients",
+        ),
+        ({"training": {"parallel": "fsdp2", "compile": True}}, "is not one graph: remove it or set"),
         ({"model": {"kind": "resnet_bk", "d_model": 100}}, "d_model 100 must be a multiple of n_heads 16"),
         ({"model": {"kind": "transformer", "d_model": 20, "n_heads": 4}}, "heads of odd width"),
         ({"model": {"kind": "resnet_bk", "mixer": "gated", "n_heads": 4}}, "no effect with mixer gated"),
@@ -102,6 +113,8 @@ def test_what_a_curriculum_and_a_model_score_need_is_implied():
     assert recipe.difficulty.kind == "compression"
     assert recipe.proxy is not None
     assert parse_recipe({**BASE, "selection": {"kind": "random"}}).proxy is None
+    assert parse_recipe({**BASE, "sampling": {"weight": "entropy"}}).proxy is not None
+    assert parse_recipe({**BASE, "sampling": {"weight": "rarity"}}).proxy is None
 
 
 def test_overrides_set_nested_values_and_whole_sections_without_touching_the_original():

@@ -69,6 +69,7 @@ FULL = RunReport(
     easiest=[(0.1, "\n  indented\n\n  text"), (0.2, HOSTILE)],
     hardest=[(0.9, "x" * 10_000)],
     samples=[("Return the", " sum of a < b \ud800 and more")],
+    notes=["the gradient cache is off from step 37 on", f"wandb is left out: {HOSTILE}"],
 )
 SWEEP = SweepReport(
     name="curriculum",
@@ -246,6 +247,14 @@ def test_texts_are_escaped_and_keep_their_spaces(html):
     assert "quick & <b>start</b>" in Page(html).text
     assert "\n\n  indented\n\n  text</pre>" in html  # a browser drops the first line feed of a <pre>
     assert "sum of a < b ? and more" in Page(html).text  # no UTF-8 for half a surrogate pair
+
+
+def test_what_was_noted_is_shown(html, tmp_path):
+    page = Page(html)
+    assert "Notes" in page.text
+    assert "the gradient cache is off from step 37 on" in page.text
+    assert f"wandb is left out: {HOSTILE}" in page.text
+    assert "Notes" not in Page(written(tmp_path, write_report, BARE)).text
 
 
 def test_long_texts_are_cut_and_say_so(html):

@@ -1,7 +1,31 @@
-from bkray.runtime.training import _progress
+import numpy as np
+
+from bkray.config import parse_recipe
+from bkray.curriculum import WeightedSampler
+from bkray.runtime.training import _progress, build_sampler, order_columns
 
 
 def test_the_time_left_follows_the_pace_of_the_steps():
     text = _progress({"step": 10, "loss": 1.25, "seconds": 5.0}, 1010)
     assert text == "step 10 of 1,010, loss 1.250, about 500 s left"
     assert "loss nan" in _progress({"step": 10, "loss": None, "seconds": 5.0}, 20)
+
+
+def test_the_sampler_follows_the_recipes_curriculum_and_weights():
+    base = {"name": "t", "corpus": {"kind": "docstrings"}}
+    difficulty, weight = np.arange(100.0)[::-1], np.r_[np.full(50, 1e-9), np.full(50, 1.0)]
+    plain = build_sampler(parse_recipe(base), 100, {})
+    assert order_columns(parse_recipe(base)) == []
+    assert plain.available(0) == 100
+    recipe = parse_recipe(
+        {**base, "curriculum": {"start": 0.5}, "sampling": {"weight": "rarity", "share": 0.32}}
+    )
+    assert order_columns(recipe) == ["difficulty", "weight"]
+    sampler = build_sampler(recipe, 100, {"difficulty": difficulty, "weight": weight})
+    assert isinstance(sampler, WeightedSampler)
+    assert sampler.available(0) == 50
+    assert sampler.ids(0).min() >= 50  # the easiest half; 16 windows are a pass
+    sampler = build_sampler(
+        recipe.model_copy(update={"curriculum": None, "difficulty": None}), 100, {"weight": weight}
+    )
+    assert sampler.ids(0).min() >= 50  # of all, those that have weight

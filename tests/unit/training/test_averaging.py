@@ -122,3 +122,8 @@ def test_it_is_absent_where_it_is_off(data, tmp_path):
 def test_a_decay_that_keeps_everything_is_refused():
     with pytest.raises(UserError, match=r"training.average.decay: .*less than 1"):
         recipe({"decay": 1.0})
+
+
+def test_shares_of_parameters_are_refused():
+    with pytest.raises(UserError, match=r"training.average cannot take training.parallel fsdp2"):
+        recipe({}, parallel="fsdp2")

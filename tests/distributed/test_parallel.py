@@ -1,0 +1,336 @@
+"""ddp, zero1 and fsdp2, compression and accumulation: all runs of a world share its processes.
+
+Windows are of one token each where the model has options, so that a rank has experts and layers without work;
+validation windows do not divide evenly, so that at the end of a look a rank has none left.
+"""
+
+import functools
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from bkray.config import UserError, parse_recipe
+from bkray.config.parallel import PowerSGD
+from bkray.curriculum import CurriculumSampler
+from bkray.model import build_model
+from bkray.training import Checkpointer, Ledger, WindowData, train
+from bkray.training.compression import LowRank
+from bkray.training.loop import TrainingRun
+from bkray.training.optimizers import optimizers_of
+from bkray.training.shares import local
+from bkray.training.world import World
+from bkray.training.zero1 import ShardedOptimizer
+
+pytestmark = pytest.mark.distributed
+
+VOCABULARY, WINDOW, BATCH, KILLED_AT = 60, 16, 8, 7
+MODEL = {"kind": "resnet_bk", "d_model": 16, "n_layers": 2, "n_heads": 4}
+KINDS = ("ddp", "zero1", "fsdp2")
+OPTIONS = {
+    "experts": {"experts": {"count": 8}},
+    "koopman": {"koopman": {"warmup": 0.0}},
+    "halting": {"halting": {"threshold": 0.94}},
+    "bare": {},
+}
+HARDWARE = {"precision": "bf16", "activation_checkpointing": True}
+
+
+def recipe(model=None, steps=12, **training):
+    given = {"tokens": steps * BATCH * WINDOW, "batch_tokens": BATCH * WINDOW, "workers": 2, "log_every": 3}
+    return parse_recipe(
+        {
+            "name": "t",
+            "corpus": {"kind": "docstrings"},
+            "window": WINDOW,
+            "model": {**MODEL, **(model or {})},
+            "training": {**given, "eval_every": 10, "checkpoint_every": 5, **training},
+        }
+    )
+
+
+def parts(settings):
+    """What `train` takes before its keywords."""
+    rng = np.random.default_rng(0)
+    data = WindowData(*(rng.integers(0, VOCABULARY, (n, WINDOW + 1)).astype(np.int32) for n in (100, 65)))
+    if settings.model.experts or settings.model.halting:
+        data.train[:] = data.train[:, :1]
+    torch.manual_seed(0)
+    model = build_model(settings.model, VOCABULARY)
+    return model, data, CurriculumSampler(rng.random(100), BATCH, settings.steps, seed=0), settings
+
+
+class Log:
+    def __init__(self):
+        self.losses = []
+
+    def log(self, step, *, loss, **values):
+        self.losses.append(loss)
+
+    def truncate_after(self, step):
+        return None
+
+
+def trained(settings, folder=None):
+    """What comes out of a run, on every rank; with a folder it goes on from there and keeps checkpoints."""
+    model, *others = parts(settings)
+    ledger, log, world = Ledger(), Log(), World.current()
+    saver = Checkpointer(folder, "key") if folder else None
+    result = train(model, *others, reporter=log, ledger=ledger, checkpointer=saver)
+    with torch.no_grad():
+        weights = torch.cat([parameter.flatten() for parameter in model.parameters()])
+        logits = model(torch.arange(10).view(1, -1)) if world.rank == 0 else None  # needs no other rank
+    return {
+        "model": model.state_dict(),
+        "logits": logits,
+        "ranks agree": all(torch.equal(weights, other) for other in world.gather(weights)),
+        "losses": log.losses,
+        "validation": result.validation_loss,
+        "flops": {kind: row["flops"] for kind, row in ledger.table().items()},
+    }
+
+
+class Killed(Exception):
+    pass
+
+
+def killed(settings, folder):
+    """A run that every rank ends between two steps; its checkpoints stay in `folder`, and `left` of it."""
+    model, data, sampler, _ = parts(settings)
+    usual = sampler.ids
+
+    def ids(step, *part):
+        if step == KILLED_AT:
+            raise Killed
+        return usual(step, *part)
+
+    sampler.ids = ids
+    with pytest.raises(Killed):
+        train(model, data, sampler, settings, checkpointer=Checkpointer(folder, "key"))
+    if World.current().rank == 0:
+        shutil.copytree(folder, left(folder))
+    World.current().total(torch.zeros(1))  # all wait for the copy
+
+
+def left(folder):
+    return folder.with_suffix(".left")
+
+
+def state_bytes(settings):
+    """Bytes of the optimizer's state on this rank after a step."""
+    model, data, sampler, _ = parts(settings)
+    run = TrainingRun(model, data, sampler, settings, None, Ledger(), None)
+    run.train_step()
+    whole = run.optimizer
+    optimizers = whole.locals if isinstance(whole, ShardedOptimizer) else optimizers_of(whole)
+    states = [state for one in optimizers for state in one.state.values()]
+    return sum(local(t).nbytes for state in states for t in state.values() if t.ndim)
+
+
+def diverged(kind):
+    settings = recipe(parallel=kind, optimizer="adamw", lr=1e39, schedule="constant", warmup=0.0)
+    with pytest.raises(UserError) as error:
+        train(*parts(settings))
+    return str(error.value)
+
+
+def taken_over(kind, folder):
+    """The end of a run that `kind` takes over from the checkpoints in `folder`."""
+    here = folder.with_suffix(f".{kind}")
+    if World.current().rank == 0:
+        shutil.copytree(left(folder), here)
+    World.current().total(torch.zeros(1))
+    return trained(recipe(parallel=kind), here)
+
+
+def errors_of_three_ranks():
+    """What a world takes over of the errors that another one owed."""
+    low_rank = LowRank(PowerSGD(kind="powersgd"), 10, torch.device("cpu"))
+    errors = {0: [torch.full((2,), float(rank)) for rank in range(3)]}
+    low_rank.load_state_dict({"iteration": 5, "errors": errors, "p": {}, "q": {}})
+    return low_rank.state.error_dict[0].tolist()
+
+
+def runs(size, folder):
+    """What to do in a world, by name: all of it in the order given, on every rank."""
+    for kind in KINDS:
+        yield f"{kind}, muon", functools.partial(trained, recipe(steps=50, parallel=kind))
+        yield f"{kind}, adamw", functools.partial(trained, recipe(parallel=kind, optimizer="adamw"))
+        for optimizer in ("muon", "adamw"):
+            settings = recipe(parallel=kind, optimizer=optimizer)
+            yield f"{kind}, {optimizer}, bytes", functools.partial(state_bytes, settings)
+        yield f"{kind}, through", functools.partial(trained, recipe(parallel=kind))
+        yield f"{kind}, killed", functools.partial(killed, recipe(parallel=kind), folder / kind)
+    for kind, before in zip(KINDS, (*KINDS[1:], "alone"), strict=True):
+        yield f"{kind}, after {before}", functools.partial(taken_over, kind, folder / before)
+        yield f"{kind}, resumed", functools.partial(trained, recipe(parallel=kind), folder / kind)
+    low_rank = recipe(gradient_compression="powersgd")
+    yield "powersgd, through", functools.partial(trained, low_rank)
+    yield "powersgd, killed", functools.partial(killed, low_rank, folder / "powersgd")
+    yield "powersgd, resumed", functools.partial(trained, low_rank, folder / "powersgd")
+    yield "errors", errors_of_three_ranks
+    if size > 2:
+        return
+    for kind in KINDS:
+        for name, option in OPTIONS.items():
+            training = HARDWARE if name == "bare" else {}
+            settings = recipe(option, steps=3, parallel=kind, **training)
+            yield f"{kind}, {name}", functools.partial(trained, settings)
+        yield f"{kind}, accumulated", functools.partial(trained, recipe(parallel=kind, accumulate=3))
+        yield f"{kind}, diverged", functools.partial(diverged, kind)
+    for kind in ("fp16", "bf16"):
+        yield f"{kind}, through", functools.partial(trained, recipe(gradient_compression=kind))
+    buckets = recipe(bucket_mb=0.001, gradient_as_bucket_view=False)
+    yield "buckets, through", functools.partial(trained, buckets)
+
+
+def work(rank, size, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=size)
+    results = {name: run() for name, run in runs(size, folder)}
+    torch.save(results, folder / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def finished(size, folder):
+    """(size, folder, every rank's results)."""
+    killed(recipe(), folder / "alone")
+    mp.spawn(work, (size, folder), nprocs=size)
+    return size, folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
+
+
+@pytest.fixture(scope="module")
+def world_of_2(tmp_path_factory):
+    return finished(2, tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def world_of_4(tmp_path_factory):
+    return finished(4, tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module", params=["world_of_2", "world_of_4"])
+def world(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return {steps: trained(recipe(steps=steps)) for steps in (12, 50)}
+
+
+def distance(one, other):
+    """The largest difference of two runs' weights, and of their validation losses."""
+    assert one["model"].keys() == other["model"].keys()
+    weights = (t - other["model"][name] for name, t in one["model"].items())
+    return max(*(t.abs().max().item() for t in weights), abs(one["validation"] - other["validation"]))
+
+
+def same_bits(one, other):
+    return distance(one, other) == 0 and other["losses"][-len(one["losses"]) :] == one["losses"]
+
+
+def test_all_worlds_and_kinds_end_with_the_same_weights(world, alone):
+    _, _, (first, *_) = world
+    assert distance(first["ddp, muon"], alone[50]) < 1e-5
+    for optimizer in ("muon", "adamw"):
+        assert same_bits(first[f"zero1, {optimizer}"], first[f"ddp, {optimizer}"])
+        assert distance(first[f"fsdp2, {optimizer}"], first[f"ddp, {optimizer}"]) < 1e-6
+
+
+def test_all_ranks_hold_the_same_whole_model_at_the_end(world):
+    _, _, ranks = world
+    for results in ranks:
+        assert all(result["ranks agree"] for result in results.values() if isinstance(result, dict))
+    first = ranks[0]
+    for kind in ("zero1", "fsdp2"):
+        torch.testing.assert_close(first[f"{kind}, muon"]["logits"], first["ddp, muon"]["logits"])
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_rank_keeps_its_share_of_the_optimizers_state(world, optimizer):
+    size, _, ranks = world
+    (whole,) = {results[f"ddp, {optimizer}, bytes"] for results in ranks}
+    for kind in ("zero1", "fsdp2"):
+        for results in ranks:
+            assert results[f"{kind}, {optimizer}, bytes"] <= (1 / size + 0.02) * whole
+
+
+def test_the_ledger_counts_what_all_ranks_compute(world, alone):
+    size, _, (first, *_) = world
+    flops = {kind: first[f"{kind}, muon"]["flops"] for kind in KINDS}
+    once = alone[50]["flops"]
+    for kind in KINDS:
+        assert flops[kind]["training"] == once["training"]
+    assert flops["ddp"]["optimizer"] == size * once["optimizer"]
+    assert flops["zero1"]["optimizer"] == once["optimizer"]
+    assert once["optimizer"] < flops["fsdp2"]["optimizer"] < flops["ddp"]["optimizer"]
+    assert first["fsdp2, adamw"]["flops"]["optimizer"] == first["zero1, adamw"]["flops"]["optimizer"]
+    assert ("settling" in flops["ddp"]) == (size > 2)
+    assert "settling" not in flops["fsdp2"]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "powersgd"])
+def test_a_killed_run_ends_with_the_same_bits(world, kind):
+    _, _, (first, *_) = world
+    assert len(first[f"{kind}, resumed"]["losses"]) < len(first[f"{kind}, through"]["losses"])
+    assert same_bits(first[f"{kind}, resumed"], first[f"{kind}, through"])
+
+
+def test_runs_go_on_under_another_kind_and_in_another_world(world, alone, tmp_path):
+    _, folder, (first, *_) = world
+    for name in ("ddp, after zero1", "zero1, after fsdp2", "fsdp2, after alone"):
+        assert distance(first[name], alone[12]) < 1e-5
+        np.testing.assert_allclose(first[name]["losses"], alone[12]["losses"][-3:], atol=1e-5)
+    for kind in KINDS:
+        shutil.copytree(left(folder / kind), tmp_path / kind)
+        rest = trained(recipe(), tmp_path / kind)
+        assert distance(rest, alone[12]) < 1e-5
+        np.testing.assert_allclose(rest["losses"], alone[12]["losses"][-3:], atol=1e-5)
+
+
+def test_low_rank_compression_starts_late_and_is_charged(world):
+    size, _, (first, *_) = world
+    result = first["powersgd, through"]
+    assert 1e-4 < distance(result, first["ddp, through"]) < 0.1
+    assert result["losses"][0] == pytest.approx(first["ddp, through"]["losses"][0], abs=1e-2)
+    plain = [16 * 16, 16 * 64, VOCABULARY * 16]
+    assert result["flops"]["gradient_compression"] % (6 * size * np.gcd.reduce(plain)) == 0
+    assert result["flops"]["settling"] > 0
+    assert first["errors"] == [1.0, 1.0]
+
+
+@pytest.fixture(scope="module")
+def two(world_of_2):
+    """Rank 0's results of what is tried with two ranks only."""
+    return world_of_2[2][0]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("kind", ["zero1", "fsdp2"])
+def test_options_and_hardware_train_alike(two, kind, option):
+    assert distance(two[f"{kind}, {option}"], two[f"ddp, {option}"]) < 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_accumulated_micro_batches_are_the_whole_step(two, kind):
+    assert distance(two[f"{kind}, accumulated"], two["ddp, through"]) < 1e-6
+    losses = two["ddp, through"]["losses"]
+    np.testing.assert_allclose(two[f"{kind}, accumulated"]["losses"], losses, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_divergence_has_the_same_name_everywhere(two, kind):
+    assert two[f"{kind}, diverged"].startswith(
+        "parameter embedding.weight is not finite after the update of step 0"
+    )
+
+
+def test_gradients_of_16_bits_are_rounded_and_buckets_change_nothing(two):
+    for kind in ("fp16", "bf16"):
+        assert 1e-6 < distance(two[f"{kind}, through"], two["ddp, through"]) < 0.05
+    assert same_bits(two["buckets, through"], two["ddp, through"])

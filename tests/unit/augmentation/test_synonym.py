@@ -1,0 +1,154 @@
+"""Synonyms by part of speech, inflection and case; where WordNet is missing, one message. CI has WordNet."""
+
+import hashlib
+import http.server
+import shutil
+import threading
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import nltk
+import pyarrow as pa
+import pytest
+
+from bkray.augmentation import SynonymReplacement, check_augmentations
+from bkray.augmentation.fetch import fetch
+from bkray.augmentation.wordnet import NEEDED, missing_data, thesaurus
+from bkray.config import UserError
+from bkray.config.preparation import Synonym
+from bkray.corpus import DOCUMENTS, stable_id
+
+SHARED = Path(__file__).parents[4] / "shared" / "data" / "nltk_data"
+if SHARED.exists():
+    nltk.data.path.append(str(SHARED))
+needs_data = pytest.mark.skipif(bool(missing_data()), reason=f"nltk's {' and '.join(NEEDED)} are not here")
+
+TEXT = (
+    "The children were trying to buy large houses , and movies of the Big cities began quickly . "
+    "Movies show the film . FILM film2 don't e-mail 1,000 Mr. Brown saw geese"
+)
+
+
+def documents(texts):
+    rows = [
+        {"doc_id": stable_id("synonym", i), "text": text, "source": "s", "split": "train"}
+        for i, text in enumerate(texts)
+    ]
+    return pa.Table.from_pylist(rows, schema=DOCUMENTS)
+
+
+def replaced(text, probability=0.999, **options):
+    """{word: what stands in its place} of one document, over many draws."""
+    pairs: dict[str, set[str]] = {}
+    for seed in range(20):
+        (result,) = SynonymReplacement(probability, seed, **options)(documents([text]))["text"].to_pylist()
+        for old, new in zip(text.split(), result.split(), strict=True):
+            pairs.setdefault(old, set()).add(new)
+    return pairs
+
+
+@needs_data
+def test_replacements_keep_part_of_speech_inflection_and_case():
+    pairs = replaced(TEXT, max_share=1.0)
+    assert pairs["movies"] == {"films", "pictures", "pics", "flicks"}
+    assert pairs["Movies"] == {"Films", "Pictures", "Pics", "Flicks"}
+    assert pairs["began"] == {"started", "commenced"}
+    assert pairs["trying"] >= {"seeking", "attempting"}
+    assert pairs["buy"] == {"purchase"}
+    assert pairs["large"] == {"big"}
+    assert "kids" in pairs["children"]
+
+
+@needs_data
+def test_what_is_left_alone():
+    pairs = replaced(TEXT, max_share=1.0)
+    for word in ("The", "were", "to", ",", "of", "FILM", "film2", "don't", "e-mail", "1,000", "Mr.", "Brown"):
+        assert pairs[word] == {word}, word
+    assert thesaurus().synonyms("film", "NNP") == ()
+    assert thesaurus().synonyms("larger", "JJR") == (), "no comparative is made up"
+
+
+@needs_data
+def test_the_tag_comes_from_the_neighbours():
+    assert "responds" in replaced("she answers him .", max_share=1.0)["answers"]
+    assert "responses" in replaced("the two answers are good .", max_share=1.0)["answers"]
+
+
+@needs_data
+def test_probability_and_largest_share():
+    text = "large " * 400
+    changed = [
+        sum(word == "big" for word in made.split())
+        for made in (
+            SynonymReplacement(0.2, 3)(documents([text]))["text"][0].as_py(),
+            SynonymReplacement(0.9, 3, max_share=0.25)(documents([text]))["text"][0].as_py(),
+        )
+    ]
+    assert 55 <= changed[0] <= 105
+    assert changed[1] == 100
+
+
+@needs_data
+def test_batches_change_nothing_and_punctuation_and_gaps_stay():
+    table = documents([TEXT, "A large (large) house,\n\n  bought; large!", "large"])
+    whole = SynonymReplacement(0.5, 7)(table)["text"].to_pylist()
+    assert [SynonymReplacement(0.5, 7)(table.slice(i, 1))["text"][0].as_py() for i in range(3)] == whole
+    (result,) = SynonymReplacement(0.999, 0, max_share=1.0)(table.slice(1, 1))["text"].to_pylist()
+    assert result == "A big (big) house,\n\n  purchased; big!"
+
+
+@pytest.fixture
+def nowhere(monkeypatch, tmp_path):
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path / "home")])
+    monkeypatch.setattr(nltk.downloader.Downloader, "default_download_dir", lambda _: str(tmp_path / "home"))
+
+
+def test_missing_data_is_one_message_with_the_ways_out(nowhere):
+    with pytest.raises(UserError, match=r"wordnet and averaged.*NLTK_DATA.*bkray fetch wordnet.*elsewhere"):
+        check_augmentations([Synonym(kind="synonym")])
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch):
+    """A loopback server, which nltk would refuse, with an index and two small packages in nltk's form."""
+    monkeypatch.setattr(nltk.pathsec, "ENFORCE", False)
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    entries = []
+    for package, place in NEEDED.items():
+        archive = folder / f"{package}.zip"
+        with zipfile.ZipFile(archive, "w") as file:
+            file.writestr(f"{package}/README", "words")
+        checksum = hashlib.md5(archive.read_bytes()).hexdigest()
+        entries.append(
+            f'<package id="{package}" subdir="{place.split("/")[0]}" unzip="1" unzipped_size="5" '
+            f'size="{archive.stat().st_size}" checksum="{checksum}" url="URL/{package}.zip"/>'
+        )
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    url = f"http://127.0.0.1:{server.server_port}"
+    index = f"<nltk_data><packages>{''.join(entries)}</packages></nltk_data>".replace("URL", url)
+    (folder / "index.xml").write_text(index)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f"{url}/index.xml"
+    server.shutdown()
+
+
+def test_fetch_downloads_what_is_missing_once(nowhere, mirror):
+    folder, url = mirror
+    assert "wordnet and averaged_perceptron_tagger_eng: now in" in fetch("wordnet", url)
+    assert missing_data() == []
+    shutil.rmtree(folder)
+    assert "already there" in fetch("wordnet", url)
+
+
+def test_a_failed_fetch_says_so(nowhere, mirror):
+    folder, url = mirror
+    (folder / "wordnet.zip").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"could not be downloaded from http://127.*--index.*NLTK_DATA"):
+        fetch("wordnet", url)
+    with pytest.raises(UserError, match="could not be downloaded"):
+        fetch("wordnet", url.replace("index.xml", "nothing.xml"))
+    with pytest.raises(UserError, match="only `bkray fetch wordnet`"):
+        fetch("wordnets")
