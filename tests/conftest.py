@@ -57,6 +57,7 @@ def small(tmp_path, texts):
             "checkpoint_every": 10,
             "trackers": ["tensorboard"],
             "skip": {"share": 0.2},
+            "average": {"decay": 0.9},
         },
         "samples": {"prompts": ["the scan"], "tokens": 12},
     }

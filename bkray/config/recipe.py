@@ -172,7 +172,7 @@ class Recipe(Section):
                 "tokenizer.vocab_size has no effect beside training.start_from, whose tokenizer is taken: "
                 "remove it"
             )
-        for key in ("freeze", "token_selection", "gradient_cache"):
+        for key in ("freeze", "token_selection", "gradient_cache", "average"):
             if training.parallel == "fsdp2" and getattr(training, key):
                 faults.append(
                     f"training.{key} cannot take training.parallel fsdp2, which keeps no whole parameter: "

@@ -27,6 +27,13 @@ PLACEMENT = ("workers", "parallel", "accumulate")
 _BUCKETS = ("bucket_mb", "gradient_as_bucket_view", "gradient_compression")
 
 
+class Average(Section):
+    """An exponential moving average of the weights, which validation, evaluation and export then use."""
+
+    decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
+    """What is kept at each step; less in the first ones."""
+
+
 class Training(Section):
     tokens: Annotated[int, Field(ge=1)] = 2_000_000
     """Target tokens seen in all."""
@@ -41,6 +48,7 @@ class Training(Section):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     clip: Annotated[float, Field(gt=0.0)] = 1.0
     """Largest norm of the gradient."""
+    average: Average | None = None
     workers: Annotated[int, Field(ge=1)] = 2
     parallel: Literal["ddp", "zero1", "fsdp2"] = "ddp"
     """What every worker holds: everything; its share of the optimizer's state; of the parameters as well."""

@@ -24,12 +24,13 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from bkray.config import Recipe
+from bkray.config import Recipe, UserError
 from bkray.corpus import load_tokenizer
 from bkray.corpus.mapped import map_windows
 from bkray.corpus.windows import first_rows, read_columns, reference_array, tokens_array
 from bkray.curriculum import CurriculumSampler, DifficultyAdjuster, WeightedSampler
 from bkray.model import build_model
+from bkray.reporting.files import write_atomically
 from bkray.reporting.progress import Line
 from bkray.reporting.trackers import TrackedLog, tracked_log
 from bkray.runtime.beside import run_beside
@@ -64,6 +65,11 @@ class Job:
         return self.run / "notes.log"
 
     @property
+    def ray_state(self) -> Path:
+        """What Ray Train keeps of one call; nothing goes on from it."""
+        return self.run / ".ray_train"
+
+    @property
     def checkpoints(self) -> Path:
         return self.run / "checkpoints"
 
@@ -84,7 +90,7 @@ def job_of(work: Work) -> Job:
 def model(work: Work) -> Outcome:
     """Train with `training.workers` workers and export the model into the stage's folder."""
     job = job_of(work)
-    state = job.run / ".ray_train"
+    state = job.ray_state
     shutil.rmtree(state, ignore_errors=True)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _HEALTH_CHECK_S)
     gpus = ray.cluster_resources().get("GPU", 0) >= job.recipe.training.workers
@@ -119,7 +125,16 @@ def collect(work: Work, job: Job) -> Outcome:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    run_training(config["job"], ray.train.get_context().get_world_rank(), ray.train.torch.get_device())
+    """Train; what the user has to mend is not tried again where Ray replaces the workers for it."""
+    job: Job = config["job"]
+    to_mend = job.ray_state / "to_mend.txt"
+    if to_mend.exists():
+        raise UserError(to_mend.read_text(encoding="utf-8"))
+    try:
+        run_training(job, ray.train.get_context().get_world_rank(), ray.train.torch.get_device())
+    except UserError as error:
+        write_atomically(to_mend, str(error))
+        raise
 
 
 def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter | None = None) -> None:

@@ -25,6 +25,7 @@ from bkray.config.divergence import FallBack
 from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
 from bkray.model import LanguageModel
 from bkray.training.ahead import Ahead
+from bkray.training.averaging import AVERAGING_FLOPS, averaged
 from bkray.training.checkpoint import Checkpointer
 from bkray.training.divergence import Diverged, Recovery, fall_back, refusal, scaled_rates, spread
 from bkray.training.finite import first_non_finite
@@ -155,6 +156,8 @@ def train(
 ) -> TrainResult:
     """Train `model` in place for `recipe.steps` steps, going on from the newest checkpoint if there is one.
 
+    At the end it holds the average of the weights where `training.average` asks for one.
+
     Every rank of an initialised process group calls this with the same arguments; only rank 0's reporter is
     used. Raises UserError where loss, gradient or a parameter is not finite, unless
     `training.on_divergence` says what to do; ValueError where that needs checkpoints and there are none, or
@@ -205,6 +208,8 @@ def _train_to_the_end(run: TrainingRun, checkpointer: Checkpointer | None, trace
         if checkpointer and (last or run.step % settings.checkpoint_every == 0):
             run.save(checkpointer, run.validation_loss if validated else None)
     run.parallel.give_back()
+    if run.average:
+        run.model.load_state_dict(run.average.module.state_dict())
 
 
 class TrainingRun:
@@ -242,6 +247,8 @@ class TrainingRun:
         self.step_cost = StepCost(model, recipe.window, recipe.training)
         self.parallel = Parallel(model, recipe.training, recipe.steps)
         self.model = self.parallel.model
+        average = recipe.training.average
+        self.average = averaged(self.model, average) if average else None
         self.objective = Objective(self.model, recipe)
         self.parallel_objective = self.parallel.wrap(self.objective)
         self.optimizer = self.parallel.optimizer()
@@ -353,6 +360,8 @@ class TrainingRun:
             self.optimizer.step()
         remedy = f"training.lr is {self.recipe.training.lr}, try a lower one"
         self.check_parameters("after the update of", remedy)
+        if self.average:
+            self.average.update_parameters(self.model)
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -380,6 +389,9 @@ class TrainingRun:
             seconds -= spent.seconds
         if learnt:
             self.ledger.charge("optimizer", flops=self.optimizer_flops)
+            if self.average:
+                count = sum(parameter.numel() for parameter in self.model.parameters())
+                self.ledger.charge("averaging", flops=AVERAGING_FLOPS * count * self.world.size)
         windows = 0 if loss is None else len(batch.ids)
         self.reused = self._over_ranks(self.logged.get("activations_reused"))
         self.model_flops += self.step_flops(windows, recomputed=False)
@@ -438,7 +450,8 @@ class TrainingRun:
         started = time.perf_counter()
         windows = self.data.validation[: self.recipe.training.eval_windows]
         mine = windows[self.world.rank :: self.world.size]
-        self.model.eval()
+        model = self.average.module if self.average else self.model
+        model.eval()
         nats = torch.zeros(1, dtype=torch.float64)
         passes = range(0, -(-len(windows) // self.world.size), _EVAL_BATCH)
         for begin in passes:
@@ -446,10 +459,11 @@ class TrainingRun:
             given = own if len(own) else windows[:1]  # every rank goes through as many passes as the others
             tokens = torch.as_tensor(given, dtype=torch.int64, device=self.device)
             with autocast(self.recipe.training, self.device):
-                logits_BNV = self.model(tokens[:, :-1])
+                logits_BNV = model(tokens[:, :-1])
             losses_BN = token_losses(logits_BNV, tokens[:, 1:])[: len(own)]
             nats += losses_BN.sum(dtype=torch.float64).cpu()
         idle = sum(len(windows[rank :: self.world.size]) <= passes[-1] for rank in range(self.world.size))
+        depth = model.measurements().get("depth") if isinstance(model, LanguageModel) else None
         tokens_seen = len(windows) * self.recipe.window
         self.validation_loss = float(self.world.total(nats)) / tokens_seen
         self.logged["validation_loss"] = self.validation_loss
@@ -460,7 +474,7 @@ class TrainingRun:
             self.sampler.advance(self.step, self.adjuster.update(self.validation_loss))
         self.ledger.charge(
             "validation",
-            flops=self.forward_cost.at(self.objective.measurements().get("depth")) * (len(windows) + idle),
+            flops=self.forward_cost.at(depth) * (len(windows) + idle),
             tokens=tokens_seen,
             seconds=time.perf_counter() - started,
         )
@@ -535,6 +549,7 @@ class TrainingRun:
             "sampler": self.sampler,
             "ledger": self.ledger,
             "adjuster": self.adjuster,
+            "average": self.average,
             "recovery": self.recovery if self.recovery.settings else None,
             "skipper": self.skipper,
             "gradient_cache": self.cache,

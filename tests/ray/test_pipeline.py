@@ -14,6 +14,7 @@ from bkray.config import load_recipe
 from bkray.reporting import RunLog
 from bkray.reporting.progress import Progress
 from bkray.runtime import prepare, scoring
+from bkray.runtime.exits import find_user_error
 from bkray.runtime.pipeline import run_pipeline
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("four_cpus")]
@@ -60,6 +61,21 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(small, tmp_pat
     assert steps == sorted(set(steps))
     assert "lost" in disturbed.artifacts["model"].manifest["ledger"]
     assert "lost" not in expected.artifacts["model"].manifest["ledger"]
+
+
+def test_a_run_that_diverges_says_so_once(small, tmp_path):
+    """Ray would train anew for each of `max_failures`; the note tells how often steps were left out."""
+    plain = ["difficulty=null", "selection=null", "proxy=null", "curriculum=null", "augmentation=[]"]
+    plain += ["sampling=null", "training.skip=null", "training.trackers=[]"]
+    wild = ["training.lr=1e30", "training.on_divergence={kind: skip, most: 1}", "training.warmup=0"]
+    wild += ["training.max_failures=1"]
+    with pytest.raises(Exception, match="diverged") as caught:
+        run(load_recipe(small, [*plain, *wild]), tmp_path, "model")
+    error = find_user_error(caught.value)
+    assert "as many came before as training.on_divergence.most allows, 1" in str(error)
+    notes = (tmp_path / "small" / "notes.log").read_text()
+    assert notes.count("the step was left out") == 1
+    assert list((tmp_path / "small" / "checkpoints").glob("diverged-step-*-rank-*.pt"))
 
 
 def kill_a_worker_after_a_checkpoint(folder):

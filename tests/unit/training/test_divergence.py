@@ -103,7 +103,7 @@ def test_skipping_leaves_the_step_out_and_nothing_else(data, tmp_path):
     assert [event["step"] for event in result.divergences] == steps
     assert result.divergences[0]["done"] == "the step was left out"
     lines = RunLog.read(log.path)
-    assert [line["step"] for line in lines if line["loss"] is None] == [step + 1 for step in steps]
+    assert [line["step"] for line in lines if "grad_norm" not in line] == [step + 1 for step in steps]
     assert result.steps == settings.steps
     assert ledger.table()["training"]["tokens"] == STEPS * 8 * WINDOW
     per_step = 14 * VOCAB * VOCAB
