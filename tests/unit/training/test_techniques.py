@@ -15,6 +15,7 @@ VOCAB, WINDOW, BATCH, STEPS = 16, 24, 8, 40
 TECHNIQUES = {
     "accumulate": {"accumulate": 2},
     "activation_cache": {"start_from": "elsewhere", "freeze": 1, "activation_cache": {}},
+    "average": {"average": {"decay": 0.9}},
     "control_variate": {"gradient_cache": {"kind": "control_variate", "threshold": 0.9}},
     "every": {"gradient_cache": {"kind": "every", "first_audits": 2, "most_rise": 1.0}},
     "fall_back": {"on_divergence": "fall_back"},
@@ -28,6 +29,7 @@ TECHNIQUES = {
 TECHNIQUES["together"] = {
     "schedule": "loss_trend",
     "accumulate": 2,
+    "average": {"decay": 0.9},
     "length": {"start": 6},
     "skip": {"share": 0.4},
     "token_selection": {"keep": 0.6},
@@ -37,6 +39,7 @@ TECHNIQUES["together"] = {
     "activation_checkpointing": True,
 }
 CHARGED = {
+    "average": "averaging",
     "control_variate": "gradient_cache",
     "every": "gradient_cache",
     "skip": "predictor",
