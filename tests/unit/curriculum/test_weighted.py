@@ -101,7 +101,11 @@ def test_unusable_weights_are_refused():
 
 def test_batches_of_another_size_are_the_same_passes():
     for one in (sampler(), CurriculumSampler(np.zeros(1000), 10, 400, start=1.0, seed=3)):
+        one.ids(7)
         changed = one.drawing(lambda step: 15 if step < 20 else 10)
+        assert len(changed.ids(7)) == 15
+        changed.advance(900, 0.5)
+        assert one.state_dict() == {"advances": []}
         assert [len(changed.ids(step)) for step in (0, 19, 20)] == [15, 15, 10]
         np.testing.assert_array_equal(drawn(changed, range(30)), drawn(one, range(40)))
         assert len(one.ids(0)) == 10
