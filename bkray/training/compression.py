@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bkray.config.parallel import GradientCompression, PowerSGD
 
 ONE_BUCKET = 1e6
-"""MiB. PowerSGD sends when an answer arrives: several buckets on gloo would go in any order."""
+"""MiB. PowerSGD sends when an answer arrives: with several buckets on gloo, each rank in another order."""
 _MIN_RATE = 2  # torch's: what would travel as more than half of itself travels whole
 
 
