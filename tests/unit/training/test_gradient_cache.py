@@ -223,6 +223,18 @@ def test_a_rising_loss_switches_it_off_once_it_has_reused_something():
     assert not untouched.cache.off
 
 
+def test_the_loss_that_is_watched_goes_on_from_a_checkpoint():
+    caches = [Planted("every", first_audits=2, audit=1e-9, most_rise=0.05) for _ in range(2)]
+    for step in range(40):
+        if step == 12:
+            caches[1].cache = GradientCache(caches[1].model, caches[1].cache.settings)
+            caches[1].cache.load_state_dict(caches[0].cache.state_dict())
+        for planted in caches[: 1 if step < 12 else 2]:
+            planted.step(step, 3, 1.0, loss=2.0 + 0.1 * max(0, step - 8))
+    assert "the smoothed loss rose" in caches[0].cache.off
+    assert caches[0].cache.off == caches[1].cache.off
+
+
 def test_a_gradient_that_is_not_finite_is_neither_kept_nor_changed():
     planted = Planted("control_variate", first_audits=1)
     used(planted, [3, 3])
@@ -343,8 +355,8 @@ class KillAt(RunLog):
 
 
 KINDS = {
-    "stale": {"kind": "stale", "threshold": 0.9, "adapt": {"hit_rate": 0.6}},
-    "control_variate": {"kind": "control_variate", "threshold": 0.9, "max_bytes": 200_000},
+    "stale": {"kind": "stale", "threshold": 0.9, "adapt": {"hit_rate": 0.6, "low": -1.0}},
+    "control_variate": {"kind": "control_variate", "threshold": 0.5, "max_bytes": 200_000},
     "every": {"kind": "every", "steps": 3},
 }
 
@@ -372,6 +384,8 @@ def test_a_killed_run_ends_bit_equal_to_an_uninterrupted_one(kind, tmp_path):
     assert figures[0] == figures[1]
     assert any(line["cache_saved"] for line in figures[0])
     assert all(line["cache_norm_ratio"] > 0 for line in figures[0][3:])
+    if kind == "stale":
+        assert len({line["cache_threshold"] for line in figures[0]}) > 10
 
 
 def test_a_run_that_was_switched_off_stays_off_after_a_kill(tmp_path, caplog):
