@@ -42,7 +42,7 @@ from bkray.runtime.plan import Plan, make_plan
 from bkray.runtime.training import run_training
 from bkray.runtime.trials import prepare_data, running, trial_job
 from bkray.training import Ledger, WindowData, interleaved_step_seconds, load_model
-from bkray.training.start import vocabulary_size
+from bkray.training.state.start import vocabulary_size
 
 _EVAL_BATCH = 16
 _SAME_TIME = 0.02  # arms whose steps take the reference's time to within this share need no run of their own

@@ -29,7 +29,7 @@ from bkray.runtime.evaluation import held_out_windows
 from bkray.runtime.pipeline import finished_run, locked
 from bkray.runtime.results import versions
 from bkray.training import load_model
-from bkray.training.export import Exported, unique_tensors, write_export
+from bkray.training.state.export import Exported, unique_tensors, write_export
 
 DEFAULT_METHODS = ("int8", "int4", "prune:0.1")
 _GROUP = 64

@@ -22,7 +22,7 @@ from bkray.runtime.cluster import TASK_CPUS
 from bkray.runtime.stages import actors, map_tables, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
 from bkray.training import Ledger, load_model
-from bkray.training.flops import forward_flops
+from bkray.training.cost.flops import forward_flops
 
 _BLOCK_ROWS = 128
 _BATCH = 32

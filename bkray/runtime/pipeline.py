@@ -36,7 +36,7 @@ from bkray.runtime.training import model
 from bkray.runtime.work import Outcome, Work
 from bkray.training import Checkpointer, GradientCache
 from bkray.training.hardware import check_compiler, check_compiles
-from bkray.training.start import check_start, vocabulary_size
+from bkray.training.state.start import check_start, vocabulary_size
 
 BUILDERS: dict[str, Callable[[Work], Outcome]] = {
     "documents": prepare.documents,

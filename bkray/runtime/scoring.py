@@ -26,8 +26,8 @@ from bkray.runtime.stages import actors, map_tables, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
 from bkray.selection import MEASURES
 from bkray.training import Ledger, load_model
-from bkray.training.flops import forward_flops
-from bkray.training.start import vocabulary_size
+from bkray.training.cost.flops import forward_flops
+from bkray.training.state.start import vocabulary_size
 
 _BLOCK_ROWS = 512  # windows a task: small enough to share them evenly and to show progress
 _SCORE_BATCH = 64  # windows an actor takes at a time; they are scored one by one

@@ -36,7 +36,7 @@ from bkray.reporting.trackers import TrackedLog, tracked_log
 from bkray.runtime.beside import run_beside
 from bkray.runtime.work import Outcome, Work
 from bkray.training import Checkpointer, Ledger, Reporter, WindowData, export_model, train
-from bkray.training.start import load_start
+from bkray.training.state.start import load_start
 
 _HEALTH_CHECK_S = "1"  # Ray's 2 s are spent once more at the end; each check takes the workers 1 to 2 ms
 

@@ -1,15 +1,15 @@
 """Training without ray: the loop, optimizers and schedules, checkpoints, the cost ledger."""
 
-from bkray.training.checkpoint import Checkpointer
-from bkray.training.export import export_model, load_model
-from bkray.training.gradient_cache import GradientCache
-from bkray.training.ledger import Ledger
+from bkray.training.cost.ledger import Ledger
+from bkray.training.cost.timing import interleaved_step_seconds
 from bkray.training.loop import Reporter, TrainResult, WindowData, train
-from bkray.training.optimizers import build_optimizer
-from bkray.training.predictor import DifficultyPredictor
-from bkray.training.schedules import LossTrendLR, build_schedule
-from bkray.training.skipping import ExampleSkipper
-from bkray.training.timing import interleaved_step_seconds
+from bkray.training.optimization.optimizers import build_optimizer
+from bkray.training.optimization.schedules import LossTrendLR, build_schedule
+from bkray.training.state.checkpoint import Checkpointer
+from bkray.training.state.export import export_model, load_model
+from bkray.training.techniques.gradient_cache import GradientCache
+from bkray.training.techniques.predictor import DifficultyPredictor
+from bkray.training.techniques.skipping import ExampleSkipper
 
 __all__ = [
     "Checkpointer",

@@ -25,24 +25,24 @@ from bkray.config.divergence import FallBack
 from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
 from bkray.model import LanguageModel
 from bkray.training.ahead import Ahead
-from bkray.training.averaging import AVERAGING_FLOPS, averaged
-from bkray.training.checkpoint import Checkpointer
-from bkray.training.divergence import Diverged, Recovery, fall_back, refusal, scaled_rates, spread
-from bkray.training.finite import first_non_finite
-from bkray.training.flops import forward_cost
-from bkray.training.frozen import freeze
-from bkray.training.gradient_cache import GradientCache
+from bkray.training.cost.flops import forward_cost
+from bkray.training.cost.ledger import Cost, Ledger
+from bkray.training.cost.profiling import Tracer
+from bkray.training.cost.step_cost import StepCost
+from bkray.training.cost.telemetry import PhaseClock, memory, peak_flops
+from bkray.training.divergence.finite import first_non_finite
+from bkray.training.divergence.recovery import Diverged, Recovery, fall_back, refusal, scaled_rates, spread
 from bkray.training.hardware import autocast
-from bkray.training.ledger import Cost, Ledger
 from bkray.training.objective import Objective, token_losses
-from bkray.training.parallel import Parallel
-from bkray.training.profiling import Tracer
-from bkray.training.rng import rng_state, set_rng_state
-from bkray.training.schedules import LossTrendLR, PlateauLR, build_schedule
-from bkray.training.skipping import Choice, ExampleSkipper, build_skipper
-from bkray.training.step_cost import StepCost
-from bkray.training.telemetry import PhaseClock, memory, peak_flops
-from bkray.training.world import World
+from bkray.training.optimization.schedules import LossTrendLR, PlateauLR, build_schedule
+from bkray.training.parallel.strategy import Parallel
+from bkray.training.parallel.world import World
+from bkray.training.state.checkpoint import Checkpointer
+from bkray.training.state.rng import rng_state, set_rng_state
+from bkray.training.techniques.averaging import AVERAGING_FLOPS, averaged
+from bkray.training.techniques.frozen import freeze
+from bkray.training.techniques.gradient_cache import GradientCache
+from bkray.training.techniques.skipping import Choice, ExampleSkipper, build_skipper
 
 _EVAL_BATCH = 16
 

@@ -30,9 +30,9 @@ from bkray.curriculum import CurriculumSampler
 from bkray.model import build_model
 from bkray.training import Ledger, WindowData, interleaved_step_seconds
 from bkray.training.loop import TrainingRun
-from bkray.training.optimizers import optimizers_of
-from bkray.training.shares import local
-from bkray.training.zero1 import ShardedOptimizer
+from bkray.training.optimization.optimizers import optimizers_of
+from bkray.training.parallel.shares import local
+from bkray.training.parallel.zero1 import ShardedOptimizer
 
 WINDOW, WINDOWS_A_RANK, VOCABULARY = 256, 4, 4096
 ARMS = {

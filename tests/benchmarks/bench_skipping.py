@@ -28,7 +28,7 @@ from bkray.model import build_model
 from bkray.reporting import RunLog
 from bkray.training import ExampleSkipper, Ledger, WindowData, train
 from bkray.training.loop import TrainingRun
-from bkray.training.skipping import rank_correlation, systematic_sample
+from bkray.training.techniques.skipping import rank_correlation, systematic_sample
 
 LENGTH, VOCABULARY, BATCH, WARM_UP, ROUNDS = 256, 4096, 8, 3, 30
 SHARES = (0.0, 0.2, 0.5)

@@ -8,7 +8,7 @@ import torch.multiprocessing as mp
 from bkray.config.model import Halting, Multiscale
 from bkray.config.training import Training
 from bkray.model import ResNetBK, ResNetBKConfig
-from bkray.training.parallel import Parallel
+from bkray.training.parallel.strategy import Parallel
 
 pytestmark = pytest.mark.distributed
 

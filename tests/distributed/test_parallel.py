@@ -18,12 +18,12 @@ from bkray.config.parallel import PowerSGD
 from bkray.curriculum import CurriculumSampler
 from bkray.model import build_model
 from bkray.training import Checkpointer, Ledger, WindowData, train
-from bkray.training.compression import LowRank
 from bkray.training.loop import TrainingRun
-from bkray.training.optimizers import optimizers_of
-from bkray.training.shares import local
-from bkray.training.world import World
-from bkray.training.zero1 import ShardedOptimizer
+from bkray.training.optimization.optimizers import optimizers_of
+from bkray.training.parallel.compression import LowRank
+from bkray.training.parallel.shares import local
+from bkray.training.parallel.world import World
+from bkray.training.parallel.zero1 import ShardedOptimizer
 
 pytestmark = pytest.mark.distributed
 

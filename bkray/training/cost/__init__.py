@@ -1,0 +1,1 @@
+"""What training costs: FLOPs, seconds, where they go."""

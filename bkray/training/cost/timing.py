@@ -1,0 +1,33 @@
+"""How long a training step takes, arm against arm: on a shared machine only turns within one run compare."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+from torch import nn
+
+from bkray.config import Recipe
+from bkray.curriculum import CurriculumSampler
+from bkray.training.cost.ledger import Ledger
+from bkray.training.loop import TrainingRun, WindowData
+
+_WARM_UP = 3  # steps of every arm that are not counted: they compile and allocate
+
+
+def interleaved_step_seconds(
+    arms: Mapping[str, tuple[nn.Module, Recipe]], data: WindowData, sampler: CurriculumSampler, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of `rounds` optimizer steps of every arm, all on the same batches; the arms take turns."""
+    runs = {
+        name: TrainingRun(model, data, copy.deepcopy(sampler), recipe, None, Ledger(), None)
+        for name, (model, recipe) in arms.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(_WARM_UP + rounds):
+        for name, run in runs.items():
+            before = run.seconds
+            run.train_step()
+            if turn >= _WARM_UP:
+                times[name].append(run.seconds - before)
+    return times

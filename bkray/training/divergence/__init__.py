@@ -1,0 +1,1 @@
+"""Where loss, gradient or a parameter stops being finite."""

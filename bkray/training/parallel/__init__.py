@@ -1,0 +1,1 @@
+"""Several ranks: what each holds, and what they send each other."""

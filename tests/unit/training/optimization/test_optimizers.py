@@ -1,0 +1,73 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from bkray.config.model import GRUModel, MixtureOfExperts, ResNetBKModel
+from bkray.config.training import Training
+from bkray.model import build_model
+from bkray.training import build_optimizer
+from bkray.training.cost.flops import optimizer_flops
+from bkray.training.optimization.muon import Muon
+
+SMALL = ResNetBKModel(kind="resnet_bk", d_model=16, n_layers=1, n_heads=2)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_every_parameter_is_optimized_once_and_state_round_trips(name):
+    torch.manual_seed(0)
+    training = Training(optimizer=name, lr=1e-2)
+    model = build_model(SMALL, 40)
+    optimizer = build_optimizer(model, training)
+    ours = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(ours) == sorted(id(p) for p in model.parameters())
+
+    def step(network, opt):
+        network(torch.arange(12).reshape(2, 6)).logsumexp(-1).sum().backward()
+        opt.step()
+        opt.zero_grad()
+
+    step(model, optimizer)
+    twin = build_model(SMALL, 40)
+    twin.load_state_dict(model.state_dict())
+    other = build_optimizer(twin, training)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    step(model, optimizer)
+    step(twin, other)
+    for (key, a), b in zip(model.state_dict().items(), twin.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+
+
+def test_muon_takes_the_linear_layers_and_not_the_tables():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.body, self.head = nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 50)
+
+    net = Net()
+    optimizer = build_optimizer(net, Training(optimizer="muon"))
+    muon = [id(p) for group in optimizer.param_groups if "momentum" in group for p in group["params"]]
+    assert muon == [id(net.body.weight)]
+    decayed = [id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]]
+    assert id(net.body.bias) not in decayed
+
+
+def test_muon_takes_the_matrices_of_recurrent_layers():
+    model = build_model(GRUModel(kind="gru", d_model=16, n_layers=1), 40)
+    optimizer = build_optimizer(model, Training(optimizer="muon"))
+    muon = {id(p) for group in optimizer.param_groups if "momentum" in group for p in group["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in muon and "gru" in name}
+    assert names == {f"blocks.0.mixer.gru.weight_{kind}_l0" for kind in ("ih", "hh")}
+
+
+def test_muon_takes_the_experts_matrices_one_by_one_and_no_convolution():
+    experts = MixtureOfExperts(count=3, top_k=1, width=24)
+    model = build_model(SMALL.model_copy(update={"experts": experts}), 40)
+    optimizer = build_optimizer(model, Training(optimizer="muon"))
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = [group["params"] for group in optimizer.param_groups if "momentum" in group]
+    stacks = {names[id(p)].removeprefix("blocks.0.") for group in groups for p in group if p.ndim == 3}
+    assert stacks == {"feed_forward.up", "feed_forward.down"}
+    single, stack = nn.Parameter(torch.zeros(16, 24)), nn.Parameter(torch.zeros(3, 16, 24))
+    assert optimizer_flops(Muon([stack], lr=1.0)) == 3 * optimizer_flops(Muon([single], lr=1.0))
