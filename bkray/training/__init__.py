@@ -1,8 +1,9 @@
 """Training without ray: the loop, optimizers and schedules, checkpoints, the cost ledger."""
 
+from bkray.training.batches import WindowData
 from bkray.training.cost.ledger import Ledger
 from bkray.training.cost.timing import interleaved_step_seconds
-from bkray.training.loop import Reporter, TrainResult, WindowData, train
+from bkray.training.loop import Reporter, TrainResult, train
 from bkray.training.optimization.optimizers import build_optimizer
 from bkray.training.optimization.schedules import LossTrendLR, build_schedule
 from bkray.training.state.checkpoint import Checkpointer

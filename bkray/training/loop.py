@@ -11,8 +11,7 @@ import math
 import time
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +23,7 @@ from bkray.config import Recipe
 from bkray.config.divergence import FallBack
 from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
 from bkray.model import LanguageModel
-from bkray.training.ahead import Ahead
+from bkray.training.batches import Batch, Batches, WindowData
 from bkray.training.cost.flops import forward_cost
 from bkray.training.cost.ledger import Cost, Ledger
 from bkray.training.cost.profiling import Tracer
@@ -42,7 +41,7 @@ from bkray.training.state.rng import rng_state, set_rng_state
 from bkray.training.techniques.averaging import AVERAGING_FLOPS, averaged
 from bkray.training.techniques.frozen import freeze
 from bkray.training.techniques.gradient_cache import GradientCache
-from bkray.training.techniques.skipping import Choice, ExampleSkipper, build_skipper
+from bkray.training.techniques.skipping import build_skipper
 
 _EVAL_BATCH = 16
 
@@ -62,70 +61,6 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
-
-
-class Windows(Protocol):
-    """W windows that are read by their positions: `[ids]` gives token ids (len(ids), N + 1)."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, ids: np.ndarray, /) -> np.ndarray: ...
-
-
-@dataclass(frozen=True)
-class WindowData:
-    """Token ids of the training windows (W, N + 1) and of the validation windows (W', N + 1)."""
-
-    train: Windows
-    validation: np.ndarray
-    reference: np.ndarray | None = None
-    """(W, N): a reference model's loss of every training target, nats, where tokens are selected by it."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The windows of one global batch."""
-
-    ids: np.ndarray
-    """(B,) int64: their positions in the training windows, the same on every rank."""
-    tokens: Tensor
-    """(B / world size, N + 1) int64: the windows that are this rank's, in the order of `ids`."""
-    reference: Tensor | None = None
-    """(B / world size, N) float32: the reference losses of their targets, where there are any."""
-
-    weights: np.ndarray | None = None
-    """(B / world size,) of their losses, where a step skips some windows."""
-    choice: Choice | None = None
-    """How the windows were chosen among candidates then."""
-
-    def parts(self, count: int) -> list[Batch]:
-        """This rank's windows in `count` micro-batches of nearly one size."""
-        tokens = self.tokens.tensor_split(count)
-        references = [None] * count if self.reference is None else self.reference.tensor_split(count)
-        weights = [None] * count if self.weights is None else np.array_split(self.weights, count)
-        return [Batch(self.ids, *part) for part in zip(tokens, references, weights, strict=True)]
-
-
-def read_batch(
-    data: WindowData,
-    sampler: CurriculumSampler,
-    skipper: ExampleSkipper | None,
-    world: World,
-    device: torch.device,
-    step: int,
-) -> Batch:
-    """The global batch of `step`, and the windows of it that are this rank's: all where it skips some."""
-    ids = sampler.ids(step)
-    choosing = skipper is not None and skipper.active(step)
-    return windows_of(data, ids, ids if choosing else world.part(ids), device)
-
-
-def windows_of(data: WindowData, ids: np.ndarray, mine: np.ndarray, device: torch.device) -> Batch:
-    """The batch of the windows `ids`, those of this rank being `mine`."""
-    tokens = torch.as_tensor(data.train[mine], dtype=torch.int64, device=device)
-    if data.reference is None:
-        return Batch(ids, tokens)
-    return Batch(ids, tokens, torch.as_tensor(data.reference[mine]).float().to(device))
 
 
 @dataclass(frozen=True)
@@ -238,8 +173,7 @@ class TrainingRun:
         self.skipper = build_skipper(recipe, sampler)
         if self.skipper:
             self.sampler = sampler.drawing(self.skipper.candidates)
-        read = partial(read_batch, data, self.sampler, self.skipper, self.world, self.device)
-        self.batches = Ahead(read, recipe.steps)
+        self.batches = Batches(data, self.sampler, self.skipper, self.device, recipe.steps)
         self.forward_cost = forward_cost(model, recipe.window)
         if recipe.training.freeze:
             assert isinstance(model, LanguageModel)  # the recipe refuses others
@@ -303,12 +237,7 @@ class TrainingRun:
     def draw(self) -> Batch:
         """The batch of this step; the next one is read meanwhile."""
         with self.clock.phase("reading"):
-            drawn = self.batches.take(self.step)
-        if not (self.skipper and self.skipper.active(self.step)):
-            return drawn
-        choice = self.skipper.choose(self.step, drawn.ids, drawn.tokens.cpu().numpy())
-        kept = windows_of(self.data, choice.ids, self.world.part(choice.ids), self.device)
-        return replace(kept, weights=self.world.part(choice.weights), choice=choice)
+            return self.batches.take(self.step)
 
     def gradient(self, batch: Batch) -> Tensor | None:
         """Leave the step's gradient in the parameters; returns this rank's loss, None without a pass."""
@@ -419,7 +348,7 @@ class TrainingRun:
         started = time.perf_counter()
         rows = -(-self.recipe.batch_windows // (self.world.size * self.recipe.training.accumulate))
         first = np.arange(min(rows, len(self.data.train)))
-        batch = windows_of(self.data, first, first, self.device)
+        batch = self.batches.of(first, first)
         self.parallel.settle(self.objective, batch.tokens, batch.reference)
         windows = len(first) * self.world.size
         flops = windows * self.step_cost.flops(self.objective.length, None)

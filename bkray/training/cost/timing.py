@@ -9,8 +9,9 @@ from torch import nn
 
 from bkray.config import Recipe
 from bkray.curriculum import CurriculumSampler
+from bkray.training.batches import WindowData
 from bkray.training.cost.ledger import Ledger
-from bkray.training.loop import TrainingRun, WindowData
+from bkray.training.loop import TrainingRun
 
 _WARM_UP = 3  # steps of every arm that are not counted: they compile and allocate
 

@@ -27,7 +27,8 @@ from bkray.training.divergence.finite import first_non_finite
 from bkray.training.state.checkpoint import Checkpointer
 
 if TYPE_CHECKING:
-    from bkray.training.loop import Batch, TrainingRun
+    from bkray.training.batches import Batch
+    from bkray.training.loop import TrainingRun
 
 logger = logging.getLogger(__name__)
 
