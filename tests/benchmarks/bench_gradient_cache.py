@@ -2,7 +2,7 @@
 
 500 steps of a small model on docstrings: plain, with the cache as it is and without its safeguards, and the
 placebos: a cache that never hits, and plain runs of as many steps as the cache computed gradients, each with
-its own completed schedule, some at higher rates. The arms take turns, step by step.
+its own completed schedule, one also at twice the rate. The arms take turns, step by step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bkray.training.loop import TrainingRun
 STEPS, BATCH, WINDOW = 500, 16, 64
 OPEN = {"first_audits": 1, "audit": 0.02, "least_cosine": -1.0, "most_rise": 1e9}
 ALIKE = {"threshold": 0.99, "adapt": {"hit_rate": 0.5}}
-RATE = 1e-2
+RATE = 2e-2  # the best of 1e-2, 2e-2 and 4e-2 for the plain run; half as long, 4e-2 is
 Arm = tuple[int, float, dict[str, Any] | None]
 """Steps, learning rate, gradient cache."""
 ARMS: dict[str, Arm] = {
@@ -47,8 +47,6 @@ ARMS: dict[str, Arm] = {
     "plain, 3/4 of the steps": (STEPS * 3 // 4, RATE, None),
     "plain, half of the steps": (STEPS // 2, RATE, None),
     "plain, half of the steps, 2 x the rate": (STEPS // 2, 2 * RATE, None),
-    "plain, half of the steps, 4 x the rate": (STEPS // 2, 4 * RATE, None),
-    "plain, 2 x the rate": (STEPS, 2 * RATE, None),
 }
 
 

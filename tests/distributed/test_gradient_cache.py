@@ -22,6 +22,7 @@ CACHES = {
     "control_variate": {"kind": "control_variate"},
     "every": {"kind": "every", "steps": 3},
     "divided": {"kind": "stale", "audit": 0.3},  # rank 0 alone would hit
+    "half": {"kind": "stale"},  # rank 0's part is always the same, rank 1's is not
     "off": {"kind": "every", "steps": 3, "least_cosine": 1.0},
 }
 
@@ -31,6 +32,16 @@ class Repeating(CurriculumSampler):
 
     def ids(self, step, rank=0, world_size=1):
         return super().ids(step % 2, rank, world_size)
+
+
+class HalfRepeating(CurriculumSampler):
+    """The first half of the first global batch with the second half of another one."""
+
+    def ids(self, step, rank=0, world_size=1):
+        both = [
+            super(HalfRepeating, self).ids(at)[half] for at, half in ((0, slice(4)), (step % 5, slice(4, 8)))
+        ]
+        return np.concatenate(both).reshape(world_size, -1)[rank]
 
 
 def start(name):
@@ -52,7 +63,7 @@ def start(name):
     rng = np.random.default_rng(0)
     data = WindowData(*(rng.integers(0, VOCAB, (count, WINDOW + 1)).astype(np.int32) for count in (40, 4)))
     torch.manual_seed(0)
-    sampler = Repeating(np.zeros(40), BATCH, STEPS, start=1.0)
+    sampler = (HalfRepeating if name == "half" else Repeating)(np.zeros(40), BATCH, STEPS, start=1.0)
     return TrainingRun(build_model(recipe.model, VOCAB), data, sampler, recipe, None, Ledger(), None)
 
 
@@ -102,4 +113,5 @@ def test_two_ranks_choose_alike_and_as_one_does(tmp_path):
             torch.testing.assert_close(first["model"][key], tensor, atol=1e-4, rtol=1e-4)
     assert sum(alone["every"]["computed"]) < STEPS
     assert 0 < sum(alone["divided"]["computed"]) < STEPS
+    assert sum(alone["half"]["computed"][:5]) == 5
     assert alone["off"]["off"]
