@@ -1,15 +1,14 @@
 """The length curriculum: shorter pieces first, every target once, the same tokens a batch."""
 
 import numpy as np
-import pytest
 import torch
 
-from bkray.config import UserError, parse_recipe
+from bkray.config import parse_recipe
 from bkray.config.savings import Length
 from bkray.curriculum import CurriculumSampler
 from bkray.model import build_model
 from bkray.reporting import RunLog
-from bkray.training import Checkpointer, Ledger, WindowData, train
+from bkray.training import Ledger, WindowData, train
 from bkray.training.cost.flops import forward_flops
 from bkray.training.objective import Objective, token_losses
 from bkray.training.techniques.length import length_at, pieces
@@ -81,42 +80,3 @@ def test_it_learns_is_logged_and_charged_by_the_lengths_it_computed(tmp_path):
     assert cut["training"]["flops"] < plain["training"]["flops"]
     assert cut["training"]["tokens"] == plain["training"]["tokens"]
     assert cut["validation"] == {**plain["validation"], "seconds": cut["validation"]["seconds"]}
-
-
-class Killed(Exception):
-    pass
-
-
-class KillAt(RunLog):
-    def log(self, step, **values):
-        super().log(step, **values)
-        if step == 9:
-            raise Killed
-
-
-def test_a_killed_run_ends_bit_equal(tmp_path):
-    settings = recipe(length={"start": 6})
-    expected, _ = trained(settings)
-    saver = Checkpointer(tmp_path / "checkpoints", "key")
-    with pytest.raises(Killed):
-        trained(settings, checkpointer=saver, reporter=KillAt(tmp_path / "log"))
-    model, _ = trained(settings, checkpointer=saver)
-    for one, other in zip(expected.parameters(), model.parameters(), strict=True):
-        assert torch.equal(one, other)
-    plain, _ = trained(recipe())
-    assert any(
-        (one != other).any() for one, other in zip(plain.parameters(), model.parameters(), strict=True)
-    )
-
-
-@pytest.mark.parametrize(
-    ("training", "fault"),
-    [
-        ({"length": {"start": 5}}, "start 5 must be window 24 halved once or more: 12, 6, 3"),
-        ({"length": {"start": 24}}, "start 24 must be window 24 halved"),
-        ({"length": {"start": 6}, "compile": True}, "compile cannot take training.length"),
-    ],
-)
-def test_lengths_that_cannot_be_are_refused(training, fault):
-    with pytest.raises(UserError, match=fault):
-        recipe(**training)
