@@ -1,6 +1,8 @@
 """The whole way on a small corpus: results, repetition, kills, other CPUs."""
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -114,14 +116,15 @@ def test_compressed_copies_are_smaller_and_evaluated(bkray, small, reference):
 
 
 def test_disturbed_at_every_turn_it_ends_with_the_same_bytes(bkray, small, reference, tmp_path):
-    """Killed twice, interrupted once, always on another number of CPUs: data and weights are bit-equal."""
+    """The driver is killed, the whole node in training, then it is interrupted there, always on another
+    number of CPUs: data and weights are bit-equal."""
     run, _ = reference(bkray, small)
     out = tmp_path / "out"
-    turns = [("windows", 3, signal.SIGKILL), ("scored", 4, signal.SIGKILL), ("training", 2, signal.SIGINT)]
+    turns = [("scored", 3, "kill the driver"), ("training", 4, "kill the node"), ("training", 2, "interrupt")]
     for stage, cpus, how in turns:
         code, stderr = disturbed(small, out, cpus, stage, how)
-        assert code == (130 if how == signal.SIGINT else -signal.SIGKILL)
-        if how == signal.SIGINT:
+        assert code == (130 if how == "interrupt" else -signal.SIGKILL)
+        if how == "interrupt":
             assert "run the same command again to go on" in stderr
             assert "Traceback" not in stderr
     again = bkray("run", small, "--out", out, "--cpus", 3)
@@ -132,7 +135,7 @@ def test_disturbed_at_every_turn_it_ends_with_the_same_bytes(bkray, small, refer
 
 
 def disturbed(recipe, out, cpus, stage, how):
-    """Start a run, send it the signal when it has reached the stage; return its exit code and stderr."""
+    """Start a run, disturb it when it has reached the stage; return its exit code and stderr."""
     command = [sys.executable, "-m", "bkray.cli", "run", str(recipe), "--out", str(out), "--cpus", str(cpus)]
     # Below a background job of a shell the interrupt is ignored, and children inherit that.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -145,15 +148,34 @@ def disturbed(recipe, out, cpus, stage, how):
             stderr=stderr,
         )
         signal.signal(signal.SIGINT, before)
-        wait_for(lambda: reached(out / "small", stage), process)
-        process.send_signal(how)
+        saved = set((out / "small").glob("checkpoints/step-*"))
+        wait_for(lambda: reached(out / "small", stage, saved), process)
+        if how == "kill the node":
+            for member in [*family(process.pid), process.pid]:
+                os.kill(member, signal.SIGKILL)
+        else:
+            process.send_signal(signal.SIGINT if how == "interrupt" else signal.SIGKILL)
         process.wait(timeout=120)
     return process.returncode, log.read_text()
 
 
-def reached(run, stage):
+def family(ancestor):
+    """Ids of the processes below a process: of a local run all that Ray started."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    below, found = {ancestor}, []
+    while below:
+        below = {process for process, parent in parents.items() if parent in below}
+        found += below
+    return found
+
+
+def reached(run, stage, saved):
+    """Whether the stage is at work; training, whether it has written another checkpoint than `saved`."""
     if stage == "training":
-        return any(run.glob("checkpoints/step-*"))
+        return bool(set(run.glob("checkpoints/step-*")) - saved)
     return any(run.glob(f"artifacts/.partial-{stage}-*"))
 
 
