@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -121,14 +122,24 @@ def run(command, checkout, **variables):
 
 @pytest.fixture(scope="module")
 def finished(checkout, wikitext):
-    """Every command of the README, run in order; {command: finished process}."""
-    done = {}
-    for command in commands():
-        if not any(command.startswith(known) for known in ELSEWHERE):
+    """Every command of the README: {command: finished process}.
+
+    Those about a sweep or a comparison, which use nothing of the others, run beside them; each part in order.
+    """
+
+    def in_order(part):
+        done = {}
+        for command in part:
             done[command] = run(command.replace("FOLDER", str(wikitext)), checkout)
             shown = f"{command}\n{done[command].stdout[-2000:]}\n{done[command].stderr[-4000:]}"
             assert done[command].returncode == 0, shown
-    return done
+        return done
+
+    here = [command for command in commands() if not any(map(command.startswith, ELSEWHERE))]
+    beside = [command for command in here if "sweep" in command or "compare" in command]
+    with ThreadPoolExecutor(2) as executor:
+        parts = executor.map(in_order, ([command for command in here if command not in beside], beside))
+        return {command: process for part in parts for command, process in part.items()}
 
 
 def test_every_command_works_as_it_stands(checkout, finished):
