@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bkray.config.section import Section
+from bkray.config.section import Count, Section, Share
 
 
 class Corpus(Section):
@@ -93,9 +93,37 @@ AnyCorpus = Annotated[
 ]
 
 
+class NearDuplicates(Section):
+    """Training documents that share most of their word n-grams with another document go."""
+
+    threshold: Share = 0.7
+    """Jaccard similarity of the two sets of n-grams from which on the copy goes."""
+    ngram: Count = 2
+    """Words an n-gram: with 1 their order does not count."""
+
+
+class Quality(Section):
+    """Training documents that are less like a trusted sample than nearly all of the sample go."""
+
+    sample: AnyCorpus
+    """Where the trusted sample comes from: a source like `corpus`, of which every split is taken."""
+    lose: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    """Share of the sample's own documents that the threshold would lose."""
+
+    @field_validator("sample")
+    @classmethod
+    def _no_split(cls, sample: AnyCorpus) -> AnyCorpus:
+        for split in ("validation", "test"):
+            if sample.changed(split):
+                raise ValueError(f"{split} has no effect: every split of the sample is taken: remove it")
+        return sample
+
+
 class Cleaning(Section):
     exact: bool = True
     """Remove exact duplicates over all splits; the copy with the lowest id stays."""
+    near: NearDuplicates | None = None
+    quality: Quality | None = None
     max_chars: Annotated[int, Field(ge=1)] = 1_000_000
     """A longer document goes to the rejects."""
     max_rejects: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1

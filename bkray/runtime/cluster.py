@@ -115,7 +115,8 @@ def disk_bytes(recipe: Recipe, corpus_bytes: int) -> int:
     """An upper estimate of what a run writes: text and tokens (4 bytes each) once a stage and once for the
     training windows as they are read; checkpoints."""
     copies = 1 + len(recipe.augmentation)
-    stages = 3 + bool(recipe.difficulty or recipe.selection) + bool(recipe.selection)
+    stages = 3 + bool(recipe.cleaning.near) + bool(recipe.cleaning.quality)
+    stages += bool(recipe.difficulty or recipe.selection) + bool(recipe.selection)
     return int(corpus_bytes * copies * (1.5 + stages)) + (64 << 20) * (recipe.training.keep_checkpoints + 3)
 
 

@@ -24,7 +24,7 @@ from bkray.corpus import list_shards
 from bkray.model import build_model
 from bkray.reporting.progress import Progress
 from bkray.reporting.trackers import check_trackers
-from bkray.runtime import prepare, scoring
+from bkray.runtime import cleaning, prepare, scoring
 from bkray.runtime.artifacts import Artifact, write_manifest, writing
 from bkray.runtime.cluster import check_budget, cluster, inside_job, local_cpus
 from bkray.runtime.evaluation import evaluation
@@ -40,6 +40,8 @@ from bkray.training.state.start import check_start, vocabulary_size
 
 BUILDERS: dict[str, Callable[[Work], Outcome]] = {
     "documents": prepare.documents,
+    "deduplicated": cleaning.deduplicated,
+    "filtered": cleaning.filtered,
     "tokenizer": prepare.tokenizer,
     "augmented": prepare.augmented,
     "windows": prepare.windows,

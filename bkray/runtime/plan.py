@@ -3,19 +3,22 @@
     documents ─► tokenizer ─► windows ─► scored ─► selected ─► training_set ─► model ─► evaluation
         └─► augmented ──────────┘ └─► proxy ─┘
 
+Between documents and the rest go deduplicated and filtered (`cleaning.near`, `cleaning.quality`).
 Stages that a recipe does not ask for are not in its plan.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bkray.config import Recipe, UserError
+from bkray.config.corpus import AnyCorpus
 from bkray.config.training import PLACEMENT, Training
-from bkray.corpus import Shard
+from bkray.corpus import Shard, list_shards
 from bkray.corpus.schema import DOCUMENTS, windows_schema
 from bkray.runtime.artifacts import Artifact, key_of
 
@@ -49,6 +52,8 @@ class Plan:
     stages: dict[str, Stage]
     start: Path | None = None
     """The exported model that training starts from; absolute, since workers have folders of their own."""
+    trusted: tuple[Shard, ...] = ()
+    """The shards of the sample that `cleaning.quality` trusts."""
 
     @property
     def corpus_bytes(self) -> int:
@@ -82,21 +87,29 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
     builder = _Builder(artifacts or run / "artifacts", run)
     add = builder.add
     seed, proxy = recipe.seed, _section(recipe.proxy)
-    windows = "windows"
-
-    prints = [[shard.source, shard.split, shard.fingerprint] for shard in shards]
+    documents, windows = "documents", "windows"
+    cleaning = recipe.cleaning
     add(
         "documents",
-        [_section(recipe.corpus, "path"), _section(recipe.cleaning), seed, prints],
+        [_section(recipe.corpus, "path"), _section(cleaning, "near", "quality"), seed, _prints(shards)],
         provides=_DOCUMENT,
     )
+    if cleaning.near:
+        add("deduplicated", _section(cleaning.near), (documents,), _DOCUMENT, _DOCUMENT)
+        documents = "deduplicated"
+    trusted: list[Shard] = []
+    if cleaning.quality:
+        trusted = list_sample(cleaning.quality.sample)
+        sample = [_section(cleaning.quality.sample, "path"), cleaning.max_chars, _prints(trusted)]
+        add("filtered", [cleaning.quality.lose, *sample], (documents,), _DOCUMENT, _DOCUMENT)
+        documents = "filtered"
     start = digests(recipe.training.start_from)
     vocabulary = {"taken": start["tokenizer.json"]} if start else _section(recipe.tokenizer)
-    add("tokenizer", vocabulary, ("documents",), ("text", "split"))
+    add("tokenizer", vocabulary, (documents,), ("text", "split"))
     if recipe.augmentation:
         kinds = [_section(kind) for kind in recipe.augmentation]
-        add("augmented", [kinds, seed], ("documents",), _DOCUMENT, _DOCUMENT)
-    add("windows", recipe.window, ("documents", "augmented", "tokenizer"), _DOCUMENT, _WINDOW)
+        add("augmented", [kinds, seed], (documents,), _DOCUMENT, _DOCUMENT)
+    add("windows", recipe.window, (documents, "augmented", "tokenizer"), _DOCUMENT, _WINDOW)
     if recipe.needs_proxy:
         add("proxy", [proxy, seed], ("windows", "tokenizer"), ("tokens", "split"))
     if chosen_scores(recipe):
@@ -132,7 +145,19 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
     add("evaluation", "test", ("windows", "model", "tokenizer"), ("tokens", "target_bytes", "split"))
     _check_columns(builder.stages)
     path = Path(recipe.training.start_from).absolute() if recipe.training.start_from else None
-    return Plan(recipe, tuple(shards), builder.stages, path)
+    return Plan(recipe, tuple(shards), builder.stages, path, tuple(trusted))
+
+
+def list_sample(sample: AnyCorpus) -> list[Shard]:
+    """The shards of a trusted sample; raises UserError as `list_shards` does."""
+    try:
+        return list_shards(sample)
+    except UserError as error:
+        raise UserError(f"cleaning.quality.sample: {error}") from error
+
+
+def _prints(shards: Sequence[Shard]) -> list[list[str | None]]:
+    return [[shard.source, shard.split, shard.fingerprint] for shard in shards]
 
 
 def chosen_scores(recipe: Recipe) -> dict[str, str]:

@@ -182,9 +182,7 @@ class _Augment:
 def windows(work: Work) -> Outcome:
     """Pack documents into windows: a part file at a time, each split and augmentation by itself."""
     recipe = work.recipe
-    parts = [
-        part for name in ("documents", "augmented") if name in work.inputs for part in work.inputs[name].parts
-    ]
+    parts = [part for name, made in work.inputs.items() if name != "tokenizer" for part in made.parts]
     items = ray.data.from_items([{"part": str(part)} for part in parts], override_num_blocks=len(parts))
     tokenizer_path = work.inputs["tokenizer"].path / "tokenizer.json"
     packed = map_tables(items, _PackParts(tokenizer_path, recipe.window), batch_size=1).materialize()

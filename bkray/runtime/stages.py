@@ -93,14 +93,15 @@ def write_parts(
     )
     ray.get(
         [
-            _write_blocks.remote(str(directory), number, schema, *_blocks(piece))
+            _write_blocks.remote(str(directory), number, schema, *blocks_of(piece))
             for number, piece in enumerate(pieces)
         ]
     )
     return rows
 
 
-def _blocks(dataset: Dataset) -> list[Any]:
+def blocks_of(dataset: Dataset) -> list[Any]:
+    """References to the blocks of a dataset, for tasks that take all of them."""
     return [ref for bundle in dataset.iter_internal_ref_bundles() for ref in bundle.block_refs]
 
 

@@ -1,0 +1,18 @@
+"""What is kept out of the training text: exact duplicates, near-duplicates, text unlike a trusted sample."""
+
+from bkray.corpus.cleaning.exact import first_of_duplicates, text_hash
+from bkray.corpus.cleaning.near import band_keys, linked, near_duplicates, rows_per_band
+from bkray.corpus.cleaning.quality import Counts, QualityFilter, count, count_unigrams
+
+__all__ = [
+    "Counts",
+    "QualityFilter",
+    "band_keys",
+    "count",
+    "count_unigrams",
+    "first_of_duplicates",
+    "linked",
+    "near_duplicates",
+    "rows_per_band",
+    "text_hash",
+]

@@ -1,0 +1,249 @@
+"""The stages that take training documents out: near-duplicates, and text unlike a trusted sample.
+
+    documents ─► what has to go (ids and reasons, small) ─► removed.parquet, and the documents without them
+
+Held-out documents are never taken out, so that arms of a comparison are measured on the same text.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+from ray.data import Dataset
+
+from bkray.config import Recipe, UserError
+from bkray.config.corpus import NearDuplicates
+from bkray.corpus import DOCUMENTS, Shard, read_shard
+from bkray.corpus.cleaning import (
+    QualityFilter,
+    band_keys,
+    count_unigrams,
+    linked,
+    near_duplicates,
+    rows_per_band,
+)
+from bkray.corpus.cleaning.near import PERMUTATIONS
+from bkray.corpus.cleaning.quality import SCORES
+from bkray.corpus.windows import first_rows
+from bkray.runtime.stages import blocks_of, bucket_of, map_tables, read_parts, write_parts
+from bkray.runtime.work import Outcome, Work
+
+_BUCKETS = 16
+_SAMPLE_DOCUMENTS = 100
+
+REMOVED = pa.schema(
+    [
+        pa.field("doc_id", pa.int64(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),  # similarity, or deviations from the sample's mean
+        pa.field("twin_id", pa.int64()),  # the kept document that a near-duplicate resembles
+    ]
+)
+
+
+# --- near-duplicates -----------------------------------------------------------------------------
+
+
+def deduplicated(work: Work) -> Outcome:
+    """Take out training documents that nearly repeat another one, over all blocks and splits.
+
+    One worker holds, of every document, 8 bytes a band (25 bands at threshold 0.7, 18 at 0.8) and 16 more,
+    and as much again for keys that are shared, while it groups them; the driver holds nothing. Texts are
+    exchanged only of documents that share a key with another.
+    """
+    near = work.recipe.cleaning.near
+    assert near
+    keys = map_tables(read_parts(work.source.parts), _Keys(near)).materialize()
+    groups, linked_count = _group.options(num_returns=2).remote(*blocks_of(keys))
+    if not ray.get(linked_count):
+        return _without(work, None, {})
+    members = map_tables(read_parts(work.source.parts), _Members(groups))
+    removed = members.groupby("bucket").map_groups(partial(_twins, near), batch_format="pyarrow", num_cpus=1)
+    return _without(work, removed, {"linked": ray.get(linked_count)})
+
+
+class _Keys:
+    """Documents to their ids and band keys."""
+
+    def __init__(self, near: NearDuplicates) -> None:
+        self.near = near
+        self.bands = PERMUTATIONS // rows_per_band(near.threshold)
+
+    def __call__(self, documents: pa.Table) -> pa.Table:
+        keys = band_keys(documents["text"].to_pylist(), self.near.threshold, self.near.ngram)
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(keys.reshape(-1)), self.bands)
+        return pa.table({"doc_id": documents["doc_id"], "keys": lists})
+
+
+@ray.remote(num_cpus=1)
+def _group(*blocks: pa.Table) -> tuple[pa.Table, int]:
+    """doc_id and group of every document that shares a key with another, sorted by id; and how many."""
+    table = pa.concat_tables(blocks).combine_chunks()
+    ids = table["doc_id"].to_numpy()
+    order = np.argsort(ids)
+    keys = table["keys"].combine_chunks()
+    keys_DB = keys.values.to_numpy().reshape(len(ids), -1)[order]
+    group, ids = linked(keys_DB), ids[order]
+    alone = np.bincount(group, minlength=len(ids))[group] == 1
+    found = pa.table({"doc_id": ids[~alone], "group": group[~alone]})
+    return found, found.num_rows
+
+
+class _Members:
+    """Keeps the documents that are in a group, and adds it and its bucket."""
+
+    def __init__(self, groups: ray.ObjectRef) -> None:
+        self.groups = groups
+
+    def __call__(self, documents: pa.Table) -> pa.Table:
+        groups = ray.get(self.groups)
+        place = pc.index_in(documents["doc_id"], groups["doc_id"])
+        inside = pc.is_valid(place)
+        group = groups["group"].take(place.filter(inside))
+        kept = documents.filter(inside).append_column("group", group)
+        return kept.append_column("bucket", pa.array(bucket_of(group.to_numpy(), _BUCKETS)))
+
+
+def _twins(near: NearDuplicates, bucket: pa.Table) -> pa.Table:
+    """Whole groups to those of their documents that go."""
+    trained_on = pc.equal(bucket["split"], "train")
+    ordered = bucket.append_column("trained_on", trained_on).sort_by(
+        [("group", "ascending"), ("trained_on", "ascending"), ("doc_id", "ascending")]
+    )
+    sizes = np.unique(ordered["group"].to_numpy(), return_counts=True)[1]
+    starts = np.cumsum(sizes) - sizes
+    pieces = zip(starts.tolist(), sizes.tolist(), strict=True)
+    return pa.concat_tables([_twins_of_group(near, ordered.slice(*piece)) for piece in pieces])
+
+
+def _twins_of_group(near: NearDuplicates, group: pa.Table) -> pa.Table:
+    held_out = ~group["trained_on"].to_numpy()
+    twin, similarity = near_duplicates(group["text"].to_pylist(), held_out, near.threshold, near.ngram)
+    goes = twin >= 0
+    twins = group["doc_id"].take(pa.array(twin[goes]))
+    return _removed(group, goes, "near duplicate", similarity[goes], twins)
+
+
+# --- quality -------------------------------------------------------------------------------------
+
+
+def filtered(work: Work) -> Outcome:
+    """Take out training documents that are less like the trusted sample than nearly all of the sample."""
+    documents = read_parts(work.source.parts, "train")
+    pool = map_tables(documents, _count_unigrams).materialize()
+    fit = _fit.options(num_returns=2)
+    quality, details = fit.remote(work.recipe, work.plan.trusted, *blocks_of(pool))
+    removed = map_tables(documents, _Unlike(quality))
+    return _without(work, removed, ray.get(details))
+
+
+def _count_unigrams(documents: pa.Table) -> pa.Table:
+    unigrams = pa.array(count_unigrams(documents["text"].to_pylist()))
+    return pa.table({"unigrams": pa.FixedSizeListArray.from_arrays(unigrams, len(unigrams))})
+
+
+@ray.remote(num_cpus=1)
+def _fit(recipe: Recipe, shards: tuple[Shard, ...], *blocks: pa.Table) -> tuple[QualityFilter, dict]:
+    """The filter of the sample in `shards` for a pool of these unigram counts, and what to say about it."""
+    sample, rejects = _read_sample(recipe, shards)
+    counts = pa.concat_tables(blocks)["unigrams"].combine_chunks()
+    pool = counts.values.to_numpy().reshape(len(counts), -1).sum(axis=0)
+    assert recipe.cleaning.quality
+    quality = QualityFilter.fit(sample, pool, recipe.cleaning.quality.lose)
+    return quality, {"sample": len(sample), "sample_rejects": rejects, "threshold": quality.threshold}
+
+
+def _read_sample(recipe: Recipe, shards: tuple[Shard, ...]) -> tuple[list[str], int]:
+    """The sample's texts in its order, and how many of its rows were rejected."""
+    cleaning = recipe.cleaning
+    assert cleaning.quality
+    texts, rejects = [], 0
+    for shard in shards:
+        for documents, rejected in read_shard(shard, cleaning.quality.sample, cleaning, recipe.seed):
+            texts += documents["text"].to_pylist()
+            rejects += rejected.num_rows
+    if rejects > cleaning.max_rejects * (len(texts) + rejects):
+        raise UserError(
+            f"cleaning.quality.sample: {rejects:,} of {len(texts) + rejects:,} documents were rejected, more "
+            f"than cleaning.max_rejects {cleaning.max_rejects:g}: mend the sample or raise it"
+        )
+    if len(texts) < _SAMPLE_DOCUMENTS:
+        raise UserError(
+            f"cleaning.quality.sample: {len(texts)} documents are too few to set a threshold by: "
+            f"bring at least {_SAMPLE_DOCUMENTS}"
+        )
+    return texts, rejects
+
+
+class _Unlike:
+    """Documents to those of them whose quality is below the threshold."""
+
+    def __init__(self, quality: ray.ObjectRef) -> None:
+        self.quality = quality
+
+    def __call__(self, documents: pa.Table) -> Iterator[pa.Table]:
+        quality: QualityFilter = ray.get(self.quality)
+        z_DS = quality.z(documents["text"].to_pylist())
+        for place, name in enumerate(SCORES):
+            goes = (z_DS.min(axis=1) < quality.threshold) & (z_DS.argmin(axis=1) == place)
+            yield _removed(documents, goes, name, z_DS[goes, place])
+
+
+# --- both ----------------------------------------------------------------------------------------
+
+
+def _removed(
+    documents: pa.Table, goes: np.ndarray, reason: str, values: np.ndarray, twins: pa.Array | None = None
+) -> pa.Table:
+    gone = documents.filter(pa.array(goes))
+    rows = gone.num_rows
+    columns = [gone["doc_id"], gone["source"], pa.array([reason] * rows, pa.string()), pa.array(values)]
+    return pa.table([*columns, pa.nulls(rows, pa.int64()) if twins is None else twins], schema=REMOVED)
+
+
+def _without(work: Work, removed: Dataset | None, details: dict) -> Outcome:
+    """Write the documents but those in `removed`, and these to removed.parquet."""
+    blocks = blocks_of(removed.materialize()) if removed else []
+    path = work.directory / "removed.parquet"
+    gone = _write_removed.remote(str(path), *blocks)
+    kept = map_tables(read_parts(work.source.parts), _Others(gone))
+    rows = write_parts(kept, work.directory, DOCUMENTS, ["split", "doc_id"])
+    counts = dict(sorted(Counter(pq.read_table(path, columns=["reason"])["reason"].to_pylist()).items()))
+    named = "".join(f", {number:,} removed ({reason})" for reason, number in counts.items())
+    if not first_rows(sorted(work.directory.glob("part-*")), ["doc_id"], "train", 1).num_rows:
+        raise UserError(f"{work.stage.name}: no training document is left{named}: {_MENDS[work.stage.name]}")
+    summary = f"{rows:,} documents" + (named or ", none removed")
+    return Outcome(rows, summary, removed=sum(counts.values()), details={"reasons": counts, **details})
+
+
+_MENDS = {
+    "deduplicated": "raise cleaning.near.threshold",
+    "filtered": "lower cleaning.quality.lose, or bring a sample that is like the corpus",
+}
+
+
+@ray.remote(num_cpus=1)
+def _write_removed(path: str, *blocks: pa.Table) -> pa.Array:
+    """Write what goes, sorted by id, and return the ids."""
+    filled = [block.cast(REMOVED) for block in blocks if block.num_rows]
+    table = pa.concat_tables([REMOVED.empty_table(), *filled]).sort_by("doc_id").combine_chunks()
+    pq.write_table(table.replace_schema_metadata(None), path, compression="zstd")
+    return table["doc_id"]
+
+
+class _Others:
+    """Keeps the documents that are not among the given ids."""
+
+    def __init__(self, ids: ray.ObjectRef) -> None:
+        self.ids = ids
+
+    def __call__(self, documents: pa.Table) -> pa.Table:
+        return documents.filter(pc.invert(pc.is_in(documents["doc_id"], ray.get(self.ids))))

@@ -1,0 +1,129 @@
+"""Near-duplicates and the quality filter as stages: over blocks and splits, whatever the blocks."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from bkray.config import parse_recipe
+from bkray.reporting.progress import Progress
+from bkray.runtime import cleaning, stages
+from bkray.runtime.exits import find_user_error
+from bkray.runtime.pipeline import run_pipeline
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("four_cpus")]
+
+WORDS = [f"{a}{b}{c}" for a in "bdfgklmn" for b in "aeiou" for c in "lmnrst"]
+
+
+def prose(rng, words=40):
+    """Text in which each word has eight possible successors, so that its order can be learned."""
+    place, chosen = int(rng.integers(len(WORDS))), []
+    for _ in range(words):
+        chosen.append(WORDS[place])
+        place = (place * 7 + int(rng.integers(8))) % len(WORDS)
+    return " ".join(chosen)
+
+
+def changed(text, rng):
+    words = text.split()
+    words[int(rng.integers(len(words)))] = "other"
+    return " ".join(words)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Split files: 300 training texts, changed copies of 30 of them and of 10 held-out ones, 40 shuffled."""
+    folder, rng = tmp_path_factory.mktemp("corpus"), np.random.default_rng(0)
+    train = [prose(rng) for _ in range(300)]
+    held_out = {name: [prose(rng) for _ in range(40)] for name in ("validation", "test")}
+    originals = [*train[:30], *held_out["validation"][:5], *held_out["test"][:5]]
+    copies = [changed(text, rng) for text in originals]
+    shuffled = [" ".join(rng.permutation(prose(rng).split())) for _ in range(40)]
+    held_out["test"].append(changed(held_out["test"][30], rng))  # held-out text is left as it is
+    for name, texts in {"train": train + copies + shuffled, **held_out}.items():
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (folder / f"{name}.jsonl").write_text(lines)
+    (folder / "trusted").mkdir()
+    (folder / "trusted" / "sample.txt").write_text("\n".join(prose(rng) for _ in range(400)))
+    return {"folder": folder, "clean": train[30:], "copies": copies, "shuffled": shuffled}
+
+
+def recipe(corpus, **parts):
+    trusted = {"kind": "text", "path": str(corpus["folder"] / "trusted"), "document": "line"}
+    cleaning = {"near": {}, "quality": {"sample": trusted, "lose": 0.02}} | parts
+    paths = [str(corpus["folder"] / f"{name}.jsonl") for name in ("train", "validation", "test")]
+    return parse_recipe({"name": "t", "corpus": {"kind": "jsonl", "path": paths}, "cleaning": cleaning})
+
+
+def prepared(recipe, out, **options):
+    return run_pipeline(recipe, out, until="filtered", progress=Progress(Console(quiet=True)), **options)
+
+
+@pytest.fixture(scope="module")
+def usual(corpus, tmp_path_factory):
+    return prepared(recipe(corpus), tmp_path_factory.mktemp("usual"))
+
+
+def rows(artifact):
+    return {row["doc_id"]: row for part in artifact.parts for row in pq.read_table(part).to_pylist()}
+
+
+def test_a_training_document_with_a_kept_twin_goes_whatever_the_split(corpus, usual):
+    found = usual.artifacts["deduplicated"]
+    before, kept = rows(usual.artifacts["documents"]), rows(found)
+    removed = pq.read_table(found.path / "removed.parquet").to_pylist()
+    assert [row["doc_id"] for row in removed] == sorted(before.keys() - kept.keys())
+    assert found.manifest["removed"] == len(removed) == 40
+    assert found.manifest["details"]["reasons"] == {"near duplicate": 40}
+    assert "40 removed (near duplicate)" in found.manifest["summary"]
+    for row in removed:
+        assert before[row["doc_id"]]["split"] == "train"
+        twin = kept[row["twin_id"]]
+        assert twin["split"] != "train" or twin["doc_id"] < row["doc_id"]
+        assert 0.7 <= row["value"] < 1.0
+        words = zip(before[row["doc_id"]]["text"].split(), twin["text"].split(), strict=True)
+        assert sum(a == b for a, b in words) == 39
+    texts = {row["text"] for row in kept.values()}
+    assert not texts & set(corpus["copies"][30:]), "copies of held-out documents are trained on"
+
+
+def test_words_in_no_order_go_and_held_out_text_stays(corpus, usual):
+    found = usual.artifacts["filtered"]
+    kept = list(rows(found).values())
+    removed = pq.read_table(found.path / "removed.parquet")
+    texts = {row["text"] for row in kept}
+    assert not texts & set(corpus["shuffled"])
+    assert len(texts & set(corpus["clean"])) >= 0.95 * 270
+    assert set(removed["reason"].to_pylist()) <= {"domain", "order"}
+    splits = [row["split"] for row in kept]
+    assert splits.count("train") == 340 - removed.num_rows
+    assert len(splits) - splits.count("train") == 81
+    details = found.manifest["details"]
+    assert details["sample"] == 400
+    assert sum(details["reasons"].values()) == found.manifest["removed"] == removed.num_rows
+
+
+def test_both_are_the_same_bytes_for_other_blocks(corpus, usual, tmp_path, monkeypatch):
+    read_parts = stages.read_parts
+    monkeypatch.setattr(cleaning, "_BUCKETS", 3)
+    monkeypatch.setattr(cleaning, "read_parts", lambda *a: read_parts(*a).repartition(3, shuffle=True))
+    other = prepared(recipe(corpus), tmp_path)
+    for name in ("deduplicated", "filtered"):
+        folders = [run.artifacts[name].path for run in (usual, other)]
+        contents = [{path.name: path.read_bytes() for path in folder.glob("*.parquet")} for folder in folders]
+        assert contents[0] == contents[1]
+        assert len(contents[0]) == 2
+
+
+def test_a_sample_that_is_like_nothing_in_the_corpus(corpus, usual, tmp_path):
+    (tmp_path / "sample.txt").write_text("\n".join(f"{n} times {n * n} and so on" for n in range(100)))
+    trusted = {"kind": "text", "path": str(tmp_path / "sample.txt"), "document": "line"}
+    wanted = recipe(corpus, near=None, quality={"sample": trusted})
+    with pytest.raises(Exception, match="cleaning") as caught:
+        prepared(wanted, tmp_path / "out", artifacts=usual.folder / "artifacts")
+    error = str(find_user_error(caught.value))
+    assert "filtered: no training document is left, 380 removed" in error
+    assert "bring a sample that is like the corpus" in error

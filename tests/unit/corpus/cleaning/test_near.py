@@ -1,0 +1,121 @@
+"""Near-duplicates: signatures, keys, groups, and which documents go."""
+
+import numpy as np
+import pytest
+
+from bkray.corpus.cleaning import band_keys, linked, near_duplicates, rows_per_band
+from bkray.corpus.cleaning.hashing import ngrams, words
+from bkray.corpus.cleaning.near import PERMUTATIONS, jaccard, shingles
+
+
+def texts_of(rng, count, length=60, vocabulary=3000):
+    return [" ".join(f"w{i}" for i in rng.integers(0, vocabulary, length)) for _ in range(count)]
+
+
+def varied(text, share, rng):
+    """The text with a share of its words replaced by a word that is nowhere else."""
+    changed = text.split()
+    for place in rng.choice(len(changed), round(share * len(changed)), replace=False):
+        changed[place] = f"new{rng.integers(1 << 40)}"
+    return " ".join(changed)
+
+
+def test_shingles_are_the_set_of_word_ngrams():
+    text = "To be, or not to be: that is"
+    pairs = {"to be", "be or", "or not", "not to", "be that", "that is"}
+    assert set(shingles(text, 2).tolist()) == {int(shingles(pair, 2)[0]) for pair in pairs}
+    assert len(pairs) == len(shingles(text, 2))
+    assert shingles("one", 3).tolist() == shingles("ONE!", 3).tolist()
+    assert shingles("...", 2).tolist() != shingles("???", 2).tolist()
+    assert len(words("漢字かな x")) == 5
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.7, 0.8, 1.0])
+def test_pairs_at_the_threshold_share_a_key_and_far_ones_hardly_ever(threshold):
+    """The S-curve 1 - (1 - s^rows)^bands, met by MinHash of sets with that true similarity."""
+    rng = np.random.default_rng(0)
+    rows = rows_per_band(threshold)
+    at = np.mean([shares_key(rng, threshold, threshold) for _ in range(100)])
+    assert at >= 0.92  # expected at least 0.97, three standard errors allowed
+    if threshold >= 0.5:
+        expected = 1 - (1 - 0.1**rows) ** (PERMUTATIONS // rows)
+        assert np.mean([shares_key(rng, 0.1, threshold) for _ in range(100)]) <= expected + 0.05
+
+
+def shares_key(rng, similarity, threshold):
+    size = 300
+    shared = round(2 * size * similarity / (1 + similarity))
+    names = [f"w{i}" for i in rng.choice(1 << 30, 2 * size - shared, replace=False)]
+    keys = band_keys([" ".join(names[:size]), " ".join(names[size - shared :])], threshold, 1)
+    return bool((keys[0] == keys[1]).any())
+
+
+def test_keys_are_of_the_text_alone():
+    texts = texts_of(np.random.default_rng(1), 20)
+    keys = band_keys(texts, 0.8, 2)
+    assert keys.shape == (20, PERMUTATIONS // rows_per_band(0.8))
+    assert (band_keys(texts[::-1], 0.8, 2)[::-1] == keys).all()
+    assert (np.concatenate([band_keys([text], 0.8, 2) for text in texts]) == keys).all()
+    assert band_keys([], 0.8, 2).shape == (0, 18)
+
+
+def test_linked_are_the_connected_components():
+    rng = np.random.default_rng(2)
+    keys = rng.integers(0, 400, (300, 3)).astype(np.uint64)
+    expected = np.arange(300)
+    changed = True
+    while changed:
+        changed = False
+        for a, b in np.argwhere((keys[:, None] == keys[None]).any(-1)):
+            if expected[b] > expected[a]:
+                expected[b], changed = expected[a], True
+    assert linked(keys).tolist() == expected.tolist()
+    assert 5 < len(set(expected.tolist())) < 250
+    order = rng.permutation(300)
+    assert len(set(linked(keys[order]).tolist())) == len(set(expected.tolist()))
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_linked_of_hardly_any(rows):
+    assert linked(np.zeros((rows, 4), np.uint64)).tolist() == list(range(rows))
+
+
+def test_a_key_counts_in_its_own_band_only():
+    assert linked(np.array([[1, 2], [2, 1], [3, 3]], np.uint64)).tolist() == [0, 1, 2]
+
+
+def test_the_same_documents_go_as_by_comparing_all_pairs():
+    rng = np.random.default_rng(3)
+    originals = texts_of(rng, 60)
+    texts = originals + [varied(t, s, rng) for t in originals for s in (0.03, 0.05, 0.1, 0.2, 0.5)]
+    texts = [texts[i] for i in rng.permutation(len(texts))]
+    held_out = np.arange(len(texts)) < 40
+    twin, similarity = near_duplicates(texts, held_out, 0.6, 2)
+    sets, kept = [shingles(text, 2) for text in texts], []
+    for row, mine in enumerate(sets):
+        close = max(((jaccard(mine, sets[other]), -other) for other in kept), default=(0.0, 0))
+        goes = close[0] >= 0.6 and not held_out[row]
+        assert twin[row] == (-close[1] if goes else -1), "which of two goes, or its twin, differs"
+        assert similarity[row] == (close[0] if goes else 0.0)
+        if not goes:
+            kept.append(row)
+    assert 60 < (twin >= 0).sum() < 240
+    assert (twin[:40] == -1).all()
+
+
+def test_a_chain_takes_only_what_is_near_to_what_stays():
+    """b is near a and c, which are far from each other: b goes, c stays."""
+    a = [f"w{i}" for i in range(40)]
+    b = [f"x{i}" for i in range(5)] + a[5:]
+    c = b[:-6] + [f"y{i}" for i in range(6)]
+    twin, _ = near_duplicates([" ".join(a), " ".join(b), " ".join(c)], np.zeros(3, bool), 0.7, 2)
+    assert twin.tolist() == [-1, 0, -1]
+
+
+def test_ngrams_by_the_definition():
+    hashes = np.arange(5, dtype=np.uint64)
+    for n in (1, 2, 3, 5):
+        windows = [ngrams(hashes[i : i + n], n)[0] for i in range(5 - n + 1)]
+        assert ngrams(hashes, n).tolist() == [int(value) for value in windows]
+    assert ngrams(hashes[:2], 3).tolist() == ngrams(hashes[:2], 2).tolist()
+    assert ngrams(hashes[[0, 1]], 2) != ngrams(hashes[[1, 0]], 2)
