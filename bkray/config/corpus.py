@@ -96,7 +96,7 @@ AnyCorpus = Annotated[
 class NearDuplicates(Section):
     """Training documents that share most of their word n-grams with another document go."""
 
-    threshold: Share = 0.7
+    threshold: Share = 0.6
     """Jaccard similarity of the two sets of n-grams from which on the copy goes."""
     ngram: Count = 2
     """Words an n-gram: with 1 their order does not count."""

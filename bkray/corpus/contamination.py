@@ -101,8 +101,8 @@ def contaminate(
 ) -> Iterator[pa.Table]:
     """Tables of documents to tables of a raw pool (POOL), a share `share` of it spoilt.
 
-    Each of `kinds` (of KINDS; none: every row is clean) makes an equal part of it. Replaced words come from the
-    document before; texts of kind `off_domain` are the next of `others`. Raises UserError where these end early.
+    Each of `kinds` (of KINDS; none: every row is clean) makes an equal part of it. Replaced words come from
+    the document before; texts of kind `off_domain` are the next of `others`. UserError where these end.
     """
     probability = _probability(kinds, share) if kinds else 0.0
     words = [""]

@@ -55,7 +55,7 @@ REMOVED = pa.schema(
 def deduplicated(work: Work) -> Outcome:
     """Take out training documents that nearly repeat another one, over all blocks and splits.
 
-    One worker holds, of every document, 8 bytes a band (25 bands at threshold 0.7, 18 at 0.8) and 16 more,
+    One worker holds, of every document, 8 bytes a band (32 bands at threshold 0.6, 18 at 0.8) and 16 more,
     and as much again for keys that are shared, while it groups them; the driver holds nothing. Texts are
     exchanged only of documents that share a key with another.
     """

@@ -1,10 +1,11 @@
 """Near-duplicates among planted variants: python tests/benchmarks/bench_near_duplicates.py [DOCUMENTS]
 
-From ../shared/data: IMDB reviews and paragraphs of WikiText-2. A tenth of the documents get a copy beside them
-with 5 %, another tenth with 10 %, another with 20 % of the words replaced by those of another document. Found: of
-the copies, those of which the copy or the original goes. Wrong: documents that go without having been planted, each
-of them nevertheless as similar to its twin as the threshold says. Also the signatures of rensa against datasketch,
-where that is installed, and numpy, from the same shingles, by turns; processor time of one core.
+From ../shared/data: IMDB reviews and paragraphs of WikiText-2. A tenth of the documents get a copy beside
+them with 5 %, another tenth with 10 %, another with 20 % of the words replaced by those of another
+document. Found: the share of the copies of which the copy or the original goes. Wrong: documents that go
+without having been planted; each is nevertheless as similar to its twin as the threshold says. Also the
+signatures of rensa against datasketch, where that is installed, and numpy, from the same shingles, by
+turns. Processor time of one core.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 import gzip
 import json
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import fsspec
@@ -127,6 +128,33 @@ def test_over_long_documents_go_to_the_rejects_with_length_and_beginning(tmp_pat
     shown, head = reject["detail"].split(" characters: ")
     assert int(shown) in (length, length + 1)  # the line's end counts where the line is not held
     assert head == "é" * 80
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("a.txt", b"first\n\n", b"\n\nlast"),
+        ("a.jsonl", b'{"text": "first"}\n{"text": "', b'"}\n{"text": "last"}'),
+        ("a.jsonl.gz", b'{"text": "first"}\n{"text": "', b'"}\n{"text": "last"}'),
+    ],
+)
+def test_a_line_of_100_mb_is_never_held(tmp_path, name, before, after):
+    open_file = gzip.open if name.endswith(".gz") else open
+    with open_file(tmp_path / name, "wb", **({"compresslevel": 1} if name.endswith(".gz") else {})) as file:
+        file.write(before)
+        for _ in range(100):
+            file.write(b"x" * 1_000_000)
+        file.write(after)
+    corpus = text(tmp_path) if name.endswith(".txt") else jsonl(tmp_path)
+    tracemalloc.start()
+    try:
+        documents, (reject,) = read(corpus)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [row["text"] for row in documents] == ["first", "last"]
+    assert reject["reason"] == "too long"
+    assert peak < 40e6
 
 
 def test_over_long_json_row(tmp_path):
