@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from bkray.config import Recipe, UserError, apply_overrides, load_recipe, parse_recipe
 from bkray.corpus import SPLITS, list_shards, read_shard
 from bkray.corpus.contamination import CLEAN, KINDS, POOL, contaminate
+from bkray.runtime.artifacts import writing
 from bkray.runtime.exits import exit_codes
 
 
@@ -46,16 +47,15 @@ def make_pool(
     if folder.exists():
         raise UserError(f"--pool {folder} is already there: name another folder")
     stream = texts(others)
-    folder.mkdir(parents=True)
     counts: Counter[str] = Counter()
-    for split in SPLITS:
-        tables = contaminate(
-            documents(recipe, split), kinds if split == "train" else [], share, recipe.seed, stream
-        )
-        with pq.ParquetWriter(folder / f"{split}.parquet", POOL, compression="zstd") as file:
-            for table in tables:
-                file.write_table(table)
-                counts.update(table["kind"].to_pylist() if split == "train" else [])
+    with writing(folder) as partial:
+        for split in SPLITS:
+            spoilt = kinds if split == "train" else []
+            tables = contaminate(documents(recipe, split), spoilt, share, recipe.seed, stream)
+            with pq.ParquetWriter(partial / f"{split}.parquet", POOL, compression="zstd") as file:
+                for table in tables:
+                    file.write_table(table)
+                    counts.update(table["kind"].to_pylist() if spoilt else [])
     return counts
 
 

@@ -73,7 +73,9 @@ def judge(name: str, target: list[str], sample: list[str], others: list[str]) ->
     exact = timed(pool, "exact", lambda: exact_duplicates(pool))
     for lose in LOSE:
         quality = timed(pool, f"quality, lose {lose:g}", lambda lose=lose: unlike(texts, sample, lose))
-    show(pool, "all, lose 0.1", np.where(near >= 0, near, np.where(exact | quality, -2, -1)), None)
+        if lose == LOSE[0]:
+            together = np.where(near >= 0, near, np.where(exact | quality, -2, -1))
+    show(pool, f"all, lose {LOSE[0]:g}", together, None)
 
 
 def exact_duplicates(pool: pa.Table) -> np.ndarray:

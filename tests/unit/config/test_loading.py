@@ -102,6 +102,10 @@ def test_an_unknown_kind_names_the_nearest():
         ({"corpus": {"kind": "docstrings", "test": 0.4, "validation": 0.2}}, "less than half for training"),
         ({"corpus": {"kind": "text", "path": "x", "document_start": "("}}, "is not a regular expression"),
         (
+            {"cleaning": {"quality": {"sample": {"kind": "text", "path": "x", "test": 0.1}}}},
+            "cleaning.quality.sample: test has no effect: every split of the sample is taken",
+        ),
+        (
             {"corpus": {"kind": "text", "path": "x", "document_start": "^=", "document": "line"}},
             "document has no effect beside document_start",
         ),
@@ -156,6 +160,7 @@ def test_what_is_no_recipe_is_refused(tmp_path, text):
         {"model": {"kind": "resnet_bk", "mixer": "gated"}},
         {"training": {"skip": {"by": "random"}}, "sampling": {"weight": "loss"}},
         {"corpus": {"kind": "text", "path": "x", "document_start": "^="}},
+        {"cleaning": {"near": {}, "quality": {"sample": {"kind": "text", "path": "x"}}}},
     ],
 )
 def test_the_dumped_recipe_loads_to_the_same_recipe(tmp_path, change):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bkray.config import parse_recipe
+from bkray.config import UserError, parse_recipe
 from bkray.runtime import plan
 from bkray.runtime.plan import make_plan
 
@@ -64,3 +64,31 @@ def test_what_is_off_is_in_no_key(tmp_path, monkeypatch):
     (training,) = [parts[2][0] for parts in described if parts[1] == "model"]
     assert training["lr"] == 3e-3
     assert None not in training.values()
+
+
+def test_cleaning_adds_stages_and_leaves_the_documents_as_they_were(tmp_path):
+    def stages(**cleaning):
+        return make_plan(parse_recipe({**BASE, "cleaning": cleaning}), (), tmp_path).stages
+
+    (tmp_path / "sample.txt").write_text("trusted")
+    trusted = {"sample": {"kind": "text", "path": str(tmp_path / "sample.txt")}}
+    plain, both = stages(), stages(near={}, quality=trusted)
+    assert both.keys() - plain.keys() == {"deduplicated", "filtered"}
+    assert both["documents"].key == plain["documents"].key
+    order = ["documents", "deduplicated", "filtered", "tokenizer"]
+    assert list(both)[:4] == order
+    for name in ("tokenizer", "windows"):
+        assert next(iter(both[name].inputs)) == "filtered"
+    assert list(stages(near={})["tokenizer"].inputs) == ["deduplicated"]
+    assert stages(near={"threshold": 0.9})["deduplicated"].key != both["deduplicated"].key
+    (tmp_path / "sample.txt").write_text("another sample")
+    other = stages(near={}, quality=trusted)
+    assert other["deduplicated"].key == both["deduplicated"].key
+    assert other["filtered"].key != both["filtered"].key
+
+
+def test_a_sample_that_is_not_there_is_named(tmp_path):
+    missing = {"sample": {"kind": "text", "path": str(tmp_path / "no.txt")}}
+    recipe = parse_recipe({**BASE, "cleaning": {"quality": missing}})
+    with pytest.raises(UserError, match=r"cleaning\.quality\.sample: .*no\.txt.*no such file"):
+        make_plan(recipe, (), tmp_path)
