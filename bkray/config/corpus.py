@@ -107,7 +107,7 @@ class Quality(Section):
 
     sample: AnyCorpus
     """Where the trusted sample comes from: a source like `corpus`, of which every split is taken."""
-    lose: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    lose: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.02
     """Share of the sample's own documents that the threshold would lose."""
 
     @field_validator("sample")

@@ -53,7 +53,7 @@ def corpus(tmp_path_factory):
 
 def recipe(corpus, **parts):
     trusted = {"kind": "text", "path": str(corpus["folder"] / "trusted"), "document": "line"}
-    cleaning = {"near": {}, "quality": {"sample": trusted, "lose": 0.02}} | parts
+    cleaning = {"near": {}, "quality": {"sample": trusted}} | parts
     paths = [str(corpus["folder"] / f"{name}.jsonl") for name in ("train", "validation", "test")]
     return parse_recipe({"name": "t", "corpus": {"kind": "jsonl", "path": paths}, "cleaning": cleaning})
 

@@ -98,12 +98,13 @@ class QualityFilter:
         """Set the threshold so that a share `lose` of the sample would itself be lost.
 
         The sample's texts are scored by counts of the others: ten folds of neighbours, since texts that lie
-        beside each other often come from one source. `pool_U` are the unigram counts of the pool. Raises
-        ValueError for fewer texts than folds.
+        beside each other often come from one source. `pool_U` are the unigram counts of the pool; the
+        sample's join them, so that Q knows the words of both. ValueError for fewer texts than folds.
         """
         if len(sample) < _FOLDS:
             raise ValueError(f"a sample of {len(sample)} texts: at least {_FOLDS} are needed")
         whole, edges = count(sample), np.linspace(0, len(sample), _FOLDS + 1).astype(int)
+        pool_U = pool_U + whole.unigrams_U
         folds = [sample[start:stop] for start, stop in pairwise(edges)]
         scored = np.concatenate([scores(fold, whole.without(count(fold)), pool_U) for fold in folds])
         mean_S, deviation_S = scored.mean(axis=0), np.maximum(scored.std(axis=0), 1e-6)
