@@ -78,7 +78,7 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(small, undistu
     recipe = often(small)
     expected = undisturbed(recipe)
     folder = tmp_path / "small"
-    killer = threading.Thread(target=kill_a_worker_after_a_checkpoint, args=(folder,))
+    killer = threading.Thread(target=kill_a_worker_after_a_checkpoint, args=(folder,), daemon=True)
     killer.start()
     disturbed = run(recipe, tmp_path, "model", data_of(expected, tmp_path))
     killer.join()
