@@ -74,6 +74,7 @@ def cluster(cpus: int | None = None) -> Iterator[int]:
 
 def _configure_data() -> None:
     context = DataContext.get_current()
+    context.use_datasource_v2 = False  # its reads of Parquet files start 32 processes each for the footers
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = 300
     # On a small cluster the default shuffle starts 200 partitions: 10 s for 25,000 rows; this one took 2.

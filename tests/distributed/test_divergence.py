@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from bkray.config import parse_recipe
@@ -61,8 +60,8 @@ def work(rank, world_size, folder):
     dist.destroy_process_group()
 
 
-def test_all_ranks_refuse_the_step_that_one_cannot_take(tmp_path):
-    mp.spawn(work, (2, tmp_path), nprocs=2)
+def test_all_ranks_refuse_the_step_that_one_cannot_take(spawn, tmp_path):
+    spawn(work, (2, tmp_path), 2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert torch.equal(ranks[0]["weight"], ranks[1]["weight"])
     assert ranks[0]["weight"].isfinite().all()

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from bkray.config import parse_recipe
 from bkray.curriculum import CurriculumSampler
@@ -37,8 +36,8 @@ def work(rank, folder):
     dist.destroy_process_group()
 
 
-def test_experts_without_tokens_do_not_hang_two_ranks(tmp_path):
-    mp.spawn(work, (str(tmp_path),), nprocs=2)
+def test_experts_without_tokens_do_not_hang_two_ranks(spawn, tmp_path):
+    spawn(work, (str(tmp_path),), 2)
     one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name

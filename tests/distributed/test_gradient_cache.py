@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from bkray.config import parse_recipe
 from bkray.curriculum import CurriculumSampler
@@ -99,9 +98,9 @@ def work(rank, folder):
     dist.destroy_process_group()
 
 
-def test_two_ranks_choose_alike_and_as_one_does(tmp_path):
+def test_two_ranks_choose_alike_and_as_one_does(spawn, tmp_path):
     alone = trained(0)
-    mp.spawn(work, (str(tmp_path),), nprocs=2)
+    spawn(work, (str(tmp_path),), 2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for name, expected in alone.items():
         first, second = (rank[name] for rank in ranks)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from bkray.config.model import Halting, Multiscale
 from bkray.config.training import Training
@@ -52,8 +51,8 @@ def work(rank, option, folder):
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_ranks_agree_where_one_has_nothing_to_do(option, tmp_path):
-    mp.spawn(work, (option, str(tmp_path)), nprocs=2)
+def test_ranks_agree_where_one_has_nothing_to_do(spawn, option, tmp_path):
+    spawn(work, (option, str(tmp_path)), 2)
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     if option == "halting":
         assert [result["depths"][0] for result in results] == [2, 1]

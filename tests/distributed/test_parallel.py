@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from bkray.config import UserError, parse_recipe
 from bkray.config.parallel import PowerSGD
@@ -223,21 +222,21 @@ def work(rank, size, folder):
     dist.destroy_process_group()
 
 
-def finished(size, folder):
+def finished(spawn, size, folder):
     """(size, folder, every rank's results)."""
     killed(recipe(), folder / "alone")
-    mp.spawn(work, (size, folder), nprocs=size)
+    spawn(work, (size, folder), size)
     return size, folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
 
 
 @pytest.fixture(scope="module")
-def world_of_2(tmp_path_factory):
-    return finished(2, tmp_path_factory.mktemp("world"))
+def world_of_2(spawn, tmp_path_factory):
+    return finished(spawn, 2, tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
-def world_of_4(tmp_path_factory):
-    return finished(4, tmp_path_factory.mktemp("world"))
+def world_of_4(spawn, tmp_path_factory):
+    return finished(spawn, 4, tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module", params=["world_of_2", "world_of_4"])

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from bkray.config import parse_recipe
 from bkray.curriculum import CurriculumSampler
@@ -55,9 +54,9 @@ def work(rank, world_size, folder):
         dist.destroy_process_group()
 
 
-def test_weights_and_costs_agree_at_world_1_and_2(tmp_path):
+def test_weights_and_costs_agree_at_world_1_and_2(spawn, tmp_path):
     for world_size in (1, 2):
-        mp.spawn(work, (world_size, str(tmp_path)), nprocs=world_size)
+        spawn(work, (world_size, str(tmp_path)), world_size)
     one, two = (torch.load(tmp_path / f"{size}.pt", weights_only=True) for size in (1, 2))
     for name in ARMS:
         for parameter, expected in one[name]["model"].items():

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from bkray.config import parse_recipe
 from bkray.curriculum import WeightedSampler
@@ -61,10 +60,10 @@ def work(rank, world_size, folder):
         dist.destroy_process_group()
 
 
-def test_windows_and_weights_agree_at_world_1_and_2(tmp_path):
+def test_windows_and_weights_agree_at_world_1_and_2(spawn, tmp_path):
     results = []
     for world_size in (1, 2):
-        mp.spawn(work, (world_size, str(tmp_path)), nprocs=world_size)
+        spawn(work, (world_size, str(tmp_path)), world_size)
         results.append(torch.load(tmp_path / f"{world_size}.pt", weights_only=True))
     one, two = results
     assert torch.equal(one["ids"], two["ids"])

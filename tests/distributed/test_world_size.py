@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from bkray.config import parse_recipe
 from bkray.curriculum import CurriculumSampler
@@ -52,10 +51,10 @@ def work(rank, world_size, folder, recipe=RECIPE):
         dist.destroy_process_group()
 
 
-def test_compiled_and_checkpointed_weights_agree_at_world_1_and_2(tmp_path):
+def test_compiled_and_checkpointed_weights_agree_at_world_1_and_2(spawn, tmp_path):
     states = []
     for world_size, recipe in ((1, RECIPE), (2, HARDWARE)):
-        mp.spawn(work, (world_size, str(tmp_path), recipe), nprocs=world_size)
+        spawn(work, (world_size, str(tmp_path), recipe), world_size)
         states.append(torch.load(tmp_path / f"{world_size}.pt", weights_only=True))
     assert states[0].keys() == states[1].keys()
     for name, expected in states[0].items():

@@ -2,15 +2,39 @@
 
 import gzip
 import json
-import os
+import signal
 from importlib.util import find_spec
+from subprocess import CompletedProcess
 
 import pytest
 import yaml
 
+from bkray.cli import app
 from bkray.config import dump_yaml, load_recipe
+from bkray.runtime.cluster import cluster
 
 pytestmark = pytest.mark.end_to_end
+
+
+@pytest.fixture
+def bkray(capfd):
+    """Call the command line in this process, which spares its start; returns what a process would."""
+
+    def call(*arguments):
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit) as ended:
+            app([str(argument) for argument in arguments])
+        signal.signal(signal.SIGTERM, before)
+        return CompletedProcess(arguments, ended.value.code or 0, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def two_cpus():
+    """A local cluster that is there already when a command asks for one."""
+    with cluster(cpus=2):
+        yield
 
 
 def recipe(tmp_path, **changes):
@@ -67,7 +91,7 @@ def test_a_tracker_that_is_not_installed(bkray, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_compiling_without_a_compiler_or_a_model_that_can_be_compiled(bkray, tmp_path):
+def test_compiling_without_a_compiler_or_a_model_that_can_be_compiled(bkray, tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text("words " * 1000)
     (tmp_path / "breaking.py").write_text(
         "from torch import nn\n\n\nclass Breaking(nn.Embedding):\n"
@@ -75,9 +99,10 @@ def test_compiling_without_a_compiler_or_a_model_that_can_be_compiled(bkray, tmp
         "    def forward(self, tokens):\n        print(tokens)\n        return super().forward(tokens)\n"
     )
     arguments = ["run", recipe(tmp_path), "training.compile=true", "--out", tmp_path / "out"]
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
-    none = bkray(*arguments, env=environment | {"CXX": "no-such-compiler"})
-    own = bkray(*arguments, "model={kind: import, target: 'breaking:Breaking'}", env=environment)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = bkray(*arguments, "model={kind: import, target: 'breaking:Breaking'}")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    none = bkray(*arguments)
     for finished, message in ((none, "needs a C++ compiler"), (own, "torch cannot compile the model")):
         assert finished.returncode == 2, finished.stderr
         assert message in finished.stderr
@@ -86,6 +111,7 @@ def test_compiling_without_a_compiler_or_a_model_that_can_be_compiled(bkray, tmp
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("two_cpus")
 def test_a_corpus_too_small_for_one_window(bkray, tmp_path):
     (tmp_path / "text.txt").write_text("\n\n".join(f"paragraph {i}" for i in range(300)))
     assert "too small for one window of 512 tokens" in refused(
@@ -96,6 +122,7 @@ def test_a_corpus_too_small_for_one_window(bkray, tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("two_cpus")
 def test_a_cut_gz_and_an_empty_file(bkray, tmp_path):
     data = gzip.compress(("words and words \n\n" * 5000).encode())
     (tmp_path / "cut.txt.gz").write_bytes(data[: len(data) // 2])
@@ -104,6 +131,7 @@ def test_a_cut_gz_and_an_empty_file(bkray, tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("two_cpus")
 def test_too_many_rejects_name_the_first(bkray, tmp_path):
     lines = [json.dumps({"text": "x" * 100}) for _ in range(20)] + ["{broken"] * 20
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))

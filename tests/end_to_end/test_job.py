@@ -57,11 +57,12 @@ def submit(head, *arguments):
 
 
 QUICKSTART = "pipelines/recipes/quickstart.yaml"
-SHORT = ("corpus.packages=[nltk]", "proxy.tokens=20000", "training.tokens=100000", "training.lr=5e-3")
+SHORT = ("corpus.packages=[nltk]", "proxy.tokens=8000", "model={kind: resnet_bk, d_model: 64, n_layers: 2}")
+SHORT += ("training.tokens=100000", "training.lr=1e-2")
 
 
 def test_the_main_job_by_ray_job_submit(head, tmp_path):
-    """The quickstart as it is, on one package and for fewer steps."""
+    """The quickstart as it is, on one package, with a small model and for fewer steps."""
     out = tmp_path / "out"
     finished = submit(head, "python", "-m", "pipelines.end_to_end", QUICKSTART, *SHORT, "--out", out)
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]

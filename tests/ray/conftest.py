@@ -5,8 +5,8 @@ from bkray.runtime.cluster import cluster
 
 
 @pytest.fixture(scope="session")
-def four_cpus():
-    """A real local cluster with four logical CPUs, shared by the tests of this folder."""
-    with cluster(cpus=4) as cpus:
+def two_cpus():
+    """A real local cluster with two logical CPUs, shared by the tests of this folder."""
+    with cluster(cpus=2) as cpus:
         yield cpus
     assert not ray.is_initialized()

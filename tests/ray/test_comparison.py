@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ from bkray.config import UserError
 from bkray.evaluation import paired_difference
 from bkray.runtime.comparison import run_comparison
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("four_cpus")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
 
 
-@pytest.fixture
-def spec(tmp_path, texts):
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory, texts):
+    folder = tmp_path_factory.mktemp("comparison")
     base = {
         "name": "base",
         "corpus": {"kind": "jsonl", "path": str(texts), "validation": 0.1, "test": 0.1},
@@ -24,7 +26,7 @@ def spec(tmp_path, texts):
         "training": {"batch_tokens": 384, "checkpoint_every": 5},
         "samples": None,
     }
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    (folder / "base.yaml").write_text(yaml.safe_dump(base))
     values = {
         "name": "models",
         "recipe": "base.yaml",
@@ -39,17 +41,31 @@ def spec(tmp_path, texts):
         "timing_rounds": 5,
         "seeds": [0, 1],
     }
-    path = tmp_path / "models.yaml"
+    path = folder / "models.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+@pytest.fixture(scope="module")
+def compared(spec, two_cpus, tmp_path_factory):
+    """`--out` with the finished comparison, not to be changed."""
+    out = tmp_path_factory.mktemp("compared")
+    run_comparison(spec, out=out)
+    return out
+
+
+@pytest.fixture
+def out(compared, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(compared, tmp_path / "out")
 
 
 def finished(folder):
     return {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*/result.json")}
 
 
-def test_the_whole_comparison(spec, tmp_path):
-    folder = run_comparison(spec, out=tmp_path / "out")
+def test_the_whole_comparison(spec, out):
+    folder = out / "models"
     results = json.loads((folder / "results.json").read_text())
     arms = {arm["name"]: arm for arm in results["arms"]}
     assert arms["bk"]["lr"] == 1e-2  # ten steps at 1e-4 teach nothing
@@ -82,19 +98,19 @@ def test_the_whole_comparison(spec, tmp_path):
     assert not list(folder.glob("runs/*/*/checkpoints"))
 
     before = finished(folder)
-    run_comparison(spec, ("seeds=[0, 1, 2]",), out=tmp_path / "out")
+    run_comparison(spec, ("seeds=[0, 1, 2]",), out=out)
     after = finished(folder)
     assert {path: after[path] for path in before} == before
     assert {path.parent.name.split("-")[-1] for path in after.keys() - before.keys()} == {"seed2"}
     with pytest.raises(UserError, match="another comparison"):
-        run_comparison(spec, ("training.warmup=0.3",), out=tmp_path / "out")
+        run_comparison(spec, ("training.warmup=0.3",), out=out)
 
 
-def test_a_run_that_diverged_is_a_row_and_not_the_end(spec, tmp_path):
-    folder = run_comparison(spec, ("equal_seconds=false",), out=tmp_path / "out")
+def test_a_run_that_diverged_is_a_row_and_not_the_end(spec, out):
+    folder = out / "models"
     diverged = next(folder.glob("runs/gru/test-*-seed1/result.json"))
     diverged.write_text(json.dumps({"error": "training diverged at step 3"}))
-    run_comparison(spec, ("equal_seconds=false",), out=tmp_path / "out")
+    run_comparison(spec, ("equal_seconds=false",), out=out)
     rows = {row["arm"]: row for row in json.loads((folder / "results.json").read_text())["rows"]}
     assert rows["gru"]["error"] == "training diverged at step 3"
     assert rows["bk"]["bits_per_byte"] > 0

@@ -1,6 +1,7 @@
 """The stages in this process's cluster: other batches and blocks, a lost worker."""
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -17,11 +18,12 @@ from bkray.runtime import prepare, scoring
 from bkray.runtime.exits import find_user_error
 from bkray.runtime.pipeline import run_pipeline
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("four_cpus")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
 
 
-def run(recipe, out, until):
-    return run_pipeline(recipe, out, until=until, progress=Progress(Console(quiet=True)))
+def run(recipe, out, until, artifacts=None):
+    progress = Progress(Console(quiet=True))
+    return run_pipeline(recipe, out, until=until, artifacts=artifacts, progress=progress)
 
 
 def contents(run):
@@ -43,17 +45,42 @@ def test_artifacts_are_the_same_bytes_for_other_batches_and_blocks(small, tmp_pa
     assert table["weight"].equals(table["rarity"])
 
 
-def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(small, tmp_path):
-    plain = ["difficulty=null", "selection=null", "proxy=null", "curriculum=null", "sampling=null"]
-    plain += ["augmentation=[]"]
-    often = ["training.tokens=100_000", "training.log_every=1", "training.checkpoint_every=50"]
-    recipe = load_recipe(small, [*plain, *often])
-    expected = run(recipe, tmp_path / "undisturbed", "model")
-    killer = threading.Thread(
-        target=kill_a_worker_after_a_checkpoint, args=(tmp_path / "disturbed" / "small",)
-    )
+PLAIN = ["difficulty=null", "selection=null", "proxy=null", "curriculum=null", "sampling=null"]
+PLAIN += ["augmentation=[]"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A run of a recipe without techniques, made once: call with that recipe."""
+    made = []
+
+    def get(recipe):
+        if not made:
+            made.append(run(recipe, tmp_path_factory.mktemp("undisturbed"), "model"))
+        return made[0]
+
+    return get
+
+
+def data_of(finished, folder):
+    """A copy of the data artifacts of a run, for another that trains on the same."""
+    source = finished.folder / "artifacts"
+    return shutil.copytree(source, folder / "artifacts", ignore=shutil.ignore_patterns("model-*"))
+
+
+def often(small):
+    """It logs every step, so that a lost one is missed."""
+    steps = ["training.tokens=100_000", "training.log_every=1", "training.checkpoint_every=50"]
+    return load_recipe(small, [*PLAIN, *steps])
+
+
+def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(small, undisturbed, tmp_path):
+    recipe = often(small)
+    expected = undisturbed(recipe)
+    folder = tmp_path / "small"
+    killer = threading.Thread(target=kill_a_worker_after_a_checkpoint, args=(folder,), daemon=True)
     killer.start()
-    disturbed = run(recipe, tmp_path / "disturbed", "model")
+    disturbed = run(recipe, tmp_path, "model", data_of(expected, tmp_path))
     killer.join()
     weights = [one.folder / "model" / "model.safetensors" for one in (expected, disturbed)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
@@ -63,14 +90,13 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(small, tmp_pat
     assert "lost" not in expected.artifacts["model"].manifest["ledger"]
 
 
-def test_a_run_that_diverges_says_so_once(small, tmp_path):
+def test_a_run_that_diverges_says_so_once(small, undisturbed, tmp_path):
     """Ray would train anew for each of `max_failures`; the note tells how often steps were left out."""
-    plain = ["difficulty=null", "selection=null", "proxy=null", "curriculum=null", "augmentation=[]"]
-    plain += ["sampling=null", "training.skip=null", "training.trackers=[]"]
     wild = ["training.lr=1e30", "training.on_divergence={kind: skip, most: 1}", "training.warmup=0"]
-    wild += ["training.max_failures=1"]
+    wild += ["training.max_failures=1", "training.skip=null", "training.trackers=[]"]
+    data = data_of(undisturbed(often(small)), tmp_path)
     with pytest.raises(Exception, match="diverged") as caught:
-        run(load_recipe(small, [*plain, *wild]), tmp_path, "model")
+        run(load_recipe(small, [*PLAIN, *wild]), tmp_path, "model", data)
     error = find_user_error(caught.value)
     assert "as many came before as training.on_divergence.most allows, 1" in str(error)
     notes = (tmp_path / "small" / "notes.log").read_text()

@@ -13,7 +13,7 @@ from bkray.reporting.progress import Progress
 from bkray.runtime.pipeline import run_pipeline
 from bkray.training import load_model
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("four_cpus")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
 
 PLAIN = ["difficulty=null", "selection=null", "curriculum=null", "augmentation=[]", "training.trackers=[]"]
 

@@ -8,7 +8,7 @@ import ray
 
 from bkray.runtime.stages import read_parts, top_k, write_parts
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("four_cpus")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
 
 SCHEMA = pa.schema(
     [pa.field("window_id", pa.int64()), pa.field("score", pa.float32()), pa.field("note", pa.string())]
