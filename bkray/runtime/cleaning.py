@@ -89,8 +89,7 @@ def _group(*blocks: pa.Table) -> tuple[pa.Table, int]:
     table = pa.concat_tables(blocks).combine_chunks()
     ids = table["doc_id"].to_numpy()
     order = np.argsort(ids)
-    keys = table["keys"].combine_chunks()
-    keys_DB = keys.values.to_numpy().reshape(len(ids), -1)[order]
+    keys_DB = table["keys"].combine_chunks().flatten().to_numpy().reshape(len(ids), -1)[order]
     group, ids = linked(keys_DB), ids[order]
     alone = np.bincount(group, minlength=len(ids))[group] == 1
     found = pa.table({"doc_id": ids[~alone], "group": group[~alone]})
@@ -155,7 +154,7 @@ def _fit(recipe: Recipe, shards: tuple[Shard, ...], *blocks: pa.Table) -> tuple[
     """The filter of the sample in `shards` for a pool of these unigram counts, and what to say about it."""
     sample, rejects = _read_sample(recipe, shards)
     counts = pa.concat_tables(blocks)["unigrams"].combine_chunks()
-    pool = counts.values.to_numpy().reshape(len(counts), -1).sum(axis=0)
+    pool = counts.flatten().to_numpy().reshape(len(counts), -1).sum(axis=0)
     assert recipe.cleaning.quality
     quality = QualityFilter.fit(sample, pool, recipe.cleaning.quality.lose)
     return quality, {"sample": len(sample), "sample_rejects": rejects, "threshold": quality.threshold}
@@ -166,10 +165,13 @@ def _read_sample(recipe: Recipe, shards: tuple[Shard, ...]) -> tuple[list[str], 
     cleaning = recipe.cleaning
     assert cleaning.quality
     texts, rejects = [], 0
-    for shard in shards:
-        for documents, rejected in read_shard(shard, cleaning.quality.sample, cleaning, recipe.seed):
-            texts += documents["text"].to_pylist()
-            rejects += rejected.num_rows
+    try:
+        for shard in shards:
+            for documents, rejected in read_shard(shard, cleaning.quality.sample, cleaning, recipe.seed):
+                texts += documents["text"].to_pylist()
+                rejects += rejected.num_rows
+    except UserError as error:
+        raise UserError(f"cleaning.quality.sample: {error}") from error
     if rejects > cleaning.max_rejects * (len(texts) + rejects):
         raise UserError(
             f"cleaning.quality.sample: {rejects:,} of {len(texts) + rejects:,} documents were rejected, more "

@@ -13,7 +13,7 @@ from bkray.runtime import cleaning, stages
 from bkray.runtime.exits import find_user_error
 from bkray.runtime.pipeline import run_pipeline
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("four_cpus")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmn" for b in "aeiou" for c in "lmnrst"]
 
@@ -58,13 +58,13 @@ def recipe(corpus, **parts):
     return parse_recipe({"name": "t", "corpus": {"kind": "jsonl", "path": paths}, "cleaning": cleaning})
 
 
-def prepared(recipe, out, **options):
-    return run_pipeline(recipe, out, until="filtered", progress=Progress(Console(quiet=True)), **options)
+def prepared(recipe, out, until="filtered", **options):
+    return run_pipeline(recipe, out, until=until, progress=Progress(Console(quiet=True)), **options)
 
 
 @pytest.fixture(scope="module")
 def usual(corpus, tmp_path_factory):
-    return prepared(recipe(corpus), tmp_path_factory.mktemp("usual"))
+    return prepared(recipe(corpus), tmp_path_factory.mktemp("usual"), until="windows")
 
 
 def rows(artifact):
@@ -104,6 +104,13 @@ def test_words_in_no_order_go_and_held_out_text_stays(corpus, usual):
     details = found.manifest["details"]
     assert details["sample"] == 400
     assert sum(details["reasons"].values()) == found.manifest["removed"] == removed.num_rows
+
+
+def test_windows_are_packed_from_what_is_left(usual):
+    kept, packed = rows(usual.artifacts["filtered"]), usual.artifacts["windows"]
+    ids = {row["doc_id"] for part in packed.parts for row in pq.read_table(part).to_pylist()}
+    assert ids <= kept.keys()
+    assert packed.splits["train"] > 20
 
 
 def test_both_are_the_same_bytes_for_other_blocks(corpus, usual, tmp_path, monkeypatch):
