@@ -4,7 +4,8 @@ From ../shared/data. Two targets, IMDB reviews and paragraphs of WikiText-2; the
 OpenWebText, cut to the target's length, are its off-domain text. Half of each pool is spoilt, a quarter of
 that by each kind. The trusted sample is other text of the target: 2,000 reviews, or the validation split.
 For each filter: the share of each kind that goes (of near-duplicates: of pairs of which one goes), the
-share of the clean text that is kept, and how much of what goes is spoilt. Processor time of one core.
+share of the clean text that is kept, and how much of what goes is spoilt; then the area under the curve of
+each score. Processor time of one core.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pyarrow as pa
 
 from bkray.corpus import first_of_duplicates, stable_id, text_hash
 from bkray.corpus.cleaning import QualityFilter, count_unigrams, near_duplicates
+from bkray.corpus.cleaning.quality import SCORES
 from bkray.corpus.contamination import CLEAN, KINDS, contaminate
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -76,6 +78,20 @@ def judge(name: str, target: list[str], sample: list[str], others: list[str]) ->
         if lose == LOSE[0]:
             together = np.where(near >= 0, near, np.where(exact | quality, -2, -1))
     show(pool, f"all, lose {LOSE[0]:g}", together, None)
+    separate(pool, QualityFilter.fit(sample, count_unigrams(texts), LOSE[0]).z(texts))
+
+
+def separate(pool: pa.Table, z_DS: np.ndarray) -> None:
+    """How well each score alone tells a kind from clean text: the area under the curve, 0.5 by chance."""
+    kinds = np.array(pool["kind"].to_pylist())
+    for name, values in (*zip(SCORES, z_DS.T, strict=True), ("lower of both", z_DS.min(axis=1))):
+        ranks = np.argsort(np.argsort(values))
+        clean = ranks[kinds == CLEAN]
+        areas = []
+        for kind in KINDS:
+            below = np.searchsorted(np.sort(ranks[kinds == kind]), clean)
+            areas.append(below.mean() / (kinds == kind).sum())
+        print(f"{'area, ' + name:22}" + "".join(f"{area:15.3f}" for area in areas))
 
 
 def exact_duplicates(pool: pa.Table) -> np.ndarray:
