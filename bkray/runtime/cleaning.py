@@ -8,7 +8,7 @@ Held-out documents are never taken out, so that arms of a comparison are measure
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -86,7 +86,7 @@ class _Keys:
 @ray.remote(num_cpus=1)
 def _group(*blocks: pa.Table) -> tuple[pa.Table, int]:
     """doc_id and group of every document that shares a key with another, sorted by id; and how many."""
-    table = pa.concat_tables(blocks).combine_chunks()
+    table = pa.concat_tables(_filled(blocks)).combine_chunks()
     ids = table["doc_id"].to_numpy()
     order = np.argsort(ids)
     keys_DB = table["keys"].combine_chunks().flatten().to_numpy().reshape(len(ids), -1)[order]
@@ -153,8 +153,9 @@ def _count_unigrams(documents: pa.Table) -> pa.Table:
 def _fit(recipe: Recipe, shards: tuple[Shard, ...], *blocks: pa.Table) -> tuple[QualityFilter, dict]:
     """The filter of the sample in `shards` for a pool of these unigram counts, and what to say about it."""
     sample, rejects = _read_sample(recipe, shards)
-    counts = pa.concat_tables(blocks)["unigrams"].combine_chunks()
-    pool = counts.flatten().to_numpy().reshape(len(counts), -1).sum(axis=0)
+    pool = count_unigrams([])
+    for block in _filled(blocks):
+        pool += np.stack(block["unigrams"].to_numpy()).sum(axis=0)
     assert recipe.cleaning.quality
     quality = QualityFilter.fit(sample, pool, recipe.cleaning.quality.lose)
     return quality, {"sample": len(sample), "sample_rejects": rejects, "threshold": quality.threshold}
@@ -235,10 +236,15 @@ _MENDS = {
 @ray.remote(num_cpus=1)
 def _write_removed(path: str, *blocks: pa.Table) -> pa.Array:
     """Write what goes, sorted by id, and return the ids."""
-    filled = [block.cast(REMOVED) for block in blocks if block.num_rows]
-    table = pa.concat_tables([REMOVED.empty_table(), *filled]).sort_by("doc_id").combine_chunks()
+    rows = [block.cast(REMOVED) for block in _filled(blocks)]
+    table = pa.concat_tables([REMOVED.empty_table(), *rows]).sort_by("doc_id").combine_chunks()
     pq.write_table(table.replace_schema_metadata(None), path, compression="zstd")
     return table["doc_id"]
+
+
+def _filled(blocks: Sequence[pa.Table]) -> list[pa.Table]:
+    """The blocks with rows: Ray leaves an empty one without its columns."""
+    return [block for block in blocks if block.num_rows]
 
 
 class _Others:
