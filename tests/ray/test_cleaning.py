@@ -114,7 +114,7 @@ def test_windows_are_packed_from_what_is_left(usual):
 
 
 def test_both_are_the_same_bytes_for_other_blocks(corpus, usual, tmp_path, monkeypatch):
-    def in_nine_blocks(parts, split=None):  # sorted by split, so that some hold no training document
+    def in_nine_blocks(parts, split=None):
         dataset = stages.read_parts(parts).repartition(9)
         return dataset if split is None else stages.map_tables(dataset, stages._OfSplit(split), 0.5)
 

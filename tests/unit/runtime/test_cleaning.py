@@ -1,19 +1,27 @@
-"""The trusted sample as it is read: what is wrong with it is said under its own name. No cluster needed."""
+"""What the tasks of the cleaning stages do with a sample and with blocks. No cluster needed."""
 
 import json
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bkray.config import UserError, parse_recipe
 from bkray.corpus import list_shards
-from bkray.runtime.cleaning import _read_sample
+from bkray.corpus.cleaning import band_keys, count_unigrams
+from bkray.runtime.cleaning import REMOVED, _fit, _group, _read_sample, _write_removed
 
 
-def read(path, **options):
+def recipe_and_shards(path, **options):
     sample = {"kind": "jsonl", "path": str(path), **options}
     cleaning = {"max_chars": 50, "quality": {"sample": sample}}
     recipe = parse_recipe({"name": "t", "corpus": {"kind": "docstrings"}, "cleaning": cleaning})
-    return _read_sample(recipe, tuple(list_shards(recipe.cleaning.quality.sample)))
+    return recipe, tuple(list_shards(recipe.cleaning.quality.sample))
+
+
+def read(path, **options):
+    return _read_sample(*recipe_and_shards(path, **options))
 
 
 def write(folder, split, lines):
@@ -48,3 +56,24 @@ def test_a_sample_that_cannot_be_used(tmp_path, lines, options, message):
     write(tmp_path, "train", lines)
     with pytest.raises(UserError, match=f"cleaning.quality.sample: .*{message}"):
         read(tmp_path, **options)
+
+
+def test_blocks_without_rows_have_no_columns(tmp_path):
+    """So does Ray leave them; what gathers blocks passes them over."""
+    bare = pa.table({})
+    write(tmp_path, "train", rows(120))
+    counts = [count_unigrams([text]) for text in ("text one", "text two")]
+    blocks = [pa.table({"unigrams": [unigrams.tolist()]}) for unigrams in counts]
+    quality, _ = _fit._function(*recipe_and_shards(tmp_path), bare, blocks[0], bare, blocks[1])
+    assert (quality.pool_U == sum(counts) + quality.sample.unigrams_U).all()
+
+    keys = band_keys(["a b c d", "a b c d", "e f g h"], 0.6, 2)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(keys.reshape(-1)), keys.shape[1])
+    table = pa.table({"doc_id": [7, 3, 5], "keys": lists})
+    found, number = _group._function(bare, table.slice(0, 1), bare, table.slice(1))
+    assert found["doc_id"].to_pylist() == [3, 7]
+    assert (number, len(np.unique(found["group"]))) == (2, 1)
+
+    gone = pa.table([[9, 4], ["a", "b"], ["order"] * 2, [0.5, 0.6], pa.nulls(2, pa.int64())], schema=REMOVED)
+    ids = _write_removed._function(str(tmp_path / "removed.parquet"), gone, bare)
+    assert ids.to_pylist() == pq.read_table(tmp_path / "removed.parquet")["doc_id"].to_pylist() == [4, 9]
