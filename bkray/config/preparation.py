@@ -75,7 +75,7 @@ class Difficulty(Section):
 
 
 class Diversity(Section):
-    """The most uncertain windows of every cluster, as equally many of each as there are (arXiv 2107.14263)."""
+    """The most uncertain of every cluster, as equally many of each as there are (arXiv 2107.14263)."""
 
     clusters: Annotated[int, Field(ge=2)] = 64
     """Of the mean final states of the scoring model."""
@@ -131,7 +131,7 @@ class Sampling(Section):
 
 
 class Proxy(Section):
-    """The model that scores difficulty and uncertainty: a small one that is trained for it, or a given one."""
+    """The model that scores difficulty and uncertainty: a small one, trained for it, or a given one."""
 
     d_model: Annotated[int, Field(ge=16)] = 64
     n_layers: Annotated[int, Field(ge=1)] = 2

@@ -97,5 +97,5 @@ def quantile(counts: np.ndarray, share: float) -> float:
     rank = max(1, int(np.ceil(share * rows)))
     digit = BINS - 1 - int(counts[::-1].cumsum().searchsorted(rank))
     bits = np.uint32(digit << 16) if digit >> 15 else np.uint32(~(digit << 16) & 0x7FFF0000)
-    low, high = np.array([bits, bits | 0xFFFF], dtype=np.uint32).view(np.float32).astype(np.float64)
-    return float((low + high) / 2) if np.isfinite(low) else float(low)
+    low, high = (np.uint32(edge).view(np.float32) for edge in (bits, bits | 0xFFFF))
+    return (float(low) + float(high)) / 2 if np.isfinite(low) else float(low)
