@@ -9,7 +9,6 @@ This module imports no torch before it has to, so that the workers of the stage 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,15 @@ from bkray.config import UserError
 from bkray.config.preparation import Diversity
 from bkray.corpus.windows import embedding_array, first_rows
 from bkray.runtime.cluster import TASK_CPUS
-from bkray.runtime.stages import map_tables, read_parts, take_each, threshold_each, top_k, write_parts
+from bkray.runtime.stages import (
+    blocks_of,
+    map_tables,
+    read_parts,
+    take_each,
+    threshold_each,
+    top_k,
+    write_parts,
+)
 from bkray.runtime.work import Outcome, Work
 from bkray.selection import Clusters, quotas
 from bkray.selection.diversity import ROUNDS
@@ -57,7 +64,7 @@ def _diverse(work: Work, settings: Diversity, keep: int) -> tuple[Dataset, float
     clusters: Clusters = ray.get(_fit.remote(parts, settings, work.recipe.seed))
     narrow = read_parts(parts).select_columns(["window_id", "uncertainty", "embedding"])
     narrow = map_tables(narrow, _Assign(clusters), TASK_CPUS).drop_columns(["embedding"]).materialize()
-    sizes = _sizes(narrow)
+    sizes = _sizes(blocks_of(narrow))
     wanted = quotas(sizes, keep)
     found = threshold_each(narrow, "uncertainty", wanted, "cluster")
     kept = take_each(
@@ -91,17 +98,16 @@ class _Assign:
         return table.append_column("cluster", pa.array(self.clusters.assign(embedding_array(table))))
 
 
-def _sizes(dataset: Dataset) -> dict[int, int]:
+def _sizes(blocks: list[Any]) -> Counter[int]:
     """Rows of every cluster that has any."""
     sizes: Counter[int] = Counter()
-    batches: Iterable[pa.Table] = map_tables(
-        dataset, _count_clusters, TASK_CPUS, batch_size=None
-    ).iter_batches(batch_size=None, batch_format="pyarrow")
-    for batch in batches:
-        sizes.update(dict(zip(batch["cluster"].to_pylist(), batch["count"].to_pylist(), strict=True)))
-    return dict(sizes)
+    for counting in [_count_clusters.remote(block) for block in blocks]:
+        counted: dict[int, int] = ray.get(counting)
+        sizes.update(counted)
+    return sizes
 
 
-def _count_clusters(table: pa.Table) -> pa.Table:
-    clusters, counts = np.unique(table["cluster"].to_numpy(), return_counts=True)
-    return pa.table({"cluster": clusters, "count": counts})
+@ray.remote(num_cpus=TASK_CPUS)
+def _count_clusters(block: pa.Table) -> dict[int, int]:
+    clusters, counts = np.unique(block["cluster"].to_numpy(), return_counts=True)
+    return dict(zip(clusters.tolist(), counts.tolist(), strict=True))

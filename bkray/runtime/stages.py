@@ -8,7 +8,7 @@ batches and CPUs they came from. Nothing is pulled to the driver.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class _OfSplit:
 def top_k(dataset: Dataset, column: str, k: int, id_column: str = "window_id") -> Dataset:
     """Exactly the k rows with the largest `column` (float32), ties broken by the lower id, in any order.
 
-    Nothing is sorted or exchanged: histograms of the blocks add up to the threshold, two or three passes over
+    Nothing is sorted or exchanged: histograms of the blocks add up to the threshold, mostly two passes over
     both columns, and then every block keeps its own rows. Raises ValueError for fewer than k rows.
     """
     found = threshold_each(dataset.select_columns([column, id_column]), column, {0: k}, None, id_column)
@@ -73,10 +73,10 @@ def threshold_each(
 ) -> dict[int, Prefix]:
     """The thresholds that take so many rows of each group (int32), by the largest `column` and the lower id.
 
-    Without a column of groups all rows are group 0.
+    Without a column of groups all rows are group 0. `dataset` goes to the object store: give these columns.
     """
-    names = (column, id_column, group_column)
-    return thresholds(lambda prefixes: _histograms(dataset, names, prefixes), wanted)
+    blocks, names = blocks_of(dataset), (column, id_column, group_column)
+    return thresholds(lambda prefixes: _histograms(blocks, names, prefixes), wanted)
 
 
 def take_each(
@@ -93,34 +93,26 @@ def take_each(
 _Names = tuple[str, str, str | None]  # the columns of score, id and group
 
 
-def _histograms(dataset: Dataset, names: _Names, prefixes: Mapping[int, Prefix]) -> dict[int, np.ndarray]:
+def _histograms(blocks: list[Any], names: _Names, prefixes: Mapping[int, Prefix]) -> dict[int, np.ndarray]:
     """Of every group the histogram of the digit after its prefix: the sum over the blocks."""
     totals = {group: np.zeros(BINS, dtype=np.int64) for group in prefixes}
-    counted = map_tables(dataset, _CountDigits(names, dict(prefixes)), TASK_CPUS, batch_size=None)
-    batches: Iterable[pa.Table] = counted.iter_batches(batch_size=None, batch_format="pyarrow")
-    for batch in batches:
-        groups = batch["group"].to_numpy()
-        for group in np.unique(groups):
-            mine = groups == group
-            totals[int(group)][batch["digit"].to_numpy()[mine]] += batch["count"].to_numpy()[mine]
+    for counting in [_count_digits.remote(block, names, dict(prefixes)) for block in blocks]:
+        for group, (bins, counts) in ray.get(counting).items():
+            totals[group][bins] += counts
     return totals
 
 
-class _CountDigits:
-    """Blocks to rows {group, digit, count}: the bins that are not empty."""
-
-    def __init__(self, names: _Names, prefixes: dict[int, Prefix]) -> None:
-        self.names, self.prefixes = names, prefixes
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        keys, groups = _keys_and_groups(table, self.names)
-        found = []
-        for group, prefix in self.prefixes.items():
-            digits = keys[(groups == group) & matches(keys, prefix), len(prefix)]
-            bins, counts = np.unique(digits, return_counts=True)
-            found.append((np.full(len(bins), group, dtype=np.int32), bins, counts))
-        columns = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return pa.table(dict(zip(("group", "digit", "count"), columns, strict=True)))
+@ray.remote(num_cpus=TASK_CPUS)
+def _count_digits(
+    block: pa.Table, names: _Names, prefixes: dict[int, Prefix]
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Of every group the bins of its histogram that are not empty, and their counts."""
+    keys, groups = _keys_and_groups(block, names)
+    found = {}
+    for group, prefix in prefixes.items():
+        digits = keys[(groups == group) & matches(keys, prefix), len(prefix)]
+        found[group] = np.unique(digits, return_counts=True)
+    return found
 
 
 class _Take:
@@ -165,14 +157,15 @@ def write_parts(
     )
     ray.get(
         [
-            _write_blocks.remote(str(directory), number, schema, *_blocks(piece))
+            _write_blocks.remote(str(directory), number, schema, *blocks_of(piece))
             for number, piece in enumerate(pieces)
         ]
     )
     return rows
 
 
-def _blocks(dataset: Dataset) -> list[Any]:
+def blocks_of(dataset: Dataset) -> list[Any]:
+    """References to the blocks of a dataset, which is computed where it is not yet."""
     return [ref for bundle in dataset.iter_internal_ref_bundles() for ref in bundle.block_refs]
 
 

@@ -1,8 +1,10 @@
 """Scores of given models, the most uncertain of every cluster, held-out scores: as they are defined."""
 
 import json
+import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -27,7 +29,9 @@ QUIET = Progress(Console(quiet=True))
 
 
 def run(recipe, out, until="training_set"):
-    return run_pipeline(recipe, out, until=until, progress=QUIET)
+    """The artifacts up to a stage; a test's runs share what they have in common."""
+    artifacts = out.parent / "artifacts"
+    return run_pipeline(recipe, out, until=until, progress=QUIET, artifacts=artifacts).artifacts
 
 
 @pytest.fixture
@@ -36,17 +40,15 @@ def models(small, tmp_path):
     recipe = load_recipe(
         small, [*PLAIN, "difficulty=null", "curriculum=null", "selection=null", "proxy=null"]
     )
-    tokenizer = run(recipe, tmp_path / "first", "tokenizer").artifacts["tokenizer"].path / "tokenizer.json"
+    tokenizer = run(recipe, tmp_path / "first", "tokenizer")["tokenizer"].path / "tokenizer.json"
     torch.manual_seed(0)
     folders = []
     for name, width in (("scorer", 16), ("reference", 32)):
-        model = build_model(ResNetBKModel(kind="resnet_bk", d_model=width, n_layers=1, n_heads=4), 300)
+        section = ResNetBKModel(kind="resnet_bk", d_model=width, n_layers=1, n_heads=4)
+        model = build_model(section, 300)
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
-        kept = recipe.model_copy(
-            update={"model": ResNetBKModel(kind="resnet_bk", d_model=width, n_layers=1, n_heads=4)}
-        )
-        export_model(tmp_path / name, model, kept, tokenizer, 300, {})
+        export_model(tmp_path / name, model, recipe.model_copy(update={"model": section}), tokenizer, 300, {})
         folders.append(tmp_path / name)
     return folders
 
@@ -62,71 +64,79 @@ def diverse(small, models, *more):
     return load_recipe(small, [*PLAIN, *asked, *more])
 
 
+def most_uncertain_of_every_cluster(ids, uncertainty, embeddings, keep, seed):
+    """The ids that are kept, and rows and quota of every cluster, from all rows at once."""
+    clusters = Clusters.fit(embeddings, 3, seed).assign(embeddings)
+    sizes = dict(enumerate(np.bincount(clusters).tolist()))
+    wanted = quotas(sizes, keep)
+    order = np.lexsort((ids, -uncertainty))
+    kept = [order[clusters[order] == cluster][:quota] for cluster, quota in wanted.items()]
+    return np.sort(ids[np.concatenate(kept)]), [
+        [sizes[cluster], wanted[cluster]] for cluster in sorted(sizes)
+    ]
+
+
 def test_given_models_score_and_the_most_uncertain_of_every_cluster_are_kept(
     small, models, tmp_path, monkeypatch
 ):
-    recipe = diverse(small, models)
-    usual = run(recipe, tmp_path / "usual").artifacts
-    scored = read_columns(usual["scored"].parts, pq.read_schema(usual["scored"].parts[0]).names)
-    model, reference = (load_model(folder) for folder in models)
-    masks = dropout_masks(4, 16, 0.3, recipe.seed)
-    tokens = tokens_array(scored)
+    recipe, (model, reference) = diverse(small, models), map(load_model, models)
+    built = run(recipe, tmp_path / "usual")
+    scored = pa.concat_tables(pq.read_table(part) for part in built["scored"].parts)
+    tokens, masks = tokens_array(scored), dropout_masks(4, 16, 0.3, recipe.seed)
     expected = score_windows(model, tokens, embedding=True, masks_TD=masks)
     reducible = expected["loss"] - score_windows(reference, tokens)["loss"]
     np.testing.assert_array_equal(scored["difficulty"].to_numpy(), reducible)
     np.testing.assert_array_equal(scored["uncertainty"].to_numpy(), expected["variation_ratio"])
     np.testing.assert_array_equal(embedding_array(scored), expected["embedding"].astype(np.float16))
 
-    clusters = Clusters.fit(embedding_array(scored), 3, recipe.seed).assign(embedding_array(scored))
-    sizes = {
-        int(cluster): int(count)
-        for cluster, count in zip(*np.unique(clusters, return_counts=True), strict=True)
-    }
-    wanted = quotas(sizes, round(0.6 * len(tokens)))
-    order = np.lexsort((scored["window_id"].to_numpy(), -expected["variation_ratio"]))
-    kept = [row for cluster, quota in wanted.items() for row in order[clusters[order] == cluster][:quota]]
-    ids = scored["window_id"].to_numpy()[np.sort(kept)]
-    selected = read_columns(usual["selected"].parts, ["window_id", "uncertainty"])
-    np.testing.assert_array_equal(selected["window_id"].to_numpy(), ids)
-    assert usual["selected"].manifest["details"]["clusters"] == [[sizes[c], wanted[c]] for c in sorted(sizes)]
-    assert "embedding" not in pq.read_schema(usual["training_set"].parts[0]).names
+    keep = round(0.6 * len(tokens))
+    ids, shares = most_uncertain_of_every_cluster(
+        scored["window_id"].to_numpy(),
+        expected["variation_ratio"],
+        embedding_array(scored),
+        keep,
+        recipe.seed,
+    )
+    selected = read_columns(built["selected"].parts, ["window_id"])["window_id"].to_numpy()
+    np.testing.assert_array_equal(selected, ids)
+    assert built["selected"].manifest["details"]["clusters"] == shares
+    assert "embedding" not in pq.read_schema(built["training_set"].parts[0]).names
 
     a_window = forward_flops(model, 48) + 4 * head_flops(model, 48) + forward_flops(reference, 48)
-    assert usual["scored"].manifest["ledger"]["scoring"]["flops"] == pytest.approx(len(tokens) * a_window)
-    assert usual["selected"].manifest["ledger"]["clustering"]["flops"] > 0
-    quantiles = usual["scored"].manifest["details"]["quantiles"]["loss"]
-    assert quantiles["0.5"] == pytest.approx(
-        np.quantile(expected["loss"], 0.5, method="inverted_cdf"), rel=2**-8
-    )
+    charged = {name: built[name].manifest["ledger"] for name in ("scored", "selected")}
+    assert charged["scored"]["scoring"]["flops"] == pytest.approx(len(tokens) * a_window)
+    assert charged["selected"]["clustering"]["flops"] > 0
+    median = np.quantile(expected["loss"], 0.5, method="inverted_cdf")
+    assert built["scored"].manifest["details"]["quantiles"]["loss"]["0.5"] == pytest.approx(median, rel=2**-8)
 
+    before = parts_of(built, "scored", "selected")
+    for name in ("scored", "selected"):
+        shutil.rmtree(built[name].path)
     monkeypatch.setattr(scoring, "_SCORE_BATCH", 5)
     monkeypatch.setattr(scoring, "_BLOCK_ROWS", 23)
-    other = run(recipe, tmp_path / "other", "selected").artifacts
-    for name in ("scored", "selected"):
-        for one, again in zip(usual[name].parts, other[name].parts, strict=True):
-            assert one.read_bytes() == again.read_bytes()
+    assert parts_of(run(recipe, tmp_path / "usual", "selected"), "scored", "selected") == before
 
-    held_out = held_out_of(recipe, tmp_path / "usual", usual)
-    table = pq.read_table(held_out.parts[0])
-    test = read_columns(usual["windows"].parts, ["window_id", "tokens"], "test")
-    assert table["window_id"].equals(test["window_id"])
-    again = score_windows(model, tokens_array(test), list(MEASURES), masks_TD=masks)
-    for name, values in again.items():
-        np.testing.assert_array_equal(table[name].to_numpy(), values)
-    assert set(table.column_names) - set(again) == {
-        "window_id",
-        "compression",
-        "rarity",
-        "sentence_length",
-        "reducible",
-    }
+
+def parts_of(built, *names):
+    return [part.read_bytes() for name in names for part in built[name].parts]
+
+
+def test_held_out_windows_are_scored_in_every_way_that_takes_no_pass_of_its_own(small, models, tmp_path):
+    recipe, (model, reference) = diverse(small, models), map(load_model, models)
+    built = run(recipe, tmp_path / "usual", "windows")
+    plan = plan_run(recipe, tmp_path / "usual", tmp_path / "artifacts")
+    held_out = build_stage(plan, plan.stages["held_out_scores"], built, 2, QUIET)  # needs no trained model
+    found = pq.read_table(held_out.parts[0])
+    test = read_columns(built["windows"].parts, ["window_id", "tokens"], "test")
+    assert found["window_id"].equals(test["window_id"])
+    masks = dropout_masks(4, 16, 0.3, recipe.seed)
+    expected = score_windows(model, tokens_array(test), list(MEASURES), masks_TD=masks)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name].to_numpy(), values)
+    others = {"window_id", "compression", "rarity", "sentence_length", "reducible"}
+    assert set(found.column_names) == others | set(expected)
+    a_window = forward_flops(model, 48) + 4 * head_flops(model, 48) + forward_flops(reference, 48)
     assert held_out.manifest["ledger"]["skill"]["flops"] == pytest.approx(test.num_rows * a_window)
-
-
-def held_out_of(recipe, out, built):
-    """The stage of the held-out scores alone: it needs no trained model."""
-    plan = plan_run(recipe, out)
-    return build_stage(plan, plan.stages["held_out_scores"], built, 2, QUIET)
 
 
 def test_models_of_other_vocabularies_and_without_states_are_refused_before_anything_runs(
