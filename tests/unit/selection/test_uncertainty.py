@@ -32,9 +32,9 @@ def test_padding_does_not_count(measure):
 
 
 def test_variation_ratio_is_the_share_of_passes_that_say_otherwise():
-    votes = torch.tensor([[[4, 1, 2]], [[4, 1, 3]], [[4, 2, 0]], [[4, 2, 5]]])  # four passes, three positions
-    assert variation_ratio(votes).item() == pytest.approx((0 + 0.5 + 0.75) / 3)
-    assert variation_ratio(votes, torch.tensor([[0, 9, -100]])).item() == pytest.approx(0.25)
+    votes = torch.tensor([[[4, 1, 2]], [[4, 1, 3]], [[4, 1, 0]], [[4, 2, 5]]])  # four passes, three positions
+    assert variation_ratio(votes).item() == pytest.approx((0 + 0.25 + 0.75) / 3)
+    assert variation_ratio(votes, torch.tensor([[0, 9, -100]])).item() == pytest.approx(0.125)
 
 
 def test_masks_drop_their_share_keep_the_mean_and_repeat_themselves():
