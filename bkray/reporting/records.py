@@ -18,6 +18,7 @@ class RunReport:
     """summary.json: `held_out` (bits_per_byte, nats_per_token, perplexity, split) and `ledger` (total_flops,
     by_kind: {kind: {flops, tokens, seconds}}, wall_s, tokens_seen, unique_tokens); where there are any also
     `baselines` ({"unigram": bits per byte, "trigram": bits per byte}), `divergences` ([{step, what, done}]),
+    `skill` (split, windows, rank_correlation: {score: Spearman's with the model's loss, null: constant}),
     steps, world_size, seed, versions. A null number stands for one that was not finite."""
     recipe: str
     """The resolved recipe, YAML."""

@@ -31,12 +31,13 @@ from bkray.runtime.evaluation import evaluation
 from bkray.runtime.exits import find_user_error
 from bkray.runtime.plan import Plan, Stage, make_plan
 from bkray.runtime.results import versions, write_results
+from bkray.runtime.selection import selected
 from bkray.runtime.stopwatch import counting
 from bkray.runtime.training import model
 from bkray.runtime.work import Outcome, Work
 from bkray.training import Checkpointer, GradientCache
 from bkray.training.hardware import check_compiler, check_compiles
-from bkray.training.state.start import check_start, vocabulary_size
+from bkray.training.state.start import check_scorer, check_start, check_vocabularies, vocabulary_size
 
 BUILDERS: dict[str, Callable[[Work], Outcome]] = {
     "documents": prepare.documents,
@@ -47,9 +48,10 @@ BUILDERS: dict[str, Callable[[Work], Outcome]] = {
     "windows": prepare.windows,
     "proxy": scoring.proxy,
     "scored": scoring.scored,
-    "selected": prepare.selected,
+    "selected": selected,
     "training_set": prepare.training_set,
     "model": model,
+    "held_out_scores": scoring.held_out_scores,
     "evaluation": evaluation,
 }
 
@@ -244,6 +246,10 @@ def _check_model(recipe: Recipe) -> None:
     """Refuse a model that cannot be built, cached or compiled, before data is prepared; takes no memory."""
     if recipe.training.start_from:
         check_start(Path(recipe.training.start_from), recipe.model)
+    for setting, folder in recipe.given_models.items():
+        if setting != "training.start_from":
+            check_scorer(setting, Path(folder), setting == "proxy.folder" and recipe.needs_hidden)
+    check_vocabularies(recipe.given_models)
     with torch.device("meta"):
         network = build_model(recipe.model, vocabulary_size(recipe))
     if recipe.training.gradient_cache:

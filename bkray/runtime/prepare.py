@@ -32,7 +32,7 @@ from bkray.corpus import (
 from bkray.corpus.schema import DOCUMENTS, REJECTS, SPLITS, row_rng, windows_schema
 from bkray.corpus.windows import read_columns
 from bkray.runtime.artifacts import Artifact
-from bkray.runtime.stages import bucket_of, map_tables, read_parts, top_k, write_parts
+from bkray.runtime.stages import bucket_of, map_tables, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
 
 _BLOCKS_PER_CPU = 8  # enough to share the work evenly; a shuffle's cost grows with the number of blocks
@@ -123,9 +123,9 @@ def _check_rejects(reasons: Counter[str], accepted: int, recipe: Recipe, path: P
 
 
 def tokenizer(work: Work) -> Outcome:
-    """Train the byte-level BPE on the training documents, or take the one of the model to start from."""
+    """Train the byte-level BPE on the training documents, or take that of a model that the recipe names."""
     target = work.directory / "tokenizer.json"
-    if start := work.recipe.training.start_from:
+    if start := next(iter(work.recipe.given_models.values()), None):
         shutil.copy(Path(start) / "tokenizer.json", target)
         size = load_tokenizer(target).get_vocab_size()
         return Outcome(size, f"{size:,} tokens, of {start}")
@@ -250,16 +250,7 @@ def _split_counts(directory: Path, dropped: int, recipe: Recipe) -> dict[str, in
     return {split: counts[split] for split in SPLITS}
 
 
-# --- selection, order -------------------------------------------------------------------------------
-
-
-def selected(work: Work) -> Outcome:
-    """Keep the share of windows that is most uncertain: exactly round(keep x rows), ties by id."""
-    assert work.recipe.selection
-    keep = max(1, round(work.recipe.selection.keep * work.source.rows))
-    kept = top_k(read_parts(work.source.parts), "uncertainty", keep)
-    rows = write_parts(kept, work.directory, _schema_of(work.source), ["window_id"])
-    return Outcome(rows, f"{rows:,} of {work.source.rows:,} windows", removed=work.source.rows - rows)
+# --- order -------------------------------------------------------------------------------
 
 
 def training_set(work: Work) -> Outcome:

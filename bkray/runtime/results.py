@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from collections import Counter
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from bkray.config import dump_yaml
 from bkray.corpus import load_tokenizer
 from bkray.corpus.windows import read_columns, tokens_array
+from bkray.evaluation import rank_correlation
 from bkray.reporting import RunLog, RunReport
 from bkray.reporting.report import write_report
 from bkray.runtime.artifacts import Artifact
@@ -27,6 +31,7 @@ _EXTREMES = 4  # windows shown from either end of the difficulty order
 _KINDS = {
     "proxy": "proxy_training",
     "scored": "scoring",
+    "held_out_scores": "skill",
     "evaluation": "evaluation",
     "model": "training_overhead",
 }
@@ -68,12 +73,27 @@ def summarise(plan: Plan, built: dict[str, Artifact]) -> dict[str, Any]:
             "tokens_seen": training["tokens"],
             "unique_tokens": training["unique_tokens"],
         },
+        **({"skill": skill} if (skill := _skill(built)) else {}),
         "steps": training["steps"],
         **({"divergences": training["divergences"]} if training.get("divergences") else {}),
         "world_size": plan.recipe.training.workers,
         "seed": plan.recipe.seed,
         "versions": versions(),
     }
+
+
+def _skill(built: dict[str, Artifact]) -> dict[str, Any]:
+    """How every score orders test windows beside the trained model's loss on them; null: a constant score."""
+    if "held_out_scores" not in built:
+        return {}
+    scores = pa.concat_tables(pq.read_table(part) for part in built["held_out_scores"].parts)
+    losses = read_columns(built["evaluation"].parts, ["window_id", "nats"])
+    nats = dict(zip(*(losses[name].to_pylist() for name in ("window_id", "nats")), strict=True))
+    nats_W = np.array([nats[row] for row in scores["window_id"].to_pylist()])
+    names = [name for name in scores.column_names if name != "window_id"]
+    found = {name: rank_correlation(scores[name].to_numpy(), nats_W) for name in names}
+    by_score = {name: value if math.isfinite(value) else None for name, value in found.items()}
+    return {"split": "test", "windows": scores.num_rows, "rank_correlation": by_score}
 
 
 def _report(plan: Plan, built: dict[str, Artifact], run: Path, summary: dict[str, Any]) -> RunReport:

@@ -38,6 +38,7 @@ SUMMARY = {
     "world_size": 2,
     "seed": 7,
     "divergences": [{"step": 1234, "what": f"loss {HOSTILE}", "done": "the step was left out"}],
+    "skill": {"split": "test", "windows": 1024, "rank_correlation": {"compression": 0.456, "random": None}},
     "versions": {"bkray": "0.1.0"},
 }
 BARE = RunReport("bare", {key: SUMMARY[key] for key in ("held_out", "ledger")}, "name: bare\n")
@@ -239,6 +240,14 @@ def test_tables(html):
     assert page.row("empty") == ["empty text", "3"]
     assert "Model FLOPs utilisation, median41.5 %" in page.text.replace("\n", "")
     assert page.row("1,234") == ["1,234", f"loss {HOSTILE}", "the step was left out"]
+
+
+def test_the_skill_of_every_score_is_shown(html, tmp_path):
+    page = Page(html)
+    assert page.row("compression") == ["compression", "0.46"]
+    assert page.row("random") == ["random", "constant"]
+    assert "1,024 windows of the test split" in " ".join(page.text.split())
+    assert "Skill" not in written(tmp_path, write_report, BARE)
 
 
 def test_texts_are_escaped_and_keep_their_spaces(html):
