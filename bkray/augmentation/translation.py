@@ -40,9 +40,10 @@ class BackTranslation(Augmentation):
 
     def _copies(self, ids: Sequence[int], texts: Sequence[str]) -> list[tuple[str, str | None]]:
         returned = self.translator.back(self.translator.forth(texts))
-        return [(new, self._fault(new, old)) for new, old in zip(returned, texts, strict=True)]
+        return [(new, self.fault(new, old)) for new, old in zip(returned, texts, strict=True)]
 
-    def _fault(self, new: str, old: str) -> str | None:
+    def fault(self, new: str, old: str) -> str | None:
+        """Why `new` may not stand beside `old`, or None."""
         similarity = chrf(new, old)
         if new == old or similarity > self.highest:
             return "near copy"
