@@ -191,8 +191,9 @@ def _run(commands: list[list[str]], parts: list[str], until: float) -> list[str]
     if not commands:
         return parts
     pipeline = " | ".join(map(shlex.join, commands))
+    shell = ["bash", "-c", f"set -o pipefail; {pipeline}"]
     process = subprocess.Popen(
-        ["bash", "-c", f"set -o pipefail; {pipeline}"],
+        shell if len(commands) > 1 else commands[0],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -36,7 +36,8 @@ from bkray.runtime.stages import bucket_of, map_tables, read_parts, top_k, write
 from bkray.runtime.work import Outcome, Work
 
 _BLOCKS_PER_CPU = 8  # enough to share the work evenly; a shuffle's cost grows with the number of blocks
-_DOCUMENTS_PER_BLOCK = 256  # of augmentation: a block of slow translations is done in minutes, not in hours
+_FEWEST_DOCUMENTS = 32  # a block of augmentation: starting a translator takes as long as some of them
+_MOST_DOCUMENTS = 256  # a block of augmentation: slow translations are done in minutes, not in hours
 
 
 # --- documents -----------------------------------------------------------------------------------
@@ -148,7 +149,8 @@ def _train_tokenizer(parts: list[Path], vocab_size: int, target: str) -> int:
 def augmented(work: Work) -> Outcome:
     """Of each training document that a kind takes one augmented document, or the reason why there is none."""
     originals = read_parts(work.source.parts, "train").materialize()
-    block = max(1, min(_DOCUMENTS_PER_BLOCK, -(-originals.count() // (_BLOCKS_PER_CPU * work.cpus))))
+    evenly = -(-originals.count() // (_BLOCKS_PER_CPU * work.cpus))
+    block = min(_MOST_DOCUMENTS, max(_FEWEST_DOCUMENTS, evenly))
     spread = originals.repartition(target_num_rows_per_block=block)
     attempts = map_tables(spread, _Augment(work.recipe), batch_size=block).materialize()
     kinds = augmentation_counts(map_tables(attempts, _outcomes, batch_size=None).take_all())

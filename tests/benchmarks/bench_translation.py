@@ -83,9 +83,8 @@ def main(count: int, path: str | None, start: str | None) -> None:
     copies, back = processor_seconds(lambda: translator.back(pivots))
     words = words_in(texts)
     print(f"{len(texts):,} documents, {words:,} words; words a second of processor time:")
-    print(
-        f"  forth {words / there:,.0f}, back {words / back:,.0f}, there and back {words / (there + back):,.0f}"
-    )
+    rates = [f"{words / seconds:,.0f}" for seconds in (there, back, there + back)]
+    print("  forth {}, back {}, there and back {}".format(*rates))
     chosen = BackTranslation(translator)
     faults = Counter(chosen.fault(new, old) for new, old in zip(copies, texts, strict=True))
     for reason, number in faults.items():
