@@ -4,35 +4,36 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from bkray.config.section import Section, Share
+from bkray.config.section import Section, Share, named
 
 Pacing = Literal["linear", "exponential", "root", "step"]
+ModeName = Annotated[str, Field(pattern=r"^[A-Za-z_]+-[A-Za-z_]+$")]
 
 
-class WordAugmentation(Section):
+class Copies(Section):
     """What augmentations share."""
 
     share: Share = 1.0
     """Share of the training documents that get an augmented copy; 1 makes exactly one for each."""
 
 
-class Deletion(WordAugmentation):
+class Deletion(Copies):
     """Random deletion of words (EDA, arXiv 1901.11196)."""
 
     kind: Literal["deletion"]
     probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
 
 
-class Swap(WordAugmentation):
+class Swap(Copies):
     """Random swap of neighbouring words (EDA, arXiv 1901.11196)."""
 
     kind: Literal["swap"]
     probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
 
 
-class Synonym(WordAugmentation):
+class Synonym(Copies):
     """Replacement by WordNet synonyms (EDA, arXiv 1901.11196); `bkray fetch wordnet` brings the data."""
 
     kind: Literal["synonym"]
@@ -42,7 +43,45 @@ class Synonym(WordAugmentation):
     """Share of a document's words that are replaced at most."""
 
 
-Augmentation = Annotated[Deletion | Swap | Synonym, Field(discriminator="kind")]
+class ApertiumTranslator(Section):
+    """Rules and dictionaries; the modes must be installed, eng-spa by Debian's package apertium-eng-spa."""
+
+    kind: Literal["apertium"]
+    forth: ModeName = "eng-spa"
+    back: ModeName = "spa-eng"
+
+
+class HuggingFaceTranslator(Section):
+    """Two sequence-to-sequence models for `transformers`: folders, or names of the hub in its local cache."""
+
+    kind: Literal["hugging_face"]
+    forth: str = "Helsinki-NLP/opus-mt-en-es"
+    back: str = "Helsinki-NLP/opus-mt-es-en"
+
+
+Translator = Annotated[
+    ApertiumTranslator | HuggingFaceTranslator, BeforeValidator(named), Field(discriminator="kind")
+]
+
+
+class BackTranslation(Copies):
+    """The document in another language and back (arXiv 1511.06709)."""
+
+    kind: Literal["back_translation"]
+    translator: Translator = ApertiumTranslator(kind="apertium")
+    lowest: Annotated[float, Field(ge=0.0, le=1.0)] = 0.4
+    """chrF of copy and original (1 is equal) below which a copy is dropped as a wreck."""
+    highest: Annotated[float, Field(ge=0.0, le=1.0)] = 0.95
+    """chrF above which a copy is dropped because hardly anything has changed."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> BackTranslation:
+        if self.lowest >= self.highest:
+            raise ValueError(f"lowest {self.lowest} must be below highest {self.highest}")
+        return self
+
+
+Augmentation = Annotated[Deletion | Swap | Synonym | BackTranslation, Field(discriminator="kind")]
 
 
 MODEL_SCORES = frozenset(

@@ -119,6 +119,11 @@ class Recipe(Section):
                 "(loss, entropy, least_confidence) nor training.token_selection (reducible) asks for a "
                 "model's score"
             )
+        kinds = [section.kind for section in self.augmentation]
+        if twice := next((kind for kind in kinds if kinds.count(kind) > 1), None):
+            faults.append(
+                f"augmentation names kind {twice} twice, whose copies have the same ids: remove one"
+            )
         if self.training.batch_tokens % self.window:
             faults.append(
                 f"training.batch_tokens {self.training.batch_tokens} must be a multiple of "

@@ -30,6 +30,8 @@ class RunReport:
     """name, rows, rejects, removed, seconds of every stage; cached of all of them or of none."""
     rejects: Mapping[str, int] = field(default_factory=dict)
     """Rejected rows by reason."""
+    augmentation: Sequence[Mapping[str, Any]] = ()
+    """Of every kind: kind, originals, made, unchanged (of those made), dropped ({reason: documents})."""
     difficulty: tuple[str, Sequence[float] | np.ndarray] | None = None
     """Name of the measure and its value for every training window."""
     easiest: Sequence[tuple[float, str]] = ()

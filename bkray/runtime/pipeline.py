@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,8 +89,7 @@ def run_pipeline(
     stages = _up_to(plan, until)
     _check_folder(run, recipe)
     _check_model(recipe)
-    if not inside_job():  # there the workers' machines read it
-        check_augmentations(recipe.augmentation)
+    check_words([recipe])
     check_trackers(recipe.training.trackers)
     found = {name: stage.find() for name, stage in stages.items()}
     if "model" in found and not found["model"]:
@@ -233,6 +232,13 @@ def check_out(out: Path) -> None:
     if not there.is_dir() or not os.access(there, os.W_OK):
         kind = "not writable" if there.is_dir() else "not a folder"
         raise UserError(f"--out {out}: {there} is {kind}: choose another --out")
+
+
+def check_words(recipes: Iterable[Recipe]) -> None:
+    """Raise UserError where the data or the translator of an augmentation is missing on this machine."""
+    if not inside_job():  # there the workers' machines have them
+        for recipe in recipes:
+            check_augmentations(recipe.augmentation)
 
 
 def make_folder(folder: Path) -> None:

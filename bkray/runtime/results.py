@@ -107,10 +107,16 @@ def _report(plan: Plan, built: dict[str, Artifact], run: Path, summary: dict[str
         metrics=_metrics(plan, run),
         stages=[_stage_row(name, artifact) for name, artifact in built.items()],
         rejects=dict(rejects),
+        augmentation=_augmentation(built),
         notes=_notes(run),
         samples=[tuple(sample) for sample in built["evaluation"].manifest["details"]["samples"]],
         **_difficulty(plan, built),
     )
+
+
+def _augmentation(built: dict[str, Artifact]) -> list[dict[str, Any]]:
+    """What every kind of augmentation made and dropped; an artifact of an older version does not say."""
+    return built["augmented"].manifest["details"].get("augmentation", []) if "augmented" in built else []
 
 
 def _notes(run: Path) -> list[str]:

@@ -40,6 +40,15 @@ def test_an_unknown_kind_names_the_nearest():
     [
         ({"difficulty": {"kind": "rarity"}}, "difficulty has no effect without a curriculum"),
         ({"proxy": {}}, "proxy has no effect"),
+        ({"augmentation": [{"kind": "swap"}, {"kind": "swap", "share": 0.5}]}, "names kind swap twice"),
+        (
+            {"augmentation": [{"kind": "back_translation", "lowest": 0.9, "highest": 0.5}]},
+            "lowest 0.9 must be below highest 0.5",
+        ),
+        (
+            {"augmentation": [{"kind": "back_translation", "translator": "apertum"}]},
+            "'apertum' is unknown; did you mean apertium?",
+        ),
         ({"training": {"batch_tokens": 1000}}, "must be a multiple of window 256"),
         ({"sampling": {"weight": "loss", "share": 1, "start": 0, "end": 0}}, "is plain shuffling: remove it"),
         ({"training": {"skip": {"share": 0.5, "floor": 0.5}}}, "floor 0.5 must be below 1 - share = 0.5"),

@@ -66,6 +66,16 @@ FULL = RunReport(
         {"name": "windows", "rows": 4321, "rejects": 0, "removed": 0, "seconds": 2.5, "cached": False},
     ],
     rejects={"empty text": 3},
+    augmentation=[
+        {"kind": "swap", "originals": 900, "made": 900, "unchanged": 12, "dropped": {}},
+        {
+            "kind": HOSTILE,
+            "originals": 900,
+            "made": 857,
+            "unchanged": 0,
+            "dropped": {"near copy": 41, "wreck": 2},
+        },
+    ],
     difficulty=("compression", np.linspace(0.1, 0.9, 200)),
     easiest=[(0.1, "\n  indented\n\n  text"), (0.2, HOSTILE)],
     hardest=[(0.9, "x" * 10_000)],
@@ -238,6 +248,8 @@ def test_tables(html):
     assert page.row("cleaning") == ["cleaning", "900", "97", "3", "1.5 s", "before, reused"]
     assert page.row("windows")[-1] == "in this run"
     assert page.row("empty") == ["empty text", "3"]
+    assert page.row("swap") == ["swap", "900", "900", "12", ""]
+    assert page.row(HOSTILE.split(maxsplit=1)[0])[1:] == ["900", "857", "0", "41 near copy, 2 wreck"]
     assert "Model FLOPs utilisation, median41.5 %" in page.text.replace("\n", "")
     assert page.row("1,234") == ["1,234", f"loss {HOSTILE}", "the step was left out"]
 
