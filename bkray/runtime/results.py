@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections import Counter
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,7 @@ def write_results(plan: Plan, built: dict[str, Artifact], run: Path) -> dict[str
 
 def summarise(plan: Plan, built: dict[str, Artifact]) -> dict[str, Any]:
     """summary.json: held-out quality, baselines, everything that was spent, and what it was run with."""
-    ledger, wall = Ledger(), 0.0
-    for name, artifact in built.items():
-        spent = artifact.manifest["ledger"]
-        ledger.merge(spent)
-        wall += artifact.manifest["seconds"]
-        rest = artifact.manifest["seconds"] - sum(cost["seconds"] for cost in spent.values())
-        ledger.charge(_KINDS.get(name, "preparation"), seconds=max(0.0, rest))
+    ledger, wall = spent(built.values())
     training, test = built["model"].manifest["details"], built["evaluation"].manifest["details"]
     return {
         "name": plan.recipe.name,
@@ -74,6 +69,18 @@ def summarise(plan: Plan, built: dict[str, Artifact]) -> dict[str, Any]:
         "seed": plan.recipe.seed,
         "versions": versions(),
     }
+
+
+def spent(artifacts: Iterable[Artifact]) -> tuple[Ledger, float]:
+    """What stages spent in all, by kind, and their seconds."""
+    ledger, wall = Ledger(), 0.0
+    for artifact in artifacts:
+        manifest = artifact.manifest
+        ledger.merge(manifest["ledger"])
+        wall += manifest["seconds"]
+        rest = manifest["seconds"] - sum(cost["seconds"] for cost in manifest["ledger"].values())
+        ledger.charge(_KINDS.get(manifest["stage"], "preparation"), seconds=max(0.0, rest))
+    return ledger, wall
 
 
 def _report(plan: Plan, built: dict[str, Artifact], run: Path, summary: dict[str, Any]) -> RunReport:

@@ -1,5 +1,6 @@
-"""Selection: how uncertain a model is about a window, and the random control."""
+"""Selection: how uncertain a model is about a window, the random control, and the loop of active learning."""
 
+from bkray.selection.loop import ActiveLearningLoop
 from bkray.selection.uncertainty import MEASURES, entropy, least_confidence, margin
 
-__all__ = ["MEASURES", "entropy", "least_confidence", "margin"]
+__all__ = ["MEASURES", "ActiveLearningLoop", "entropy", "least_confidence", "margin"]
