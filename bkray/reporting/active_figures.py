@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bkray.reporting.formats import SUPERSCRIPT
-from bkray.reporting.records import ActiveReport
+from bkray.reporting.records import ActiveArm, ActiveReport
 from bkray.reporting.style import BLUE, GREEN, GREY, INK, ORANGE, render
 
 _COLORS = (BLUE, ORANGE, GREEN)  # of the loop, the random control, all windows
@@ -38,17 +38,19 @@ def differences(report: ActiveReport) -> str:
         axes.grid(True, axis="x")
         axes.grid(False, axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.set(
-            title="At equal total cost", xlabel=f"bits per byte less {report.reference} (right is worse)"
-        )
+        axes.set_title("At equal total cost")
+        axes.set_xlabel(f"bits per byte less {report.reference} (right is worse)")
 
     return render(draw, label="Differences at equal total cost", height=1.3 + 0.45 * len(arms))
 
 
 def loss_by_cost(report: ActiveReport) -> str:
     """Validation loss against the FLOPs of training and scoring: a line an arm, a dot where a round ends."""
-    curves = {arm: [row for row in rows if "validation_loss" in row] for arm, rows in report.curves.items()}
-    curves = {arm: rows for arm, rows in curves.items() if rows}
+    looked = {
+        arm: [row for row in rows if row.get("validation_loss") is not None]
+        for arm, rows in report.curves.items()
+    }
+    curves = {arm: rows for arm, rows in looked.items() if rows}
     if not curves:
         return ""
     power = _power(max(row["flops"] for rows in curves.values() for row in rows))
@@ -78,57 +80,49 @@ def loss_by_cost(report: ActiveReport) -> str:
 
 
 def cost_by_round(report: ActiveReport) -> str:
-    """FLOPs of training and scoring by round: an <svg> an arm, all to one scale."""
-    most = max(each.training_flops + each.selecting_flops for arm in report.arms for each in arm.rounds)
-    several = [arm for arm in report.arms if len(arm.rounds) > 1]
-    top = max(
-        (each.training_flops + each.selecting_flops for arm in several for each in arm.rounds), default=most
-    )
-    power = _power(top)
+    """FLOPs of training and scoring by round: an <svg> an arm that has rounds, all to one scale."""
+    arms = [arm for arm in report.arms if len(arm.rounds) > 1]
+    if not arms:
+        return ""
+    most = max(each.training_flops + each.selecting_flops for arm in arms for each in arm.rounds)
+    return "".join(_costs(arm, most) for arm in arms)
 
-    def drawn(number: int) -> str:
-        arm = several[number]
 
-        def draw(figure: Figure) -> None:
-            axes = figure.subplots()
-            training = np.array([each.training_flops for each in arm.rounds]) / 10.0**power
-            selecting = np.array([each.selecting_flops for each in arm.rounds]) / 10.0**power
-            places = range(len(arm.rounds))
-            axes.bar(places, selecting, color=ORANGE, width=0.62, label="scoring, before it")
-            axes.bar(places, training, bottom=selecting, color=BLUE, width=0.62, label="training")
-            axes.set(title=f"Cost by round: {arm.name}", xlabel="round")
-            axes.set(
-                ylabel=f"10{str(power).translate(SUPERSCRIPT)} FLOPs", ylim=(0, 1.25 * top / 10.0**power)
-            )
-            axes.set_xticks(list(places))
-            axes.legend(loc="upper left", handlelength=1.0)
+def _costs(arm: ActiveArm, most: float) -> str:
+    power = _power(most)
 
-        return render(draw, label=f"Cost of {arm.name} by round")
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        training = np.array([each.training_flops for each in arm.rounds]) / 10.0**power
+        selecting = np.array([each.selecting_flops for each in arm.rounds]) / 10.0**power
+        places = range(len(arm.rounds))
+        axes.bar(places, selecting, color=ORANGE, width=0.62, label="scoring, before it")
+        axes.bar(places, training, bottom=selecting, color=BLUE, width=0.62, label="training")
+        axes.set(title=f"Cost by round: {arm.name}", xlabel="round", ylim=(0, 1.3 * most / 10.0**power))
+        axes.set_ylabel(f"10{str(power).translate(SUPERSCRIPT)} FLOPs")
+        axes.set_xticks(list(places))
+        axes.legend(loc="upper left", handlelength=1.0)
 
-    return "".join(drawn(number) for number in range(len(several)))
+    return render(draw, label=f"Cost of {arm.name} by round")
 
 
 def pools(report: ActiveReport) -> str:
     """Histogram of the uncertainty of each round's pool, with the part that was added: an <svg> a round."""
-    every = [values for pool, _ in report.pools for values in pool]
-    if not every:
-        return ""
-    edges = np.histogram_bin_edges(np.asarray(every, dtype=np.float64), bins=40)
+    return "".join(_pool(number, *values, report.kind) for number, values in enumerate(report.pools, start=1))
 
-    def drawn(number: int) -> str:
-        pool, added = report.pools[number]
 
-        def draw(figure: Figure) -> None:
-            axes = figure.subplots()
-            axes.stairs(*np.histogram(pool, edges), fill=True, color=GREY, label=f"scored: {len(pool):,}")
-            axes.stairs(*np.histogram(added, edges), fill=True, color=BLUE, label=f"added: {len(added):,}")
-            axes.set(title=f"Pool of round {number + 1}", xlabel=report.kind, ylabel="windows")
-            axes.legend(loc="upper left", handlelength=1.0)
+def _pool(number: int, pool: np.ndarray, added: np.ndarray, kind: str) -> str:
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        counts, edges = np.histogram(pool, bins=40)
+        axes.stairs(counts, edges, fill=True, color=GREY, label=f"scored: {len(pool):,}")
+        kept, _ = np.histogram(added, edges)
+        axes.stairs(kept, edges, fill=True, color=BLUE, label=f"added: {len(added):,}")
+        axes.set(title=f"Pool of round {number}", xlabel=kind, ylabel="windows", ylim=(0, 1.4 * counts.max()))
+        axes.legend(loc="upper left", handlelength=1.0)
 
-        return render(draw, label=f"Uncertainty of the pool of round {number + 1}", width=4.2, height=2.5)
-
-    return "".join(drawn(number) for number in range(len(report.pools)))
+    return render(draw, label=f"Uncertainty of the pool of round {number}", width=4.2, height=2.6)
 
 
 def _power(flops: float) -> int:
-    return int(np.log10(flops or 1.0))
+    return int(np.log10(flops or 1.0))  # of ten, for the axis

@@ -183,4 +183,6 @@ class ActiveReport:
     def as_dict(self) -> dict[str, Any]:
         """What results.json holds: all but the curves and the pools."""
         values = {name: getattr(self, name) for name in ("name", "kind", "reference")}
-        return {**values, "seeds": list(self.seeds), "arms": [asdict(arm) for arm in self.arms]}
+        totals = ("windows", "flops", "selecting_flops", "seconds")
+        arms = [{**asdict(arm), **{name: getattr(arm, name) for name in totals}} for arm in self.arms]
+        return {**values, "seeds": list(self.seeds), "arms": arms}
