@@ -179,16 +179,21 @@ def test_killed_between_rounds_and_within_one_it_ends_with_the_same_bytes(finish
     assert not list(folder.rglob(".partial-*"))
 
 
-def test_two_workers_select_the_same_and_learn_the_same(finished, without_the_loop, spec):
-    run_active(spec, ("training.workers=2",), out=without_the_loop.parent)
-    chosen, expected = (
-        [set(column(path, "window_id")) for path in stage(folder, "selected")]
-        for folder in (without_the_loop, finished)
-    )
-    assert chosen == expected
-    bits = [json.loads((folder / "results.json").read_text()) for folder in (without_the_loop, finished)]
-    two, one = (results["arms"][0]["by_seed"][0] for results in bits)
-    assert two == pytest.approx(one, rel=1e-4)
+def test_a_lost_round_is_made_anew_and_two_workers_make_the_same_of_it(finished, spec, tmp_path):
+    """Its checkpoints went with the end of the run, so it trains from the first step on."""
+    folder = tmp_path / "out" / "loop"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "runs" / "entropy-seed0" / "round-2")
+    shutil.rmtree(stage(folder, "evaluation")[0])
+    run_active(spec, ("training.workers=2",), out=folder.parent)
+    results = [json.loads((path / "results.json").read_text()) for path in (folder, finished)]
+    two, one = (each["arms"][0] for each in results)
+    assert two["by_seed"] == pytest.approx(one["by_seed"], rel=1e-4)
+    assert two["rounds"][2]["validation_loss"] == pytest.approx(one["rounds"][2]["validation_loss"], rel=1e-4)
+    assert [each["steps"] for each in two["rounds"]] == [each["steps"] for each in one["rounds"]]
+    weights = "runs/entropy-seed0/round-2/model.safetensors"
+    assert (folder / weights).read_bytes() != (finished / weights).read_bytes()  # another order of sums
+    assert results[0]["arms"][1:] == results[1]["arms"][1:]
 
 
 def kill_when(condition, spec, out):

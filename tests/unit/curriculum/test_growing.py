@@ -23,6 +23,7 @@ def test_only_windows_that_have_joined_are_drawn():
     assert set(drawn(one, 30, 60)) == {*JOINED[0], *JOINED[1], *JOINED[2]}
     assert [one.available(step) for step in (0, 9, 10, 29, 30, 1000)] == [20, 20, 23, 23, 53, 53]
     assert one.share(10) == 0.23
+    np.testing.assert_array_equal(np.sort(one.order), np.arange(100))
 
 
 def test_those_that_join_come_in_what_is_left_of_the_pass():

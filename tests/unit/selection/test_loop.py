@@ -44,8 +44,14 @@ def test_what_it_draws_depends_on_the_seed_and_what_was_added_alone():
         other.pool(), other.any_of_pool()  # asking changes nothing
         other.add(lowest(other.pool()))
     assert (one.pool() != loop(seed=4).pool()).any()
-    returned = np.intersect1d(loop().pool(), one.pool())
-    assert 0 < len(returned) < 200  # what was not selected may be sampled again; each round samples anew
+
+
+def test_what_was_not_selected_goes_back_and_every_round_samples_anew():
+    one = loop()
+    first = one.pool()
+    one.add(first[-50:])
+    again = np.intersect1d(first[:-50], one.pool())
+    assert 15 < len(again) < 60  # 35 by chance, 150 of the 850 that are left in a sample of 200
 
 
 def test_any_of_the_pool_is_a_uniform_sample():
