@@ -100,7 +100,9 @@ def run_active(
     active, recipe = load_active(Path(path), tuple(overrides))
     folder = out / active.name
     check_out(out)
-    _check_folder(folder, active, recipe)
+    if _complete(folder, active, recipe):
+        progress.say(f"{folder}: already complete, nothing to do")
+        return folder
     runs = Runs(active, recipe, folder, list_shards(recipe.corpus))
     make_folder(folder)
     with locked(folder), cluster(cpus) as there:
@@ -126,12 +128,16 @@ def _identity(active: ActiveLearning, recipe: Recipe) -> str:
     return json.dumps([shares, recipe.model_dump(mode="json", exclude={"training": set(PLACEMENT)})])
 
 
-def _check_folder(folder: Path, active: ActiveLearning, recipe: Recipe) -> None:
-    path = folder / "active.json"
+def _complete(folder: Path, active: ActiveLearning, recipe: Recipe) -> bool:
+    """Whether the results of these seeds are there; raises UserError where the folder is another loop's."""
+    path, results = folder / "active.json", folder / "results.json"
     if path.exists() and path.read_text() != _identity(active, recipe):
         raise UserError(
             f"{folder} holds another loop of this name: choose another --out, or name=… for this one"
         )
+    if not results.exists() or not (folder / "report.html").exists():
+        return False
+    return bool(json.loads(results.read_text())["seeds"] == list(active.seeds))
 
 
 # --- running ---------------------------------------------------------------------------------------

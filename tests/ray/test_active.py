@@ -151,6 +151,7 @@ def without_the_loop(finished, tmp_path):
     folder = tmp_path / "out" / "loop"
     shutil.copytree(finished, folder)
     shutil.rmtree(folder / "runs" / "entropy-seed0")
+    (folder / "report.html").unlink()
     for name in ("pool", "scored", "selected"):
         for path in stage(folder, name):
             shutil.rmtree(path)
@@ -184,6 +185,7 @@ def test_a_lost_round_is_made_anew_and_two_workers_make_the_same_of_it(finished,
     folder = tmp_path / "out" / "loop"
     shutil.copytree(finished, folder)
     shutil.rmtree(folder / "runs" / "entropy-seed0" / "round-2")
+    (folder / "report.html").unlink()
     shutil.rmtree(stage(folder, "evaluation")[0])
     run_active(spec, ("training.workers=2",), out=folder.parent)
     results = [json.loads((path / "results.json").read_text()) for path in (folder, finished)]
@@ -228,9 +230,12 @@ def family(ancestor):
 
 
 def test_repeated_it_changes_nothing_and_another_loop_is_refused(finished, spec):
-    made = {path: path.stat().st_mtime_ns for path in finished.glob("*/*/**/*") if path.is_file()}
-    run_active(spec, out=finished.parent)
-    assert {path: path.stat().st_mtime_ns for path in finished.glob("*/*/**/*") if path.is_file()} == made
+    made = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    command = [sys.executable, "-m", "pipelines.active_loop", str(spec), "--out", str(finished.parent)]
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "already complete, nothing to do" in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == made
     with pytest.raises(UserError, match="holds another loop of this name"):
         run_active(spec, ("selection.keep=0.4",), out=finished.parent)
 
