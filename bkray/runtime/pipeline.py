@@ -149,9 +149,17 @@ def _build_all(
 
 
 def build_stage(
-    plan: Plan, stage: Stage, built: dict[str, Artifact], cpus: int, progress: Progress
+    plan: Plan,
+    stage: Stage,
+    built: dict[str, Artifact],
+    cpus: int,
+    progress: Progress,
+    builder: Callable[[Work], Outcome] | None = None,
 ) -> Artifact:
-    """The stage's artifact: the one that is there, or a new one made from `built`."""
+    """The stage's artifact: the one that is there, or a new one made from `built`.
+
+    What makes it is `builder`, or the one of its name.
+    """
     if artifact := stage.find():
         return artifact
     with (
@@ -160,7 +168,7 @@ def build_stage(
         writing(stage.path) as directory,
     ):
         inputs = {name: built[name] for name in stage.inputs}
-        outcome = BUILDERS[stage.name](Work(stage, plan, directory, inputs, cpus, line))
+        outcome = (builder or BUILDERS[stage.name])(Work(stage, plan, directory, inputs, cpus, line))
         line.result = outcome.summary
         write_manifest(
             directory,

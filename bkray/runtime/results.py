@@ -7,6 +7,7 @@ import math
 import os
 import platform
 from collections import Counter
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,7 @@ def write_results(plan: Plan, built: dict[str, Artifact], run: Path) -> dict[str
 
 def summarise(plan: Plan, built: dict[str, Artifact]) -> dict[str, Any]:
     """summary.json: held-out quality, baselines, everything that was spent, and what it was run with."""
-    ledger, wall = Ledger(), 0.0
-    for name, artifact in built.items():
-        spent = artifact.manifest["ledger"]
-        ledger.merge(spent)
-        wall += artifact.manifest["seconds"]
-        rest = artifact.manifest["seconds"] - sum(cost["seconds"] for cost in spent.values())
-        ledger.charge(_KINDS.get(name, "preparation"), seconds=max(0.0, rest))
+    ledger, wall = spent(built.values())
     training, test = built["model"].manifest["details"], built["evaluation"].manifest["details"]
     return {
         "name": plan.recipe.name,
@@ -80,6 +75,18 @@ def summarise(plan: Plan, built: dict[str, Artifact]) -> dict[str, Any]:
         "seed": plan.recipe.seed,
         "versions": versions(),
     }
+
+
+def spent(artifacts: Iterable[Artifact]) -> tuple[Ledger, float]:
+    """What stages spent in all, by kind, and their seconds."""
+    ledger, wall = Ledger(), 0.0
+    for artifact in artifacts:
+        manifest = artifact.manifest
+        ledger.merge(manifest["ledger"])
+        wall += manifest["seconds"]
+        rest = manifest["seconds"] - sum(cost["seconds"] for cost in manifest["ledger"].values())
+        ledger.charge(_KINDS.get(manifest["stage"], "preparation"), seconds=max(0.0, rest))
+    return ledger, wall
 
 
 def _skill(built: dict[str, Artifact]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Selection: how uncertain a model is about a window, thresholds, diversity.
+"""Selection: how uncertain a model is about a window, thresholds, diversity, the loop of active learning.
 
 The measures take torch, which is imported where one is asked for: thresholds and clusters do without.
 """
@@ -6,6 +6,7 @@ The measures take torch, which is imported where one is asked for: thresholds an
 from typing import TYPE_CHECKING, Any
 
 from bkray.selection.diversity import Clusters, quotas
+from bkray.selection.loop import ActiveLearningLoop
 from bkray.selection.threshold import histogram, quantile, sort_keys, taken, thresholds
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MEASURES",
+    "ActiveLearningLoop",
     "Clusters",
     "dropout_masks",
     "entropy",
