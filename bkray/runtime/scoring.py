@@ -33,7 +33,7 @@ from bkray.training import Ledger, load_model
 from bkray.training.cost.flops import forward_flops, head_flops
 from bkray.training.state.start import vocabulary_size
 
-_BLOCK_ROWS = 512  # windows a task: small enough to share them evenly and to show progress
+_BLOCK_ROWS = 128  # windows a task: small enough to share them evenly, the last ones too
 _SCORE_BATCH = 64  # windows an actor takes at a time; they are scored one by one
 _SKILL_WINDOWS = 1024  # test windows scored at most: a rank correlation is then known to within about 0.03
 
