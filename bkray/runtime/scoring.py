@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import ray
 import torch
 
-from bkray.config import Recipe
+from bkray.config import Recipe, UserError
 from bkray.corpus import load_tokenizer
 from bkray.corpus.schema import row_rng, score_array, score_field, windows_schema
 from bkray.corpus.tokenizer import SEPARATOR
@@ -33,7 +33,7 @@ from bkray.training import Ledger, load_model
 from bkray.training.cost.flops import forward_flops, head_flops
 from bkray.training.state.start import vocabulary_size
 
-_BLOCK_ROWS = 512  # windows a task: small enough to share them evenly and to show progress
+_BLOCK_ROWS = 128  # windows a task: small enough to share them evenly, the last ones too
 _SCORE_BATCH = 64  # windows an actor takes at a time; they are scored one by one
 _SKILL_WINDOWS = 1024  # test windows scored at most: a rank correlation is then known to within about 0.03
 
@@ -55,7 +55,7 @@ def scored(work: Work) -> Outcome:
     """Score the training windows: what the recipe asks for, and which counts for what."""
     recipe = work.recipe
     scorer = _scorer(work, scored_columns(recipe))
-    gpus = int(ray.cluster_resources().get("GPU", 0))
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if scorer.model else 0
     dataset = map_tables(
         read_parts(work.source.parts, "train").repartition(target_num_rows_per_block=_BLOCK_ROWS),
         _Score,
@@ -252,8 +252,20 @@ class _Score:
             embedding="embedding" in names,
             masks_TD=self.masks,
         )
+        _check_finite(scores["loss"], self.scorer.model)
         if "perplexity" in names:
             scores["perplexity"] = perplexity(scores["loss"])
         if self.reference is not None:
-            scores["reducible"] = scores["loss"] - score_windows(self.reference, tokens_WN1)["loss"]
+            reference = score_windows(self.reference, tokens_WN1)["loss"]
+            _check_finite(reference, self.scorer.reference)
+            scores["reducible"] = scores["loss"] - reference
         return scores
+
+
+def _check_finite(loss_W: np.ndarray, model: Path | None) -> None:
+    if not np.isfinite(loss_W).all():
+        raise UserError(
+            f"{model}: {(~np.isfinite(loss_W)).sum()} of {len(loss_W)} windows have a loss that is not "
+            "finite: score with a model that has not diverged (proxy.folder, difficulty.reference; for the "
+            "proxy that is trained here a lower proxy.lr)"
+        )

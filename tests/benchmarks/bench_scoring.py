@@ -1,7 +1,7 @@
 """What Ray Data adds to scoring: python tests/benchmarks/bench_scoring.py [WINDOWS] [ROUNDS]
 
-Windows of 256 tokens of Python source a second, by a proxy (d = 64, 2 layers) and by a model of the default
-size (d = 192, 4 layers), one thread a process:
+WINDOWS (2048; a quarter for the larger model) of 256 tokens of Python source, by a proxy (d = 64, 2 layers)
+and by a model of the default size (d = 192, 4 layers), windows a second, one thread a process:
 
 - one process: the loop that people write, without Ray: batches of 16 windows, logits, cross-entropy, float32;
 - score_windows: the same process with what an actor computes of the model, still float32;
@@ -41,8 +41,9 @@ from bkray.runtime.scoring import Scorer, _Score
 from bkray.runtime.stages import actors, map_tables, read_parts
 from bkray.training import export_model, load_model
 
-WINDOW, VOCABULARY, BATCH, BLOCK, TOGETHER = 256, 4096, 16, 64, 16
-MODELS = {"proxy, d = 64, 2 layers": (64, 2), "d = 192, 4 layers": (192, 4)}
+WINDOW, VOCABULARY, BATCH, BLOCK, TOGETHER = 256, 4096, 16, 64, 32
+MODELS = {"proxy, d = 64, 2 layers": (64, 2, 1), "d = 192, 4 layers": (192, 4, 4)}
+"""Width, layers, and by how much there are fewer windows."""
 
 
 def recipe_of(width: int, layers: int) -> Recipe:
@@ -138,7 +139,7 @@ def compare(title: str, folder: Path, tokens: np.ndarray, recipe: Recipe, rounds
     model = build_model(recipe.model, VOCABULARY).eval()
     export_model(exported, model, recipe, folder / "tokenizer.json", VOCABULARY, {})
     ids = pa.array(np.arange(len(tokens)))
-    column = pa.FixedSizeListArray.from_arrays(pa.array(tokens.ravel()), WINDOW + 1)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1)), WINDOW + 1)
     part = folder / "part-00000.parquet"
     pq.write_table(pa.table({"window_id": ids, "tokens": column}), part)
     scorer = Scorer(recipe, ("compression", "loss"), folder / "tokenizer.json", exported, None, None)
@@ -174,10 +175,10 @@ def main(count: int, rounds: int) -> None:
     cores = local_cpus()
     with tempfile.TemporaryDirectory() as folder, cluster(cores):
         tokens = source_windows(Path(folder), count)
-        for title, (width, layers) in MODELS.items():
-            compare(title, Path(folder), tokens, recipe_of(width, layers), rounds, cores)
+        for title, (width, layers, fewer) in MODELS.items():
+            compare(title, Path(folder), tokens[::fewer], recipe_of(width, layers), rounds, cores)
 
 
 if __name__ == "__main__":
     given = [int(value) for value in sys.argv[1:]]
-    main(*(given + [1024, 3][len(given) :]))
+    main(*(given + [2048, 3][len(given) :]))
