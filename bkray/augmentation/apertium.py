@@ -87,7 +87,7 @@ class Apertium:
                 f"characters in {limit:.0f} s and was ended: see whether `echo house | apertium {name}` "
                 "answers, and leave it more of the machine (fewer --cpus)"
             ) from None
-        if not all(part.endswith(_END) for part in parts):
+        if len(parts) < len(texts) or not all(part.endswith(_END) for part in parts):
             raise UserError(_died(name, "text was lost"))
         return [from_stream(part[: -len(_END)], code) for part, code in zip(parts, codes, strict=True)]
 
@@ -206,7 +206,7 @@ def _run(commands: list[list[str]], parts: list[str], until: float) -> list[str]
     finally:
         _end(process)
     received = out.decode().split("\0")[: len(parts)]
-    if process.returncode or len(received) < len(parts):
+    if process.returncode:
         said = errors.decode(errors="replace").strip()[-300:]
         raise UserError(_died(commands[0][-1], f"code {process.returncode}, {said or 'without a word'}"))
     return received

@@ -125,6 +125,7 @@ def test_a_program_that_hangs_is_ended_with_all_the_others(modes, tmp_path):
         ("echo no memory >&2; exit 3", r"has ended before its time \(data file: code 3, no memory\)"),
         ("kill -9 $$", "has ended before its time"),
         ("head -c 12", "has ended before its time"),
+        ("printf 'a[end]'", "text was lost"),
         (r"printf 'a\0b\0'", "text was lost"),
     ],
 )

@@ -41,7 +41,11 @@ def marian(tmp_path_factory):
         "\n".join(" ".join(rng.choices(SENTENCE.split(), k=9)) + " ." for _ in range(400))
     )
     sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "text"), model_prefix=str(folder / "source"), vocab_size=39, minloglevel=2
+        input=str(folder / "text"),
+        model_prefix=str(folder / "source"),
+        vocab_size=39,
+        normalization_rule_name="identity",
+        minloglevel=2,
     )
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "source.model"))
     names = [pieces.id_to_piece(i) for i in range(pieces.get_piece_size()) if i > 2]
@@ -58,7 +62,7 @@ def marian(tmp_path_factory):
     last = len(vocabulary) - 1
     config = MarianConfig(
         vocab_size=len(vocabulary), d_model=32, max_position_embeddings=64, pad_token_id=last,
-        eos_token_id=0, decoder_start_token_id=last, forced_eos_token_id=0, **shape,
+        eos_token_id=0, decoder_start_token_id=last, forced_eos_token_id=0, init_std=1.0, **shape,
     )  # fmt: skip
     MarianMTModel(config).save_pretrained(folder / "model")
     return str(folder / "model")
@@ -77,7 +81,9 @@ def test_a_model_translates_sentences_and_leaves_the_gaps(marian):
     (made,) = translator.forth([text])
     assert made != text
     alone = [translator.forth([part])[0] for part in (title, first, second)]
+    assert len(set(alone)) == 3
     assert made == f"{alone[0]}\n\n{alone[1]}  {alone[2]}\n\n{'-' * 9}\n"
+    assert translator.forth([first.replace("\n", " ")]) == [alone[1]], "a line break is a space"
     assert translator.forth(["keys .", text]) == [translator.forth(["keys ."])[0], made]
     assert translator.back([text]) == [made], "the same model"
 

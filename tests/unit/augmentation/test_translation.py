@@ -59,6 +59,8 @@ def test_what_is_made_names_its_origin():
 def test_the_bounds_decide():
     everything = BackTranslation(Words(), lowest=0.0, highest=1.0).attempts(TABLE)["dropped"]
     assert everything.to_pylist() == [None, None, "near copy", None], "an equal text is never a copy"
+    strict = BackTranslation(Words(), lowest=0.0, highest=0.5).attempts(TABLE)["dropped"].to_pylist()
+    assert strict == ["near copy", None, "near copy", "near copy"]
     assert pc.count(BackTranslation(Words(), 0.9, 0.95).attempts(TABLE)["dropped"]).as_py() == 4
     with pytest.raises(ValueError, match=r"lowest 0.9 and highest 0.5"):
         BackTranslation(Words(), 0.9, 0.5)
