@@ -23,7 +23,6 @@ from rich.table import Table
 from bkray.config import Recipe, UserError
 from bkray.config.active import ActiveLearning, load_active
 from bkray.config.preparation import Proxy, Selection
-from bkray.config.training import PLACEMENT
 from bkray.corpus import Shard, list_shards
 from bkray.corpus.windows import read_columns
 from bkray.evaluation import paired_difference
@@ -123,9 +122,12 @@ def run_active(
 
 
 def _identity(active: ActiveLearning, recipe: Recipe) -> str:
-    """What the finished runs depend on; more seeds may join them, and workers may change."""
+    """What the finished runs depend on; more seeds may join them.
+
+    Also on the workers: each pays for the optimizer, and so the controls' steps depend on their number.
+    """
     shares = active.model_dump(mode="json", include={"selection", "start", "pool", "rounds"})
-    return json.dumps([shares, recipe.model_dump(mode="json", exclude={"training": set(PLACEMENT)})])
+    return json.dumps([shares, recipe.model_dump(mode="json")])
 
 
 def _complete(folder: Path, active: ActiveLearning, recipe: Recipe) -> bool:
