@@ -153,6 +153,22 @@ def compare(
 
 @app.command()
 @exit_codes()
+def active(
+    spec: Annotated[
+        Path, typer.Argument(help="YAML file of the loop, for example pipelines/recipes/active_loop.yaml")
+    ],
+    overrides: Overrides = None,
+    out: Out = None,
+    cpus: Cpus = None,
+) -> None:
+    """Train in rounds on windows that the model selects, and compare with random ones at equal cost."""
+    from bkray.runtime.active import run_active
+
+    run_active(spec, tuple(overrides or ()), _out(out), cpus)
+
+
+@app.command()
+@exit_codes()
 def fetch(
     what: Annotated[str, typer.Argument(metavar="wordnet", help="what to download")],
     index: Annotated[str | None, typer.Option(help="URL of a mirror's index.xml (default: nltk's)")] = None,

@@ -8,25 +8,19 @@ A word is a maximal run of characters that are not white space; the gaps between
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
-from typing import ClassVar
+from abc import abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
 
-from bkray.corpus.schema import DOCUMENTS, row_rng, stable_id
+from bkray.augmentation.copies import Augmentation
+from bkray.corpus.schema import row_rng
 
 _GAP = re.compile(r"(\s+)")
 
 
-class WordAugmentation(ABC):
-    """Callable pyarrow.Table -> pyarrow.Table (DOCUMENTS): one augmented document for each original.
-
-    `doc_id` is derived from the original's, which becomes `parent_id`; source and split stay. The draws
-    depend on (seed, kind, doc_id) alone, not on batches or their order.
-    """
-
-    kind: ClassVar[str]
+class WordAugmentation(Augmentation):
+    """Exactly one augmented document for each original; where no word is changed it is an unchanged copy."""
 
     def __init__(self, probability: float, seed: int) -> None:
         """`probability` a word, 0 < p < 1; raises ValueError outside."""
@@ -35,21 +29,11 @@ class WordAugmentation(ABC):
         self.probability = probability
         self.seed = seed
 
-    def __call__(self, documents: pa.Table) -> pa.Table:
-        ids = documents["doc_id"].to_pylist()
-        texts = [
-            self._augment(text, row_rng(self.seed, self.kind, doc_id))
-            for doc_id, text in zip(ids, documents["text"].to_pylist(), strict=True)
+    def _copies(self, ids: Sequence[int], texts: Sequence[str]) -> list[tuple[str, str | None]]:
+        return [
+            (self._augment(text, row_rng(self.seed, self.kind, doc_id)), None)
+            for doc_id, text in zip(ids, texts, strict=True)
         ]
-        columns = {
-            "doc_id": pa.array([stable_id(doc_id, self.kind) for doc_id in ids], pa.int64()),
-            "text": pa.array(texts, pa.string()),
-            "source": documents["source"],
-            "split": documents["split"],
-            "parent_id": documents["doc_id"],
-            "augmentation": pa.array([self.kind] * len(ids), pa.string()),
-        }
-        return pa.table({name: columns[name] for name in DOCUMENTS.names}, schema=DOCUMENTS)
 
     def _augment(self, text: str, rng: np.random.Generator) -> str:
         body = text.strip()

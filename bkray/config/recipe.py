@@ -13,7 +13,15 @@ from pydantic import Field, model_validator
 
 from bkray.config.corpus import AnyCorpus, Cleaning, Corpus, Tokenizer
 from bkray.config.model import GRUModel, ImportModel, Model, ResNetBKModel
-from bkray.config.preparation import Augmentation, Curriculum, Difficulty, Proxy, Sampling, Selection
+from bkray.config.preparation import (
+    MODEL_SCORES,
+    Augmentation,
+    Curriculum,
+    Difficulty,
+    Proxy,
+    Sampling,
+    Selection,
+)
 from bkray.config.section import Section
 from bkray.config.training import Training
 
@@ -58,6 +66,27 @@ class Recipe(Section):
         asking = (self.difficulty, self.selection, self.sampling, self.training.token_selection)
         return any(part is not None and part.needs_proxy for part in asking)
 
+    @property
+    def trains_proxy(self) -> bool:
+        """Whether the scoring model is a small one, trained for it."""
+        return self.needs_proxy and not (self.proxy and self.proxy.folder)
+
+    @property
+    def needs_hidden(self) -> bool:
+        """Whether the scoring model's final states are asked for."""
+        selection = self.selection
+        return bool(selection and (selection.diversity or selection.kind == "variation_ratio"))
+
+    @property
+    def given_models(self) -> dict[str, str]:
+        """Folders of exported models by the setting that names them; the corpus gets their tokenizer."""
+        named = {
+            "training.start_from": self.training.start_from,
+            "proxy.folder": self.proxy and self.proxy.folder,
+            "difficulty.reference": self.difficulty and self.difficulty.reference,
+        }
+        return {setting: folder for setting, folder in named.items() if folder}
+
     @model_validator(mode="before")
     @classmethod
     def _imply(cls, values: Any) -> Any:
@@ -72,8 +101,9 @@ class Recipe(Section):
         if isinstance(training := values.get("training"), dict):
             tokens = training.get("token_selection")
             kinds |= {tokens.get("kind", "reducible")} if isinstance(tokens, dict) else set()
-        model_scores = {"loss", "entropy", "margin", "least_confidence", "reducible"}
-        if kinds & model_scores and values.get("proxy") is None:
+        selection = values.get("selection")
+        diverse = isinstance(selection, dict) and selection.get("diversity") is not None
+        if (kinds & MODEL_SCORES or diverse) and values.get("proxy") is None:
             values["proxy"] = {}
         return values
 
@@ -84,9 +114,15 @@ class Recipe(Section):
             faults.append("difficulty has no effect without a curriculum: add one or remove difficulty")
         if self.proxy and not self.needs_proxy:
             faults.append(
-                "proxy has no effect: neither difficulty (loss), selection (entropy, margin, "
-                "least_confidence), sampling (loss, entropy, least_confidence) nor training.token_selection "
-                "(reducible) asks for a model's score"
+                "proxy has no effect: neither difficulty (loss, perplexity, entropy, reducible), selection "
+                "(entropy, margin, least_confidence, variation_ratio, or any with diversity), sampling "
+                "(loss, entropy, least_confidence) nor training.token_selection (reducible) asks for a "
+                "model's score"
+            )
+        kinds = [section.kind for section in self.augmentation]
+        if twice := next((kind for kind in kinds if kinds.count(kind) > 1), None):
+            faults.append(
+                f"augmentation names kind {twice} twice, whose copies have the same ids: remove one"
             )
         if self.training.batch_tokens % self.window:
             faults.append(
@@ -167,10 +203,10 @@ class Recipe(Section):
                 "training.token_selection cannot take model kind import, whose output head is not known: "
                 "remove it"
             )
-        if training.start_from and self.tokenizer.changed("vocab_size"):
+        if self.given_models and self.tokenizer.changed("vocab_size"):
             faults.append(
-                "tokenizer.vocab_size has no effect beside training.start_from, whose tokenizer is taken: "
-                "remove it"
+                f"tokenizer.vocab_size has no effect beside {next(iter(self.given_models))}, whose tokenizer "
+                "is taken: remove it"
             )
         for key in ("freeze", "token_selection", "gradient_cache", "average"):
             if training.parallel == "fsdp2" and getattr(training, key):

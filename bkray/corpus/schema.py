@@ -51,9 +51,12 @@ def windows_schema(window: int) -> pa.Schema:
     )
 
 
-def score_field(name: str, window: int) -> pa.Field:
-    """The column of a score: one of a window, or `reference_loss`, in nats, one of each of its targets."""
-    kind = pa.list_(pa.float16(), window) if name == "reference_loss" else pa.float32()
+def score_field(name: str, width: int | None = None) -> pa.Field:
+    """The column of a score: one number of a window, or `width` of them.
+
+    Several are `reference_loss`, in nats, one of each target, and `embedding`, one of each channel.
+    """
+    kind = pa.list_(pa.float16(), width) if width else pa.float32()
     return pa.field(name, kind, nullable=False)
 
 

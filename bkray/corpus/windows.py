@@ -37,6 +37,11 @@ def reference_array(table: pa.Table) -> np.ndarray:
     return _lists(table, "reference_loss", np.float16)
 
 
+def embedding_array(table: pa.Table) -> np.ndarray:
+    """Column `embedding` as float16 (W, D)."""
+    return _lists(table, "embedding", np.float16)
+
+
 def _lists(table: pa.Table, name: str, dtype: type[np.generic]) -> np.ndarray:
     column = table.column(name)
     width = column.type.list_size

@@ -1,6 +1,8 @@
-"""Difficulty and uncertainty of windows under a model, all from one forward pass.
+"""Difficulty and uncertainty of windows under a model, all from one pass through its body.
 
-    windows (W, N + 1) ─► one window at a time ─► loss and the asked measures: (W,) each
+    windows (W, N + 1) ─► body, one window at a time ─► hidden (N, d) ─► head, a chunk at a time ─► loss and
+                                                            │             the asked measures: (W,) each
+                                                            └─► mean: the window's embedding
 
 One window at a time makes a window's score independent of its neighbours in the batch: matrix products of
 another height may round differently.
@@ -13,47 +15,109 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from bkray.selection import MEASURES
+from bkray.config import UserError
+from bkray.model.head import chunked_logits, cross_entropies
+from bkray.selection import MEASURES, variation_ratio
 
 _CHUNK = 64  # positions whose logits exist at a time: (64, V) stays in a core's cache
 
 
 @torch.no_grad()
 def score_windows(
-    model: nn.Module, tokens_WN1: np.ndarray, measures: Sequence[str] = (), each_token: bool = False
+    model: nn.Module,
+    tokens_WN1: np.ndarray,
+    measures: Sequence[str] = (),
+    each_token: bool = False,
+    *,
+    embedding: bool = False,
+    masks_TD: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, np.ndarray]:
     """Mean `loss` in nats a token, and the named measures of `bkray.selection`: (W,) float32 each.
 
-    With `each_token` also `token_loss`, the loss of every target: (W, N) float32, from the same pass.
-    A model with `hidden(tokens_BN)` and `head(hidden)` never has the logits of a whole window at once.
-    Perplexity orders windows as the loss does: it is its exponential.
+    With `each_token` also `token_loss`, the loss of every target: (W, N) float32. With `embedding` also that,
+    the mean of the final states: (W, D) float32. With masks of `dropout_masks` also `variation_ratio` over
+    their thinned copies of the final states: (W,) float32, for one more product of the head for each.
+
+    `dtype` is that of the matrix products, by default `scoring_dtype`; logits are summed up in float32. A
+    model with `hidden(tokens_BN)` and `head(hidden)` never has the logits of a whole window at once; raises
+    UserError where `embedding` or masks are asked of another.
     """
     model.eval()
     device = next(model.parameters()).device
+    dtype = dtype or scoring_dtype(device)
+    if (embedding or masks_TD is not None) and not has_hidden(model):
+        raise UserError(
+            f"{type(model).__name__} has no hidden(tokens) and head(hidden), which selection.diversity and "
+            "selection kind variation_ratio need: give it both, or select otherwise"
+        )
     windows = torch.as_tensor(np.ascontiguousarray(tokens_WN1), dtype=torch.int64, device=device)
-    scores = np.zeros((1 + len(measures), len(windows)), dtype=np.float32)
-    token_losses: list[Tensor] = []
-    for column, window in enumerate(windows):
-        targets_N = window[1:]
-        for logits_nV, targets_n in zip(_logits(model, window[:-1]), targets_N.split(_CHUNK), strict=True):
-            share = len(targets_n) / len(targets_N)
-            scores[0, column] += share * F.cross_entropy(logits_nV, targets_n).item()
-            for row, name in enumerate(measures, start=1):
-                scores[row, column] += share * MEASURES[name](logits_nV[None]).item()
-            if each_token:
-                token_losses.append(F.cross_entropy(logits_nV, targets_n, reduction="none").cpu())
-    named = dict(zip(("loss", *measures), scores, strict=True))
-    if each_token:
-        named["token_loss"] = torch.cat(token_losses).view(len(windows), -1).numpy()
-    return named
+    rows = []
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        for window in windows:
+            hidden_Nd = model.hidden(window[None, :-1])[0] if has_hidden(model) else None  # type: ignore[operator]
+            row = _logit_scores(_logits(model, hidden_Nd, window[:-1]), window[1:], measures, each_token)
+            if embedding and hidden_Nd is not None:
+                row["embedding"] = hidden_Nd.float().mean(0)
+            if masks_TD is not None and hidden_Nd is not None:
+                row["variation_ratio"] = _variation_ratio(model, hidden_Nd, masks_TD.to(device))
+            rows.append(row)
+    names = ["loss", *measures]
+    names += [name for name in ("token_loss", "embedding", "variation_ratio") if rows and name in rows[0]]
+    return {name: _stacked([row[name] for row in rows]) for name in names}
 
 
-def _logits(model: nn.Module, tokens_N: Tensor) -> Iterator[Tensor]:
-    """The float32 logits of one window, (64, V) at a time."""
-    hidden, head = getattr(model, "hidden", None), getattr(model, "head", None)
-    if callable(hidden) and callable(head):
-        yield from (head(part_1nD)[0].float() for part_1nD in hidden(tokens_N[None]).split(_CHUNK, dim=1))
+def perplexity(loss_W: np.ndarray) -> np.ndarray:
+    """exp(loss a token): (W,). It orders windows exactly as the loss does; only its scale is another."""
+    return np.exp(loss_W)
+
+
+def scoring_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies matrices in it, else float32.
+
+    The operators of BK-Core, softmax and sums stay in float32.
+    """
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        yield from model(tokens_N[None])[0].float().split(_CHUNK)
+        native = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return torch.bfloat16 if native else torch.float32
+
+
+def has_hidden(model: nn.Module) -> bool:
+    """Whether the model gives its final states, and logits of any slice of them."""
+    return callable(getattr(model, "hidden", None)) and callable(getattr(model, "head", None))
+
+
+def _logits(model: nn.Module, hidden_Nd: Tensor | None, tokens_N: Tensor) -> Iterator[Tensor]:
+    """The float32 logits of one window, (64, V) at a time."""
+    if hidden_Nd is None:
+        return iter(model(tokens_N[None])[0].float().split(_CHUNK))
+    return chunked_logits(model.head, hidden_Nd, _CHUNK)  # type: ignore[arg-type]
+
+
+def _logit_scores(
+    chunks: Iterator[Tensor], targets_N: Tensor, measures: Sequence[str], each_token: bool
+) -> dict[str, Tensor]:
+    """The scores that come from the logits of one window, each a tensor without dimensions but token_loss."""
+    losses, sums = [], dict.fromkeys(measures, torch.zeros((), device=targets_N.device))
+    for logits_nV, targets_n in zip(chunks, targets_N.split(_CHUNK), strict=True):
+        losses.append(cross_entropies(logits_nV, targets_n)[0])
+        for name in measures:
+            sums[name] = sums[name] + len(targets_n) * MEASURES[name](logits_nV[None])[0]
+    losses_N = torch.cat(losses)
+    scores = {"loss": losses_N.mean(), **{name: value / len(targets_N) for name, value in sums.items()}}
+    return scores | ({"token_loss": losses_N} if each_token else {})
+
+
+def _variation_ratio(model: nn.Module, hidden_Nd: Tensor, masks_TD: Tensor) -> Tensor:
+    votes = [
+        torch.cat([logits.argmax(-1) for logits in _logits(model, hidden_Nd * mask_D, hidden_Nd)])
+        for mask_D in masks_TD
+    ]
+    return variation_ratio(torch.stack(votes)[:, None])[0]
+
+
+def _stacked(values: list[Tensor]) -> np.ndarray:
+    return torch.stack(values).float().cpu().numpy() if values else np.zeros(0, dtype=np.float32)

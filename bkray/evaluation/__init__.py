@@ -1,8 +1,9 @@
-"""Held-out bits per byte, the n-gram baselines beside it, and paired comparison across seeds."""
+"""Held-out bits per byte, n-gram baselines beside it, paired comparison across seeds, skill of scores."""
 
 from bkray.evaluation.bits_per_byte import HeldOut, window_nats
 from bkray.evaluation.ngram import NGramBaseline
 from bkray.evaluation.paired import PairedDifference, PairedInterval, paired_bootstrap, paired_difference
+from bkray.evaluation.rank_correlation import rank_correlation
 
 __all__ = [
     "HeldOut",
@@ -11,5 +12,6 @@ __all__ = [
     "PairedInterval",
     "paired_bootstrap",
     "paired_difference",
+    "rank_correlation",
     "window_nats",
 ]

@@ -1,10 +1,13 @@
-"""What a run shows of itself: the metrics log, its figures, one HTML file a run, sweep or comparison.
+"""What a run shows of itself: the metrics log, its figures, its HTML pages.
 
 `bkray.reporting.report` writes the pages; it is not imported here, so that training workers start without
 matplotlib.
 """
 
 from bkray.reporting.records import (
+    ActiveArm,
+    ActiveReport,
+    ActiveRound,
     ComparisonArm,
     ComparisonReport,
     ComparisonRow,
@@ -15,6 +18,9 @@ from bkray.reporting.records import (
 from bkray.reporting.runlog import RunLog
 
 __all__ = [
+    "ActiveArm",
+    "ActiveReport",
+    "ActiveRound",
     "ComparisonArm",
     "ComparisonReport",
     "ComparisonRow",

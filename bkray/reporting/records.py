@@ -18,6 +18,7 @@ class RunReport:
     """summary.json: `held_out` (bits_per_byte, nats_per_token, perplexity, split) and `ledger` (total_flops,
     by_kind: {kind: {flops, tokens, seconds}}, wall_s, tokens_seen, unique_tokens); where there are any also
     `baselines` ({"unigram": bits per byte, "trigram": bits per byte}), `divergences` ([{step, what, done}]),
+    `skill` (split, windows, rank_correlation: {score: Spearman's with the model's loss, null: constant}),
     steps, world_size, seed, versions. A null number stands for one that was not finite."""
     recipe: str
     """The resolved recipe, YAML."""
@@ -29,6 +30,8 @@ class RunReport:
     """name, rows, rejects, removed, seconds of every stage; cached of all of them or of none."""
     rejects: Mapping[str, int] = field(default_factory=dict)
     """Rejected rows by reason."""
+    augmentation: Sequence[Mapping[str, Any]] = ()
+    """Of every kind: kind, originals, made, unchanged (of those made), dropped ({reason: documents})."""
     difficulty: tuple[str, Sequence[float] | np.ndarray] | None = None
     """Name of the measure and its value for every training window."""
     easiest: Sequence[tuple[float, str]] = ()
@@ -120,3 +123,69 @@ class ComparisonReport:
             "arms": arms,
             "rows": [asdict(row) for row in self.rows],
         }
+
+
+@dataclass(frozen=True)
+class ActiveRound:
+    """One round of an arm; what varies by seed is its mean."""
+
+    windows: int  # that it was trained on
+    steps: int
+    scored: int  # windows of the pool that was scored before it
+    training_flops: float
+    selecting_flops: float
+    seconds: float  # of all its stages
+    validation_loss: float  # at its end, nats per token
+
+
+@dataclass(frozen=True)
+class ActiveArm:
+    """The loop or a control, all seeds."""
+
+    name: str
+    steps: int
+    bits_per_byte: float  # mean over the seeds
+    by_seed: Sequence[float]
+    unique_tokens: float
+    by_kind: Mapping[str, Mapping[str, Any]]
+    """The ledger without the final evaluation, mean over the seeds: {kind: {flops, tokens, seconds}}."""
+    rounds: Sequence[ActiveRound]
+    difference: tuple[float, float, float] | None = None  # less the reference's: mean, low, high
+
+    @property
+    def windows(self) -> int:
+        return self.rounds[-1].windows
+
+    @property
+    def flops(self) -> float:
+        return sum(each.training_flops + each.selecting_flops for each in self.rounds)
+
+    @property
+    def selecting_flops(self) -> float:
+        return sum(each.selecting_flops for each in self.rounds)
+
+    @property
+    def seconds(self) -> float:
+        return sum(each.seconds for each in self.rounds)
+
+
+@dataclass(frozen=True)
+class ActiveReport:
+    """Active learning and its controls at equal total cost, the loop first."""
+
+    name: str
+    kind: str  # of the uncertainty
+    reference: str  # name of an arm
+    seeds: Sequence[int]
+    arms: Sequence[ActiveArm]
+    curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """Lines of metrics.jsonl of the first seed, by arm; `flops` counts training and scoring."""
+    pools: Sequence[tuple[np.ndarray, np.ndarray]] = ()
+    """The uncertainty of the first seed's scored and of its added windows, by round."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """What results.json holds: all but the curves and the pools."""
+        values = {name: getattr(self, name) for name in ("name", "kind", "reference")}
+        totals = ("windows", "flops", "selecting_flops", "seconds")
+        arms = [{**asdict(arm), **{name: getattr(arm, name) for name in totals}} for arm in self.arms]
+        return {**values, "seeds": list(self.seeds), "arms": arms}

@@ -1,9 +1,10 @@
-"""One self-contained HTML file for a run, one for a sweep, one for a comparison.
+"""One self-contained HTML file for a run, one for a sweep, one for a comparison, one for active learning.
 
     RunReport   ─► figures, tables ─► report.html.j2 ─┐
                                                       ├─► page.html.j2 (look) ─► one file, replaced whole
     SweepReport ─► figure, table   ─► sweep.html.j2  ─┤
     ComparisonReport ─► the same ─► comparison.html.j2
+    ActiveReport     ─► the same ─► active.html.j2
 
 The file needs nothing but itself: no script, font, image or style from elsewhere; its content security policy
 forbids them. All text from the outside is escaped.
@@ -18,9 +19,16 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bkray.reporting import figures, formats
+from bkray.reporting import active_figures, figures, formats
 from bkray.reporting.files import write_atomically
-from bkray.reporting.records import ComparisonReport, ComparisonRow, RunReport, SweepReport, Trial
+from bkray.reporting.records import (
+    ActiveReport,
+    ComparisonReport,
+    ComparisonRow,
+    RunReport,
+    SweepReport,
+    Trial,
+)
 
 WINDOWS_SHOWN = 10  # of the easiest and of the hardest; with TEXT_SHOWN this bounds the size of the file
 TEXT_SHOWN = 4000  # characters of one text
@@ -74,6 +82,32 @@ def write_comparison_report(path: str | Path, report: ComparisonReport) -> None:
     write_atomically(
         Path(path),
         page.render(report=report, groups=groups, figures=[(svg, caption) for svg, caption in drawn if svg]),
+    )
+
+
+def write_active_report(path: str | Path, report: ActiveReport) -> None:
+    """Write the page of active learning and its controls to `path`, whole or not at all."""
+    page = _environment().get_template("active.html.j2")
+    drawn = [
+        (
+            active_figures.differences(report),
+            f"Held-out bits per byte of every arm less those of {report.reference}, mean and 95 % interval "
+            "over seeds and windows. Green is better, orange worse, grey not told apart.",
+        ),
+        (
+            active_figures.loss_by_cost(report),
+            "The first seed on the validation split, against the cost of training and of scoring pools. A "
+            "dot ends a round.",
+        ),
+        (active_figures.cost_by_round(report), "What each round cost, mean over the seeds."),
+        (
+            active_figures.pools(report),
+            "The first seed: how uncertain the model was about the windows of each pool, and about those "
+            "that were added.",
+        ),
+    ]
+    write_atomically(
+        Path(path), page.render(report=report, figures=[(svg, caption) for svg, caption in drawn if svg])
     )
 
 

@@ -37,7 +37,7 @@ from bkray.reporting.files import write_atomically
 from bkray.reporting.progress import Line, Progress
 from bkray.reporting.report import write_comparison_report
 from bkray.runtime.cluster import check_budget, cluster
-from bkray.runtime.pipeline import check_out, locked, make_folder
+from bkray.runtime.pipeline import check_out, check_words, locked, make_folder
 from bkray.runtime.plan import Plan, make_plan
 from bkray.runtime.training import run_training
 from bkray.runtime.trials import prepare_data, running, trial_job
@@ -108,6 +108,7 @@ def run_comparison(
     folder = out / comparison.name
     check_out(out)
     _check_folder(folder, comparison, recipes)
+    check_words(recipes.values())
     runs = Runs(recipes, folder)
     tuning = [
         runs.run(arm, lr, comparison.tuning_steps, comparison.seeds[0], "validation")

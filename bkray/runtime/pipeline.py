@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +31,13 @@ from bkray.runtime.evaluation import evaluation
 from bkray.runtime.exits import find_user_error
 from bkray.runtime.plan import Plan, Stage, make_plan
 from bkray.runtime.results import versions, write_results
+from bkray.runtime.selection import selected
 from bkray.runtime.stopwatch import counting
 from bkray.runtime.training import model
 from bkray.runtime.work import Outcome, Work
 from bkray.training import Checkpointer, GradientCache
 from bkray.training.hardware import check_compiler, check_compiles
-from bkray.training.state.start import check_start, vocabulary_size
+from bkray.training.state.start import check_scorer, check_start, check_vocabularies, vocabulary_size
 
 BUILDERS: dict[str, Callable[[Work], Outcome]] = {
     "documents": prepare.documents,
@@ -47,9 +48,10 @@ BUILDERS: dict[str, Callable[[Work], Outcome]] = {
     "windows": prepare.windows,
     "proxy": scoring.proxy,
     "scored": scoring.scored,
-    "selected": prepare.selected,
+    "selected": selected,
     "training_set": prepare.training_set,
     "model": model,
+    "held_out_scores": scoring.held_out_scores,
     "evaluation": evaluation,
 }
 
@@ -87,8 +89,7 @@ def run_pipeline(
     stages = _up_to(plan, until)
     _check_folder(run, recipe)
     _check_model(recipe)
-    if not inside_job():  # there the workers' machines read it
-        check_augmentations(recipe.augmentation)
+    check_words([recipe])
     check_trackers(recipe.training.trackers)
     found = {name: stage.find() for name, stage in stages.items()}
     if "model" in found and not found["model"]:
@@ -148,9 +149,17 @@ def _build_all(
 
 
 def build_stage(
-    plan: Plan, stage: Stage, built: dict[str, Artifact], cpus: int, progress: Progress
+    plan: Plan,
+    stage: Stage,
+    built: dict[str, Artifact],
+    cpus: int,
+    progress: Progress,
+    builder: Callable[[Work], Outcome] | None = None,
 ) -> Artifact:
-    """The stage's artifact: the one that is there, or a new one made from `built`."""
+    """The stage's artifact: the one that is there, or a new one made from `built`.
+
+    What makes it is `builder`, or the one of its name.
+    """
     if artifact := stage.find():
         return artifact
     with (
@@ -159,7 +168,7 @@ def build_stage(
         writing(stage.path) as directory,
     ):
         inputs = {name: built[name] for name in stage.inputs}
-        outcome = BUILDERS[stage.name](Work(stage, plan, directory, inputs, cpus, line))
+        outcome = (builder or BUILDERS[stage.name])(Work(stage, plan, directory, inputs, cpus, line))
         line.result = outcome.summary
         write_manifest(
             directory,
@@ -233,6 +242,13 @@ def check_out(out: Path) -> None:
         raise UserError(f"--out {out}: {there} is {kind}: choose another --out")
 
 
+def check_words(recipes: Iterable[Recipe]) -> None:
+    """Raise UserError where the data or the translator of an augmentation is missing on this machine."""
+    if not inside_job():  # there the workers' machines have them
+        for recipe in recipes:
+            check_augmentations(recipe.augmentation)
+
+
 def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -244,6 +260,10 @@ def _check_model(recipe: Recipe) -> None:
     """Refuse a model that cannot be built, cached or compiled, before data is prepared; takes no memory."""
     if recipe.training.start_from:
         check_start(Path(recipe.training.start_from), recipe.model)
+    for setting, folder in recipe.given_models.items():
+        if setting != "training.start_from":
+            check_scorer(setting, Path(folder), setting == "proxy.folder" and recipe.needs_hidden)
+    check_vocabularies(recipe.given_models)
     with torch.device("meta"):
         network = build_model(recipe.model, vocabulary_size(recipe))
     if recipe.training.gradient_cache:

@@ -1,7 +1,7 @@
 """The plan of a run: its stages, what each depends on, and whether it is already there. No cluster needed.
 
     documents ─► tokenizer ─► windows ─► scored ─► selected ─► training_set ─► model ─► evaluation
-        └─► augmented ──────────┘ └─► proxy ─┘
+        └─► augmented ──────────┘ └─► proxy ─┘                                    held_out_scores ─┘
 
 Between documents and the rest go deduplicated and filtered (`cleaning.near`, `cleaning.quality`).
 Stages that a recipe does not ask for are not in its plan.
@@ -86,7 +86,7 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
     """
     builder = _Builder(artifacts or run / "artifacts", run)
     add = builder.add
-    seed, proxy = recipe.seed, _section(recipe.proxy)
+    seed = recipe.seed
     documents, windows = "documents", "windows"
     cleaning = recipe.cleaning
     add(
@@ -103,28 +103,35 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
         sample = [_section(cleaning.quality.sample, "path"), cleaning.max_chars, _prints(trusted)]
         add("filtered", [cleaning.quality.lose, *sample], (documents,), _DOCUMENT, _DOCUMENT)
         documents = "filtered"
-    start = digests(recipe.training.start_from)
-    vocabulary = {"taken": start["tokenizer.json"]} if start else _section(recipe.tokenizer)
+    given = {setting: digests(setting, folder) for setting, folder in recipe.given_models.items()}
+    start = given.get("training.start_from", {})
+    taken = next(iter(given.values()), None)
+    vocabulary = {"taken": taken["tokenizer.json"]} if taken else _section(recipe.tokenizer)
     add("tokenizer", vocabulary, (documents,), ("text", "split"))
     if recipe.augmentation:
         kinds = [_section(kind) for kind in recipe.augmentation]
         add("augmented", [kinds, seed], (documents,), _DOCUMENT, _DOCUMENT)
     add("windows", recipe.window, (documents, "augmented", "tokenizer"), _DOCUMENT, _WINDOW)
-    if recipe.needs_proxy:
+    if recipe.trains_proxy:
+        proxy = recipe.proxy.model_dump(mode="json", exclude={"folder"}) if recipe.proxy else None
         add("proxy", [proxy, seed], ("windows", "tokenizer"), ("tokens", "split"))
-    if chosen_scores(recipe):
-        chosen = chosen_scores(recipe)
-        scores = ("compression", *(("loss",) if recipe.needs_proxy else ()), *chosen.values())
-        provided = _WINDOW + tuple(name for name in dict.fromkeys((*scores, *chosen)) if name != "token_loss")
-        add("scored", [chosen, seed], ("windows", "tokenizer", "proxy"), _WINDOW, provided)
+    scorers = {setting: files for setting, files in given.items() if setting != "training.start_from"}
+    chosen = chosen_scores(recipe)
+    how = [chosen, seed, *_more(scorers, recipe)]
+    if chosen:
+        columns = dict.fromkeys((*scored_columns(recipe), *chosen))
+        provided = _WINDOW + tuple(name for name in columns if name != "token_loss")
+        add("scored", how, ("windows", "tokenizer", "proxy"), _WINDOW, provided)
         windows = "scored"
     if recipe.selection:
+        provided = builder.stages[windows].provides
+        diversity = recipe.selection.diversity
         add(
             "selected",
-            recipe.selection.keep,
+            [recipe.selection.keep, _section(diversity), seed] if diversity else recipe.selection.keep,
             (windows,),
-            ("uncertainty", "window_id"),
-            builder.stages[windows].provides,
+            ("uncertainty", "window_id", *(["embedding"] if diversity else [])),
+            tuple(name for name in provided if name != "embedding"),
         )
         windows = "selected"
     add(
@@ -142,6 +149,8 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
         *([_section(recipe.sampling)] if recipe.sampling else []),
     ]
     add("model", training, ("training_set", "windows", "tokenizer"), ("tokens",))
+    if chosen:
+        add("held_out_scores", [*how, "test"], ("windows", "tokenizer", "proxy"), ("tokens", "split"))
     add("evaluation", "test", ("windows", "model", "tokenizer"), ("tokens", "target_bytes", "split"))
     _check_columns(builder.stages)
     path = Path(recipe.training.start_from).absolute() if recipe.training.start_from else None
@@ -174,6 +183,24 @@ def chosen_scores(recipe: Recipe) -> dict[str, str]:
     return chosen
 
 
+def scored_columns(recipe: Recipe) -> tuple[str, ...]:
+    """The scores of every training window, in their order; `chosen_scores` adds copies."""
+    always = ("compression", "loss") if recipe.needs_proxy else ("compression",)
+    embedding = ("embedding",) if recipe.selection and recipe.selection.diversity else ()
+    return tuple(dict.fromkeys((*always, *chosen_scores(recipe).values(), *embedding)))
+
+
+def _more(scorers: dict[str, dict[str, str]], recipe: Recipe) -> list[Any]:
+    """What scores depend on beyond their names, only where it is used, so that new keys change no hash."""
+    selection = recipe.selection
+    more: dict[str, Any] = dict(scorers)
+    if selection and selection.kind == "variation_ratio":
+        more["variation_ratio"] = [selection.passes, selection.dropout]
+    if selection and selection.diversity:
+        more["embedding"] = True
+    return [more] if more else []
+
+
 def _training(training: Training) -> Any:
     """What the weights depend on: not placement, and not what is off, so that new keys change no hash."""
     defaults = {key: Training.model_fields[key].default for key in PLACEMENT}
@@ -184,19 +211,16 @@ def _training(training: Training) -> Any:
     return {key: value for key, value in kept.items() if value is not None}
 
 
-def digests(start_from: str | None) -> dict[str, str]:
-    """What a run takes from the model that it starts from, by file; empty where it starts from none."""
-    if start_from is None:
-        return {}
+def digests(setting: str, folder: str) -> dict[str, str]:
+    """What a run takes from the exported model that `setting` names, by file."""
     try:
         return {
-            name: hashlib.sha256((Path(start_from) / name).read_bytes()).hexdigest()
+            name: hashlib.sha256((Path(folder) / name).read_bytes()).hexdigest()
             for name in ("model.safetensors", "tokenizer.json")
         }
     except OSError as error:
         raise UserError(
-            f"training.start_from {start_from} holds no exported model ({error}): name the folder "
-            "model/ of a run"
+            f"{setting} {folder} holds no exported model ({error}): name the folder model/ of a run"
         ) from None
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,6 @@ import pyarrow.parquet as pq
 import ray
 
 from bkray.augmentation import build_augmentation
-from bkray.augmentation.words import WordAugmentation
 from bkray.config import Recipe, UserError
 from bkray.corpus import (
     Shard,
@@ -32,10 +32,12 @@ from bkray.corpus import (
 from bkray.corpus.schema import DOCUMENTS, REJECTS, SPLITS, row_rng, windows_schema
 from bkray.corpus.windows import read_columns
 from bkray.runtime.artifacts import Artifact
-from bkray.runtime.stages import bucket_of, map_tables, read_parts, top_k, write_parts
+from bkray.runtime.stages import bucket_of, map_tables, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
 
 _BLOCKS_PER_CPU = 8  # enough to share the work evenly; a shuffle's cost grows with the number of blocks
+_FEWEST_DOCUMENTS = 32  # a block of augmentation: starting a translator takes as long as some of them
+_MOST_DOCUMENTS = 256  # a block of augmentation: slow translations are done in minutes, not in hours
 
 
 # --- documents -----------------------------------------------------------------------------------
@@ -123,9 +125,9 @@ def _check_rejects(reasons: Counter[str], accepted: int, recipe: Recipe, path: P
 
 
 def tokenizer(work: Work) -> Outcome:
-    """Train the byte-level BPE on the training documents, or take the one of the model to start from."""
+    """Train the byte-level BPE on the training documents, or take that of a model that the recipe names."""
     target = work.directory / "tokenizer.json"
-    if start := work.recipe.training.start_from:
+    if start := next(iter(work.recipe.given_models.values()), None):
         shutil.copy(Path(start) / "tokenizer.json", target)
         size = load_tokenizer(target).get_vocab_size()
         return Outcome(size, f"{size:,} tokens, of {start}")
@@ -145,16 +147,21 @@ def _train_tokenizer(parts: list[Path], vocab_size: int, target: str) -> int:
 
 
 def augmented(work: Work) -> Outcome:
-    """One augmented document for each training document that a kind takes."""
-    made = map_tables(read_parts(work.source.parts, "train"), _Augment(work.recipe)).materialize()
-    unchanged = int(made.sum("unchanged") or 0)
-    rows = write_parts(made, work.directory, DOCUMENTS, ["doc_id"])
-    summary = f"{rows:,} documents, {unchanged:,} of them unchanged copies (no word to change)"
-    return Outcome(rows, summary, details={"unchanged": unchanged})
+    """Of each training document that a kind takes one augmented document, or the reason why there is none."""
+    originals = read_parts(work.source.parts, "train").materialize()
+    evenly = -(-originals.count() // (_BLOCKS_PER_CPU * work.cpus))
+    block = min(_MOST_DOCUMENTS, max(_FEWEST_DOCUMENTS, evenly))
+    spread = originals.repartition(target_num_rows_per_block=block)
+    attempts = map_tables(spread, _Augment(work.recipe), batch_size=block).materialize()
+    kinds = augmentation_counts(map_tables(attempts, _outcomes, batch_size=None).take_all())
+    rows = write_parts(map_tables(attempts, _made), work.directory, DOCUMENTS, ["doc_id"])
+    dropped = sum(sum(kind["dropped"].values()) for kind in kinds)
+    summary = f"{rows:,} documents: " + "; ".join(map(_said, kinds))
+    return Outcome(rows, summary, removed=dropped, details={"augmentation": kinds})
 
 
 class _Augment:
-    """Documents to their augmented documents, of every kind, and whether they still are the original."""
+    """Documents to what every kind makes of them: `attempts`, and whether a text is still the original."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.kinds = [
@@ -162,21 +169,49 @@ class _Augment:
         ]
         self.seed = recipe.seed
 
-    def __call__(self, documents: pa.Table) -> pa.Table:
-        return pa.concat_tables(
-            [self._made(kind, self._taken(documents, share)) for share, kind in self.kinds]
-        )
-
-    def _made(self, kind: WordAugmentation, originals: pa.Table) -> pa.Table:
-        copies = kind(originals)
-        same = pc.equal(copies["text"], originals["text"])
-        return copies.append_column("unchanged", same.cast(pa.int64()))
+    def __call__(self, documents: pa.Table) -> Iterator[pa.Table]:
+        for share, kind in self.kinds:
+            originals = self._taken(documents, share)
+            attempts = kind.attempts(originals)
+            yield attempts.append_column("unchanged", pc.equal(attempts["text"], originals["text"]))
 
     def _taken(self, documents: pa.Table, share: float) -> pa.Table:
         draws = [
             row_rng(self.seed, "augmented", doc_id).random() for doc_id in documents["doc_id"].to_pylist()
         ]
         return documents.filter(pa.array(np.array(draws) < share))
+
+
+def _made(attempts: pa.Table) -> pa.Table:
+    return attempts.filter(pc.is_null(attempts["dropped"]))
+
+
+def _outcomes(attempts: pa.Table) -> pa.Table:
+    """How many attempts of a block came to what: rows {augmentation, dropped, unchanged, count_all}."""
+    return attempts.group_by(["augmentation", "dropped", "unchanged"]).aggregate([([], "count_all")])
+
+
+def augmentation_counts(outcomes: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By kind the `originals` taken, of these `made` (of which `unchanged`) and `dropped` by reason."""
+    kinds: dict[str, dict[str, Any]] = {}
+    for row in sorted(outcomes, key=lambda row: (row["augmentation"], row["dropped"] or "")):
+        kind, reason, count = row["augmentation"], row["dropped"], row["count_all"]
+        empty = {"kind": kind, "originals": 0, "made": 0, "unchanged": 0, "dropped": {}}
+        counts = kinds.setdefault(kind, empty)
+        counts["originals"] += count
+        if reason is None:
+            counts["made"] += count
+            counts["unchanged"] += count if row["unchanged"] else 0
+        else:
+            counts["dropped"][reason] = counts["dropped"].get(reason, 0) + count
+    return list(kinds.values())
+
+
+def _said(counts: dict[str, Any]) -> str:
+    unchanged = [f"{counts['unchanged']:,} of them unchanged"] if counts["unchanged"] else []
+    dropped = [f"{count:,} dropped ({reason})" for reason, count in counts["dropped"].items()]
+    made = f"{counts['kind']} {counts['made']:,} of {counts['originals']:,}"
+    return ", ".join([made, *unchanged, *dropped])
 
 
 def windows(work: Work) -> Outcome:
@@ -250,16 +285,7 @@ def _split_counts(directory: Path, dropped: int, recipe: Recipe) -> dict[str, in
     return {split: counts[split] for split in SPLITS}
 
 
-# --- selection, order -------------------------------------------------------------------------------
-
-
-def selected(work: Work) -> Outcome:
-    """Keep the share of windows that is most uncertain: exactly round(keep x rows), ties by id."""
-    assert work.recipe.selection
-    keep = max(1, round(work.recipe.selection.keep * work.source.rows))
-    kept = top_k(read_parts(work.source.parts), "uncertainty", keep)
-    rows = write_parts(kept, work.directory, _schema_of(work.source), ["window_id"])
-    return Outcome(rows, f"{rows:,} of {work.source.rows:,} windows", removed=work.source.rows - rows)
+# --- order -------------------------------------------------------------------------------
 
 
 def training_set(work: Work) -> Outcome:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from collections import Counter
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from bkray.config import dump_yaml
 from bkray.corpus import load_tokenizer
 from bkray.corpus.windows import read_columns, tokens_array
+from bkray.evaluation import rank_correlation
 from bkray.reporting import RunLog, RunReport
 from bkray.reporting.report import write_report
 from bkray.runtime.artifacts import Artifact
@@ -27,6 +32,7 @@ _EXTREMES = 4  # windows shown from either end of the difficulty order
 _KINDS = {
     "proxy": "proxy_training",
     "scored": "scoring",
+    "held_out_scores": "skill",
     "evaluation": "evaluation",
     "model": "training_overhead",
 }
@@ -49,13 +55,7 @@ def write_results(plan: Plan, built: dict[str, Artifact], run: Path) -> dict[str
 
 def summarise(plan: Plan, built: dict[str, Artifact]) -> dict[str, Any]:
     """summary.json: held-out quality, baselines, everything that was spent, and what it was run with."""
-    ledger, wall = Ledger(), 0.0
-    for name, artifact in built.items():
-        spent = artifact.manifest["ledger"]
-        ledger.merge(spent)
-        wall += artifact.manifest["seconds"]
-        rest = artifact.manifest["seconds"] - sum(cost["seconds"] for cost in spent.values())
-        ledger.charge(_KINDS.get(name, "preparation"), seconds=max(0.0, rest))
+    ledger, wall = spent(built.values())
     training, test = built["model"].manifest["details"], built["evaluation"].manifest["details"]
     return {
         "name": plan.recipe.name,
@@ -68,12 +68,39 @@ def summarise(plan: Plan, built: dict[str, Artifact]) -> dict[str, Any]:
             "tokens_seen": training["tokens"],
             "unique_tokens": training["unique_tokens"],
         },
+        **({"skill": skill} if (skill := _skill(built)) else {}),
         "steps": training["steps"],
         **({"divergences": training["divergences"]} if training.get("divergences") else {}),
         "world_size": plan.recipe.training.workers,
         "seed": plan.recipe.seed,
         "versions": versions(),
     }
+
+
+def spent(artifacts: Iterable[Artifact]) -> tuple[Ledger, float]:
+    """What stages spent in all, by kind, and their seconds."""
+    ledger, wall = Ledger(), 0.0
+    for artifact in artifacts:
+        manifest = artifact.manifest
+        ledger.merge(manifest["ledger"])
+        wall += manifest["seconds"]
+        rest = manifest["seconds"] - sum(cost["seconds"] for cost in manifest["ledger"].values())
+        ledger.charge(_KINDS.get(manifest["stage"], "preparation"), seconds=max(0.0, rest))
+    return ledger, wall
+
+
+def _skill(built: dict[str, Artifact]) -> dict[str, Any]:
+    """How every score orders test windows beside the trained model's loss on them; null: a constant score."""
+    if "held_out_scores" not in built:
+        return {}
+    scores = pa.concat_tables(pq.read_table(part) for part in built["held_out_scores"].parts)
+    losses = read_columns(built["evaluation"].parts, ["window_id", "nats"])
+    nats = dict(zip(*(losses[name].to_pylist() for name in ("window_id", "nats")), strict=True))
+    nats_W = np.array([nats[row] for row in scores["window_id"].to_pylist()])
+    names = [name for name in scores.column_names if name != "window_id"]
+    found = {name: rank_correlation(scores[name].to_numpy(), nats_W) for name in names}
+    by_score = {name: value if math.isfinite(value) else None for name, value in found.items()}
+    return {"split": "test", "windows": scores.num_rows, "rank_correlation": by_score}
 
 
 def _report(plan: Plan, built: dict[str, Artifact], run: Path, summary: dict[str, Any]) -> RunReport:
@@ -87,10 +114,16 @@ def _report(plan: Plan, built: dict[str, Artifact], run: Path, summary: dict[str
         metrics=_metrics(plan, run),
         stages=[_stage_row(name, artifact) for name, artifact in built.items()],
         rejects=dict(rejects),
+        augmentation=_augmentation(built),
         notes=_notes(run),
         samples=[tuple(sample) for sample in built["evaluation"].manifest["details"]["samples"]],
         **_difficulty(plan, built),
     )
+
+
+def _augmentation(built: dict[str, Artifact]) -> list[dict[str, Any]]:
+    """What every kind of augmentation made and dropped; an artifact of an older version does not say."""
+    return built["augmented"].manifest["details"].get("augmentation", []) if "augmented" in built else []
 
 
 def _notes(run: Path) -> list[str]:

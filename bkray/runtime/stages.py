@@ -8,7 +8,7 @@ batches and CPUs they came from. Nothing is pulled to the driver.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset
 
 from bkray.runtime.cluster import TASK_CPUS
+from bkray.selection import sort_keys, taken, thresholds
+from bkray.selection.threshold import BINS, Prefix, matches
 
 ROWS_PER_PART = 4096
 
@@ -53,23 +55,85 @@ class _OfSplit:
 
 
 def top_k(dataset: Dataset, column: str, k: int, id_column: str = "window_id") -> Dataset:
-    """The k rows with the largest `column`, ties broken by the lower id; the result is sorted that way.
+    """Exactly the k rows with the largest `column` (float32), ties broken by the lower id, in any order.
 
-    Every block first keeps its own k largest, so that no more than k rows a block are exchanged.
+    Nothing is sorted or exchanged: histograms of the blocks add up to the threshold, mostly two passes over
+    both columns, and then every block keeps its own rows. Raises ValueError for fewer than k rows.
     """
-    order = [(column, "descending"), (id_column, "ascending")]
-    largest = map_tables(dataset, _Largest(order, k), batch_size=None)
-    return largest.sort([column, id_column], descending=[True, False]).limit(k)
+    found = threshold_each(dataset.select_columns([column, id_column]), column, {0: k}, None, id_column)
+    return take_each(dataset, column, found, None, id_column)
 
 
-class _Largest:
-    """Keeps the first k rows of a block in the given order."""
+def threshold_each(
+    dataset: Dataset,
+    column: str,
+    wanted: Mapping[int, int],
+    group_column: str | None,
+    id_column: str = "window_id",
+) -> dict[int, Prefix]:
+    """The thresholds that take so many rows of each group (int32), by the largest `column` and the lower id.
 
-    def __init__(self, order: list[tuple[str, str]], k: int) -> None:
-        self.order, self.k = order, k
+    Without a column of groups all rows are group 0. `dataset` goes to the object store: give these columns.
+    """
+    blocks, names = blocks_of(dataset), (column, id_column, group_column)
+    return thresholds(lambda prefixes: _histograms(blocks, names, prefixes), wanted)
+
+
+def take_each(
+    dataset: Dataset,
+    column: str,
+    found: dict[int, Prefix],
+    group_column: str | None,
+    id_column: str = "window_id",
+) -> Dataset:
+    """The rows that do not come after the threshold of their group; none of a group without one."""
+    return map_tables(dataset, _Take((column, id_column, group_column), found), TASK_CPUS, batch_size=None)
+
+
+_Names = tuple[str, str, str | None]  # the columns of score, id and group
+
+
+def _histograms(blocks: list[Any], names: _Names, prefixes: Mapping[int, Prefix]) -> dict[int, np.ndarray]:
+    """Of every group the histogram of the digit after its prefix: the sum over the blocks."""
+    totals = {group: np.zeros(BINS, dtype=np.int64) for group in prefixes}
+    for counting in [_count_digits.remote(block, names, dict(prefixes)) for block in blocks]:
+        for group, (bins, counts) in ray.get(counting).items():
+            totals[group][bins] += counts
+    return totals
+
+
+@ray.remote(num_cpus=TASK_CPUS)
+def _count_digits(
+    block: pa.Table, names: _Names, prefixes: dict[int, Prefix]
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Of every group the bins of its histogram that are not empty, and their counts."""
+    keys, groups = _keys_and_groups(block, names)
+    found = {}
+    for group, prefix in prefixes.items():
+        digits = keys[(groups == group) & matches(keys, prefix), len(prefix)]
+        found[group] = np.unique(digits, return_counts=True)
+    return found
+
+
+class _Take:
+    """Keeps the rows of a block that do not come after the threshold of their group."""
+
+    def __init__(self, names: _Names, found: dict[int, Prefix]) -> None:
+        self.names, self.found = names, found
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        return table.take(pc.select_k_unstable(table, k=min(self.k, table.num_rows), sort_keys=self.order))
+        keys, groups = _keys_and_groups(table, self.names)
+        kept = np.zeros(len(keys), dtype=bool)
+        for group, prefix in self.found.items():
+            kept |= (groups == group) & taken(keys, prefix)
+        return table.filter(pa.array(kept))
+
+
+def _keys_and_groups(table: pa.Table, names: _Names) -> tuple[np.ndarray, np.ndarray]:
+    column, id_column, group_column = names
+    keys = sort_keys(table[column].to_numpy(), table[id_column].to_numpy())
+    groups = table[group_column].to_numpy() if group_column else np.zeros(len(keys), dtype=np.int32)
+    return keys, groups
 
 
 def write_parts(
@@ -101,7 +165,7 @@ def write_parts(
 
 
 def blocks_of(dataset: Dataset) -> list[Any]:
-    """References to the blocks of a dataset, for tasks that take all of them."""
+    """References to the blocks of a dataset, which is computed where it is not yet."""
     return [ref for bundle in dataset.iter_internal_ref_bundles() for ref in bundle.block_refs]
 
 

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from bkray.config import Recipe, UserError
 from bkray.corpus import load_tokenizer
 from bkray.corpus.mapped import map_windows
 from bkray.corpus.windows import first_rows, read_columns, reference_array, tokens_array
-from bkray.curriculum import CurriculumSampler, DifficultyAdjuster, WeightedSampler
+from bkray.curriculum import CurriculumSampler, DifficultyAdjuster, GrowingSampler, WeightedSampler
 from bkray.model import build_model
 from bkray.reporting.files import write_atomically
 from bkray.reporting.progress import Line
@@ -39,6 +39,16 @@ from bkray.training import Checkpointer, Ledger, Reporter, WindowData, export_mo
 from bkray.training.state.start import load_start
 
 _HEALTH_CHECK_S = "1"  # Ray's 2 s are spent once more at the end; each check takes the workers 1 to 2 ms
+
+
+@dataclass(frozen=True)
+class Round:
+    """The part of a run that ends at step `until`; windows have joined in rounds (see GrowingSampler)."""
+
+    joined: tuple[np.ndarray, ...]
+    """Positions in the training set, for each round so far."""
+    starts: tuple[int, ...]
+    until: int
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,8 @@ class Job:
     export: Path
     start: Path | None = None
     """The exported model to start from."""
+    round: Round | None = None
+    """Where windows join in rounds; None: all of them are there from the start."""
 
     @property
     def metrics(self) -> Path:
@@ -89,7 +101,11 @@ def job_of(work: Work) -> Job:
 
 def model(work: Work) -> Outcome:
     """Train with `training.workers` workers and export the model into the stage's folder."""
-    job = job_of(work)
+    return train_job(work, job_of(work))
+
+
+def train_job(work: Work, job: Job) -> Outcome:
+    """Have Ray Train's workers do `job` and collect what rank 0 exported."""
     state = job.ray_state
     shutil.rmtree(state, ignore_errors=True)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _HEALTH_CHECK_S)
@@ -105,7 +121,7 @@ def model(work: Work) -> Outcome:
             failure_config=FailureConfig(max_failures=job.recipe.training.max_failures),
         ),
     )
-    _fit(trainer, job, work.line)
+    show_while(trainer.fit, job, work.line)
     shutil.rmtree(state, ignore_errors=True)
     return collect(work, job)
 
@@ -158,25 +174,33 @@ def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter |
     if chosen and chosen.needs_proxy:
         reference = reference_array(read_columns(job.training_parts, ["reference_loss"]))
     data = WindowData(windows, tokens_array(validation), reference)
-    columns = order_columns(recipe)
-    table = read_columns(job.training_parts, columns) if columns else {}
-    scores = {name: table[name].to_numpy() for name in columns}
     ledger = Ledger()
     with nullcontext(reporter) if reporter or rank else open_log(job) as log:
         result = train(
             network,
             data,
-            build_sampler(recipe, len(data.train), scores),
+            _sampler(job, len(data.train)),
             recipe,
             reporter=log,
             ledger=ledger,
             checkpointer=Checkpointer(job.checkpoints, job.key, recipe.training.keep_checkpoints),
             adjuster=build_adjuster(recipe),
             traces=job.run / "profile",
+            until=job.round.until if job.round else None,
         )
     if rank == 0:
         details = {**asdict(result), "ledger": ledger.table()}
         export_model(job.export, network, recipe, job.tokenizer, vocab_size, {"training": details})
+
+
+def _sampler(job: Job, windows: int) -> CurriculumSampler:
+    recipe = job.recipe
+    if job.round:
+        grown = job.round.joined, job.round.starts, windows, recipe.batch_windows, recipe.steps
+        return GrowingSampler(*grown, seed=recipe.seed)
+    columns = order_columns(recipe)
+    table = read_columns(job.training_parts, columns) if columns else {}
+    return build_sampler(recipe, windows, {name: table[name].to_numpy() for name in columns})
 
 
 def open_log(job: Job) -> TrackedLog:
@@ -214,8 +238,8 @@ def build_adjuster(recipe: Recipe) -> DifficultyAdjuster | None:
     return DifficultyAdjuster(**adjuster.model_dump()) if adjuster else None
 
 
-def _fit(trainer: TorchTrainer, job: Job, line: Line) -> None:
-    """Run `fit` and meanwhile show the newest line of the log, and what there is to warn of."""
+def show_while(call: Callable[[], Any], job: Job, line: Line) -> None:
+    """Run `call` and meanwhile show the newest line of the job's log, and what there is to warn of."""
     shown = _show_notes(job.notes, None, 0)
 
     def show() -> None:
@@ -224,7 +248,7 @@ def _fit(trainer: TorchTrainer, job: Job, line: Line) -> None:
         last = _last_line(job.metrics)
         line.update(_progress(last, job.recipe.steps) if last else "starting workers")
 
-    run_beside(trainer.fit, show)
+    run_beside(call, show)
     _show_notes(job.notes, line, shown)
 
 

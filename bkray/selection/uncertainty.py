@@ -1,9 +1,13 @@
 """Uncertainty of a model on a window: pure functions of its logits.
 
     logits (B, N, V), targets (B, N) ─► score (B,): the mean over the real positions, in nats
+    hidden states ─► T thinned copies ─► head ─► T most likely tokens a position ─► variation ratio (B,)
 
 Higher is more uncertain for every measure, so that selection always keeps the largest scores. Positions whose
-target is `IGNORED` are padding and do not count. Sources: Settles, Active Learning Literature Survey (2009).
+target is `IGNORED` are padding and do not count. Sources: Settles, Active Learning Literature Survey (2009);
+variation ratio: Freeman, Elementary Applied Statistics (1965), over dropout passes Gal and Ghahramani
+(arXiv 1506.02142), with dropout before the last layer alone Ovadia et al. (arXiv 1906.02530), with the same
+masks for the whole pool Kirsch et al. (arXiv 1906.08158).
 """
 
 from __future__ import annotations
@@ -34,6 +38,25 @@ def margin(logits_BNV: Tensor, targets_BN: Tensor | None = None) -> Tensor:
 def least_confidence(logits_BNV: Tensor, targets_BN: Tensor | None = None) -> Tensor:
     """Mean surprisal of the most likely token, −ln max p, in nats: (B,)."""
     return _mean(-logits_BNV.float().log_softmax(-1).amax(-1), targets_BN)
+
+
+def variation_ratio(votes_TBN: Tensor, targets_BN: Tensor | None = None) -> Tensor:
+    """Mean share of the T passes that name another token than most of them do: (B,), from 0 to below 1.
+
+    votes: the most likely token of every pass at every position. A share, not nats.
+    """
+    agreeing_TBN = (votes_TBN.unsqueeze(0) == votes_TBN.unsqueeze(1)).sum(0)
+    return _mean(1.0 - agreeing_TBN.amax(0) / len(votes_TBN), targets_BN)
+
+
+def dropout_masks(passes: int, width: int, rate: float, seed: int) -> Tensor:
+    """The masks (T, D) of as many thinned copies of a model's final states: 0 or 1 / (1 - rate), float32.
+
+    They are the same for every window and position, so that a window's score depends on it alone.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    kept_TD = torch.rand(passes, width, generator=generator) >= rate
+    return kept_TD / (1.0 - rate)
 
 
 def _mean(values_BN: Tensor, targets_BN: Tensor | None) -> Tensor:

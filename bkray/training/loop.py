@@ -88,10 +88,12 @@ def train(
     checkpointer: Checkpointer | None = None,
     adjuster: DifficultyAdjuster | None = None,
     traces: Path | None = None,
+    until: int | None = None,
 ) -> TrainResult:
     """Train `model` in place for `recipe.steps` steps, going on from the newest checkpoint if there is one.
 
-    At the end it holds the average of the weights where `training.average` asks for one.
+    With `until` it pauses after that step, with a checkpoint, in the middle of the schedule; another call
+    goes on. At the end it holds the average of the weights where `training.average` asks for one.
 
     Every rank of an initialised process group calls this with the same arguments; only rank 0's reporter is
     used. Raises UserError where loss, gradient or a parameter is not finite, unless
@@ -103,6 +105,8 @@ def train(
     falls_back = isinstance(recipe.training.on_divergence, FallBack)
     if falls_back and checkpointer is None:
         raise ValueError("training.on_divergence fall_back needs a checkpointer to fall back to")
+    if until is not None and not 0 < until <= recipe.steps:
+        raise ValueError(f"until {until} must lie between 1 and the {recipe.steps} steps of the recipe")
     if recipe.training.profile and traces is None:
         raise ValueError("training.profile needs a folder for its traces")
     run = TrainingRun(model, data, sampler, recipe, reporter, ledger or Ledger(), adjuster)
@@ -116,15 +120,16 @@ def train(
     run.charge_settling()
     run.check_parameters("before", "mend how the model starts")
     try:
-        _train_to_the_end(run, checkpointer, Tracer(recipe.training.profile, traces, run.world.rank))
+        tracer = Tracer(recipe.training.profile, traces, run.world.rank)
+        _train_until(recipe.steps if until is None else until, run, checkpointer, tracer)
     finally:
         if checkpointer:
             checkpointer.wait()
     return run.result()
 
 
-def _train_to_the_end(run: TrainingRun, checkpointer: Checkpointer | None, tracer: Tracer) -> None:
-    settings, steps = run.recipe.training, run.recipe.steps
+def _train_until(steps: int, run: TrainingRun, checkpointer: Checkpointer | None, tracer: Tracer) -> None:
+    settings = run.recipe.training
     run.clock.restart()
     while run.step < steps:
         try:

@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from bkray.config import Recipe
 from bkray.model import LanguageModel
+from bkray.model.head import head_losses
 from bkray.training.hardware import autocast, compile_errors, prepare
 from bkray.training.techniques.frozen import FrozenPrefix
 from bkray.training.techniques.length import length_at, pieces
-from bkray.training.techniques.token_selection import TokenSelector, head_losses
+from bkray.training.techniques.token_selection import TokenSelector
 
 
 class Objective(nn.Module):

@@ -59,6 +59,10 @@ def refused(bkray, path, out, *arguments):
         (["training.lrr=1", "modl=1"], "did you mean lr?"),
         (["training.workers=4", "--cpus", "2"], "training.workers 4 x 1 CPU = 4 CPUs, but there are 2"),
         (["training.gradient_cache={kind: stale, max_bytes: 1000}"], "1,000 does not hold one gradient"),
+        (
+            ["augmentation=[{kind: back_translation, translator: {kind: apertium, forth: eng-tlh}}]"],
+            "cannot translate eng-tlh with Apertium",
+        ),
         ([], "text.txt"),
     ],
 )

@@ -56,6 +56,10 @@ def test_a_run_leaves_what_is_promised_and_changes_nothing_when_repeated(bkray, 
     assert all(
         summary["ledger"]["by_kind"][kind]["flops"] > 0 for kind in ("training", "proxy_training", "scoring")
     )
+    skill = summary["skill"]["rank_correlation"]
+    assert {"compression", "rarity", "sentence_length", "loss", "entropy", "margin"} <= skill.keys()
+    assert skill["loss"] == max(skill.values()) > 0.2
+    assert summary["ledger"]["by_kind"]["skill"]["flops"] > 0
     assert summary["world_size"] == 2
     assert summary["held_out"]["bits_per_byte"] < summary["baselines"]["unigram"]
     assert {path.name for path in (run / "model").iterdir()} >= {
@@ -83,7 +87,7 @@ def test_a_run_leaves_what_is_promised_and_changes_nothing_when_repeated(bkray, 
     assert bkray("report", run).returncode == 0
     assert (run / "report.html").read_bytes() == report
     plan = bkray("plan", small, "--out", run.parent)
-    assert plan.stdout.count("cached") == 10
+    assert plan.stdout.count("cached") == 11
 
 
 def test_compressed_copies_are_smaller_and_evaluated(bkray, small, reference):

@@ -38,6 +38,7 @@ def test_artifacts_are_the_same_bytes_for_other_batches_and_blocks(small, tmp_pa
     monkeypatch.setattr(scoring, "_SCORE_BATCH", 5)
     monkeypatch.setattr(scoring, "_BLOCK_ROWS", 23)
     monkeypatch.setattr(prepare, "_BLOCKS_PER_CPU", 1)
+    monkeypatch.setattr(prepare, "_MOST_DOCUMENTS", 7)
     other = run(recipe, tmp_path / "other", "training_set").folder
     assert contents(usual) == contents(other)
     assert len(contents(usual)) >= 8

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from bkray.runtime.stages import read_parts, top_k, write_parts
+from bkray.runtime.stages import read_parts, take_each, threshold_each, top_k, write_parts
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
 
@@ -55,14 +55,34 @@ def test_an_empty_dataset_makes_one_empty_part(tmp_path):
     assert pq.read_table(tmp_path / "part-00000.parquet").schema == SCHEMA
 
 
+def first_by_score(rows, k):
+    ordered = rows.sort_by([("score", "descending"), ("window_id", "ascending")])
+    return sorted(ordered["window_id"].to_pylist()[:k])
+
+
+def ids_of(dataset):
+    return sorted(row["window_id"] for row in dataset.take_all())
+
+
 @pytest.mark.parametrize("k", [1, 137, 1000])
 def test_top_k_is_exact_and_breaks_ties_by_the_lower_id(k):
-    expected = (
-        table().sort_by([("score", "descending"), ("window_id", "ascending")])["window_id"].to_pylist()[:k]
-    )
     for count in (1, 7):
-        rows = top_k(blocks(table(), count), "score", k).take_all()
-        assert [row["window_id"] for row in rows] == expected
+        rows = top_k(blocks(table(), count), "score", k)
+        assert ids_of(rows) == first_by_score(table(), k)
+        assert rows.schema().names == SCHEMA.names
+
+
+def test_every_group_gives_its_own_most_uncertain_rows():
+    groups = np.random.default_rng(3).choice(4, 1000, p=[0.7, 0.2, 0.09, 0.01]).astype(np.int32)
+    whole = table().append_column("cluster", pa.array(groups))
+    wanted = {0: 50, 1: 120, 3: int((groups == 3).sum())}
+    expected = [
+        row for group, k in wanted.items() for row in first_by_score(whole.filter(groups == group), k)
+    ]
+    for count in (1, 7):
+        found = threshold_each(blocks(whole, count), "score", wanted, "cluster")
+        kept = take_each(blocks(whole, count), "score", found, "cluster")
+        assert ids_of(kept) == sorted(expected)
 
 
 def test_only_the_asked_split_is_read(tmp_path):

@@ -61,6 +61,16 @@ def forward_flops(model: nn.Module, window: int, training_mode: bool = False) ->
 
 
 @torch.no_grad()
+def head_flops(model: nn.Module, window: int) -> float:
+    """FLOPs of the output head over one window; `model` has `hidden` and `head`."""
+    tokens = torch.zeros(1, window, dtype=torch.int64, device=next(model.parameters()).device)
+    hidden = model.hidden(tokens)  # type: ignore[operator]
+    with FlopCounterMode(display=False) as counter:
+        model.head(hidden)  # type: ignore[operator]
+    return float(counter.get_total_flops())
+
+
+@torch.no_grad()
 def _count(model: nn.Module, window: int, training_mode: bool) -> float:
     device = next(model.parameters()).device
     training = model.training

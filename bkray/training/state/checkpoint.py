@@ -77,8 +77,7 @@ class Checkpointer:
         kept = {self.best(), *self._all()[-self.keep :]}
         for old in self._all():
             if old not in kept:
-                os.replace(old, self._hidden(old))  # gone at once: half of one would be called damaged
-                shutil.rmtree(self._hidden(old))
+                self._remove(old)
         return final
 
     def load(self) -> dict[str, Any] | None:
@@ -98,6 +97,12 @@ class Checkpointer:
             except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
                 logger.warning("checkpoint %s is damaged (%s): trying the one before it", path, error)
         return None
+
+    def drop_after(self, step: int) -> None:
+        """Remove the checkpoints beyond `step`: what they continue is to be made anew."""
+        for path in self._all():
+            if int(path.name.removeprefix("step-")) > step:
+                self._remove(path)
 
     def best(self) -> Path | None:
         """The checkpoint with the lowest validation loss, by the manifests; None where none has one."""
@@ -144,6 +149,10 @@ class Checkpointer:
                 f"{self.directory} to train anew here"
             )
         return manifest
+
+    def _remove(self, path: Path) -> None:
+        os.replace(path, self._hidden(path))  # gone at once: half of one would be called damaged
+        shutil.rmtree(self._hidden(path))
 
     def _hidden(self, path: Path) -> Path:
         return self.directory / f".partial-{path.name}"

@@ -1,22 +1,28 @@
-"""Starting from a trained model: another run's exported folder gives the weights and the vocabulary."""
+"""Starting from a trained model, or scoring with one: its folder gives the weights and the vocabulary."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from bkray.config import Recipe, UserError
 from bkray.config.loading import parse_section
 from bkray.config.model import Model
+from bkray.difficulty import has_hidden
+from bkray.model import build_model
 from bkray.training.state.export import Exported, load_model
 
 
 def check_start(folder: Path, model: Model) -> None:
     """Raise UserError where `folder` holds no exported model, or one of another architecture."""
-    there = parse_section(Exported, {"model": _config(folder)["model"]}, f"{folder}/config.json").model
+    there = parse_section(
+        Exported, {"model": _config("training.start_from", folder)["model"]}, f"{folder}/config.json"
+    ).model
     before, now = there.model_dump(), model.model_dump()
     differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if differing:
@@ -40,17 +46,45 @@ def load_start(network: nn.Module, folder: Path, model: Model, tokenizer: Path) 
     network.load_state_dict(load_model(folder).state_dict())
 
 
+def check_scorer(setting: str, folder: Path, needs_hidden: bool) -> None:
+    """Raise UserError where `folder` holds no exported model, or, if needed, one without final states."""
+    config = _config(setting, folder)
+    exported = parse_section(Exported, {"model": config["model"]}, f"{folder}/config.json")
+    with torch.device("meta"):
+        network = build_model(exported.model, config["vocab_size"])
+    if needs_hidden and not has_hidden(network):
+        raise UserError(
+            f"{setting} {folder}: {type(network).__name__} has no hidden(tokens) and head(hidden), which "
+            "selection.diversity and selection kind variation_ratio need: give it both, or select otherwise"
+        )
+
+
+def check_vocabularies(folders: Mapping[str, str]) -> None:
+    """Raise UserError where the exported models that a recipe names, by setting, have other vocabularies."""
+    read = [
+        (setting, folder, json.loads((Path(folder) / "tokenizer.json").read_text()))
+        for setting, folder in folders.items()
+    ]
+    for setting, folder, tokenizer in read[1:]:
+        first, other, expected = read[0]
+        if tokenizer != expected:
+            raise UserError(
+                f"{setting} {folder} has another vocabulary than {first} {other}, whose tokenizer the corpus "
+                "gets: name a model that was trained with the same tokenizer"
+            )
+
+
 def vocabulary_size(recipe: Recipe) -> int:
-    """Token ids at most: the recipe's, or those of the model that it starts from."""
-    if recipe.training.start_from:
-        return int(_config(Path(recipe.training.start_from))["vocab_size"])
+    """Token ids at most: the recipe's, or those of the exported model whose tokenizer it takes."""
+    for setting, folder in recipe.given_models.items():
+        return int(_config(setting, Path(folder))["vocab_size"])
     return recipe.tokenizer.vocab_size
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _config(setting: str, folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"training.start_from {folder} holds no exported model ({error}): name the folder model/ of a run"
+            f"{setting} {folder} holds no exported model ({error}): name the folder model/ of a run"
         ) from None

@@ -24,6 +24,7 @@ from torch import Tensor
 from bkray.config import Recipe
 from bkray.config.skip import Skip
 from bkray.curriculum import CurriculumSampler
+from bkray.evaluation import rank_correlation
 from bkray.training.cost.ledger import Ledger
 from bkray.training.techniques.predictor import DifficultyPredictor
 
@@ -198,14 +199,6 @@ class ExampleSkipper:
         if self.predictor:
             self.predictor.load_state_dict(state["predictor"])
         self._since_log = dict(state["since_log"])
-
-
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's, equal values in their order; NaN where either is constant."""
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return math.nan
-    rank_a, rank_b = (np.argsort(np.argsort(values, kind="stable")).astype(np.float64) for values in (a, b))
-    return float(np.corrcoef(rank_a, rank_b)[0, 1])
 
 
 def build_skipper(recipe: Recipe, sampler: CurriculumSampler) -> ExampleSkipper | None:

@@ -5,23 +5,17 @@
              └──── backward pass of the head, its logits computed again ◄──── gradient of K rows ◄┘
 
 What is saved is the backward pass of the head for the tokens that are left out: the body below it works for
-all of them. Logits (M, V) never exist as a whole, neither way.
+all of them. The head in chunks is `bkray.model.head`.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from bkray.config.savings import TokenSelection
 from bkray.corpus.schema import row_rng
 from bkray.training.parallel.world import World
-
-CHUNK = 256
-"""Rows whose logits exist at a time."""
 
 
 class TokenSelector:
@@ -59,44 +53,3 @@ def largest(scores_T: Tensor, share: float) -> Tensor:
     mask = torch.zeros_like(scores_T, dtype=torch.bool)
     mask[scores_T.argsort(descending=True, stable=True)[:kept]] = True
     return mask
-
-
-def head_losses(hidden: Tensor, weight_Vd: Tensor, targets_M: Tensor) -> Tensor:
-    """Cross-entropies (M,), float32, of the logits of final states (…, d), M of them, and the head's matrix.
-
-    Rows whose gradient is zero are left out of the backward pass. Products are in autocast's precision.
-    """
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        hidden, weight_Vd = hidden.to(dtype), weight_Vd.to(dtype)
-    losses_M: Tensor = _HeadLosses.apply(hidden.flatten(0, -2), weight_Vd, targets_M)
-    return losses_M
-
-
-class _HeadLosses(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hidden_Md: Tensor, weight_Vd: Tensor, targets_M: Tensor) -> Tensor:
-        sums, chosen = [], []
-        for hidden, targets in zip(hidden_Md.split(CHUNK), targets_M.split(CHUNK), strict=True):
-            logits = F.linear(hidden, weight_Vd).float()
-            sums.append(logits.logsumexp(-1))
-            chosen.append(logits.gather(1, targets.unsqueeze(1)).squeeze(1))
-        sums_M = torch.cat(sums)
-        ctx.save_for_backward(hidden_Md, weight_Vd, targets_M, sums_M)
-        return sums_M - torch.cat(chosen)
-
-    @staticmethod
-    def backward(ctx: Any, gradient_M: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        hidden_Md, weight_Vd, targets_M, sums_M = ctx.saved_tensors
-        to_hidden = torch.zeros_like(hidden_Md)
-        to_weight = torch.zeros_like(weight_Vd, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for rows in gradient_M.nonzero().squeeze(1).split(CHUNK):
-            hidden = hidden_Md[rows]
-            to_logits = (F.linear(hidden, weight_Vd).float() - sums_M[rows].unsqueeze(1)).exp_()
-            to_logits[torch.arange(len(rows), device=rows.device), targets_M[rows]] -= 1
-            to_logits = to_logits.mul_(gradient_M[rows].unsqueeze(1)).to(weight_Vd.dtype)
-            to_hidden[rows] = to_logits @ weight_Vd
-            if to_weight is not None:
-                to_weight += to_logits.T @ hidden
-        return to_hidden, to_weight if to_weight is None else to_weight.to(weight_Vd.dtype), None

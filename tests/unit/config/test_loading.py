@@ -40,6 +40,15 @@ def test_an_unknown_kind_names_the_nearest():
     [
         ({"difficulty": {"kind": "rarity"}}, "difficulty has no effect without a curriculum"),
         ({"proxy": {}}, "proxy has no effect"),
+        ({"augmentation": [{"kind": "swap"}, {"kind": "swap", "share": 0.5}]}, "names kind swap twice"),
+        (
+            {"augmentation": [{"kind": "back_translation", "lowest": 0.9, "highest": 0.5}]},
+            "lowest 0.9 must be below highest 0.5",
+        ),
+        (
+            {"augmentation": [{"kind": "back_translation", "translator": "apertum"}]},
+            "'apertum' is unknown; did you mean apertium?",
+        ),
         ({"training": {"batch_tokens": 1000}}, "must be a multiple of window 256"),
         ({"sampling": {"weight": "loss", "share": 1, "start": 0, "end": 0}}, "is plain shuffling: remove it"),
         ({"training": {"skip": {"share": 0.5, "floor": 0.5}}}, "floor 0.5 must be below 1 - share = 0.5"),
@@ -109,6 +118,34 @@ def test_an_unknown_kind_names_the_nearest():
             {"corpus": {"kind": "text", "path": "x", "document_start": "^=", "document": "line"}},
             "document has no effect beside document_start",
         ),
+        (
+            {"difficulty": {"kind": "reducible"}, "curriculum": {}},
+            "kind reducible takes the loss of a reference model off: set difficulty.reference",
+        ),
+        (
+            {"difficulty": {"kind": "loss", "reference": "m"}, "curriculum": {}},
+            "difficulty.reference has no effect on kind loss: remove it",
+        ),
+        (
+            {"selection": {"kind": "entropy", "passes": 5}},
+            "selection.passes has no effect on kind entropy: remove it",
+        ),
+        (
+            {"selection": {"kind": "random", "dropout": 0.2}},
+            "selection.dropout has no effect on kind random: remove it",
+        ),
+        (
+            {"selection": {"kind": "entropy"}, "proxy": {"folder": "m", "d_model": 32, "lr": 0.1}},
+            "proxy.d_model, proxy.lr: no effect beside proxy.folder, which is trained: remove one",
+        ),
+        (
+            {"selection": {"kind": "entropy"}, "proxy": {"folder": "m"}, "tokenizer": {"vocab_size": 300}},
+            "tokenizer.vocab_size has no effect beside proxy.folder, whose tokenizer is taken: remove it",
+        ),
+        (
+            {"selection": {"kind": "random"}, "proxy": {"folder": "m"}},
+            "proxy has no effect: neither difficulty (loss, perplexity, entropy, reducible)",
+        ),
     ],
 )
 def test_impossible_and_inert_settings_are_refused(change, fault):
@@ -121,6 +158,15 @@ def test_what_a_curriculum_and_a_model_score_need_is_implied():
     assert recipe.difficulty.kind == "compression"
     assert recipe.proxy is not None
     assert parse_recipe({**BASE, "selection": {"kind": "random"}}).proxy is None
+    assert parse_recipe({**BASE, "selection": {"kind": "random", "diversity": {}}}).needs_proxy
+    assert parse_recipe({**BASE, "curriculum": {}, "difficulty": {"kind": "sentence_length"}}).proxy is None
+    for kind in ("perplexity", "entropy"):
+        scored = parse_recipe({**BASE, "curriculum": {}, "difficulty": {"kind": kind}})
+        assert scored.trains_proxy
+        assert scored.proxy is not None
+    given = parse_recipe({**BASE, "selection": {"kind": "entropy"}, "proxy": {"folder": "m"}})
+    assert given.needs_proxy
+    assert not given.trains_proxy
     assert parse_recipe({**BASE, "sampling": {"weight": "entropy"}}).proxy is not None
     assert parse_recipe({**BASE, "sampling": {"weight": "rarity"}}).proxy is None
 
@@ -157,6 +203,8 @@ def test_what_is_no_recipe_is_refused(tmp_path, text):
     "change",
     [
         {"curriculum": {"adjuster": {}}, "selection": {"kind": "margin", "keep": 0.5}},
+        {"selection": {"kind": "variation_ratio", "passes": 4, "diversity": {"clusters": 9}}},
+        {"difficulty": {"kind": "reducible", "reference": "m"}, "curriculum": {}, "proxy": {"folder": "n"}},
         {"model": {"kind": "resnet_bk", "mixer": "gated"}},
         {"training": {"skip": {"by": "random"}}, "sampling": {"weight": "loss"}},
         {"corpus": {"kind": "text", "path": "x", "document_start": "^="}},

@@ -1,40 +1,130 @@
+"""Scores of windows: their definitions, window by window, and never the logits of a whole one."""
+
 import numpy as np
+import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from bkray.config import UserError
 from bkray.config.model import ResNetBKModel
-from bkray.difficulty import score_windows
+from bkray.difficulty import perplexity, score_windows, scoring_dtype
 from bkray.model import build_model
-from bkray.selection import entropy
+from bkray.selection import MEASURES, dropout_masks, variation_ratio
+
+VOCABULARY, WINDOW = 50, 150  # more positions than a chunk
+TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (7, WINDOW + 1)).astype(np.int32)
+MASKS = dropout_masks(6, 16, 0.3, seed=1)
+ALL = {"measures": list(MEASURES), "each_token": True, "embedding": True, "masks_TD": MASKS}
 
 
-def test_scores_do_not_depend_on_the_batch_and_equal_their_definitions():
+class Logits(torch.nn.Module):
+    """A model that shows its logits alone."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens_BN):
+        return self.model(tokens_BN)
+
+
+@pytest.fixture(scope="module")
+def model():
     torch.manual_seed(0)
-    model = build_model(ResNetBKModel(kind="resnet_bk", d_model=16, n_layers=1, n_heads=2), 50)
-    for parameter in model.parameters():
+    network = build_model(ResNetBKModel(kind="resnet_bk", d_model=16, n_layers=1, n_heads=2), VOCABULARY)
+    for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    tokens = np.random.default_rng(0).integers(0, 50, (7, 18)).astype(np.int32)
-    together = score_windows(model, tokens, ["entropy"])
-    alone = [score_windows(model, tokens[i : i + 1], ["entropy"]) for i in range(7)]
+    return network
+
+
+@torch.no_grad()
+def expected(model):
+    """Every score by its definition, from all logits at once."""
+    batch = torch.from_numpy(TOKENS).long()
+    hidden = model.hidden(batch[:, :-1])
+    logits = model.head(hidden)
+    losses = F.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none")
+    votes = torch.stack([model.head(hidden * mask).argmax(-1) for mask in MASKS])
+    return {
+        "loss": losses.mean(1),
+        "token_loss": losses,
+        "embedding": hidden.mean(1),
+        "variation_ratio": variation_ratio(votes),
+        **{name: measure(logits) for name, measure in MEASURES.items()},
+    }
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05), (None, 0.05)], ids=str
+)
+def test_scores_equal_their_definitions(model, dtype, tolerance):
+    found = score_windows(model, TOKENS, dtype=dtype, **ALL)
+    for name, values in expected(model).items():
+        np.testing.assert_allclose(found.pop(name), values.numpy(), rtol=tolerance, atol=tolerance / 2)
+    assert not found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_score_depends_on_its_window_alone(model, dtype):
+    together = score_windows(model, TOKENS, dtype=dtype, **ALL)
+    alone = [score_windows(model, TOKENS[row : row + 1], dtype=dtype, **ALL) for row in range(7)]
     for name, values in together.items():
         np.testing.assert_array_equal(values, np.concatenate([one[name] for one in alone]))
-    batch = torch.from_numpy(tokens).long()
-    with torch.no_grad():
-        logits = model(batch[:, :-1])
-    loss = F.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none").mean(1)
-    np.testing.assert_allclose(together["loss"], loss.numpy(), rtol=1e-4)
-    np.testing.assert_allclose(together["entropy"], entropy(logits).numpy(), rtol=1e-4)
 
 
-def test_the_loss_of_every_token_is_of_the_same_pass():
+def test_products_are_in_bfloat16_where_the_device_has_it(model):
+    native = scoring_dtype(torch.device("cpu"))
+    capable = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+    assert native == (torch.bfloat16 if capable else torch.float32)
+    default, asked = score_windows(model, TOKENS), score_windows(model, TOKENS, dtype=native)
+    np.testing.assert_array_equal(default["loss"], asked["loss"])
+    in_full, halved = (score_windows(model, TOKENS, dtype=d)["loss"] for d in (torch.float32, torch.bfloat16))
+    assert (in_full != halved).any()
+
+
+def test_only_what_is_asked_for_is_given_and_a_window_less_table_has_no_scores(model):
+    assert set(score_windows(model, TOKENS)) == {"loss"}
+    assert score_windows(model, TOKENS[:0], ["entropy"])["entropy"].shape == (0,)
+
+
+def test_a_model_that_shows_logits_alone_has_the_same_scores_but_no_states(model):
+    names = {"measures": ["entropy"], "each_token": True, "dtype": torch.float32}
+    shown, hidden = score_windows(Logits(model), TOKENS, **names), score_windows(model, TOKENS, **names)
+    for name, values in hidden.items():
+        np.testing.assert_allclose(shown[name], values, rtol=1e-4)
+    for asked in ({"embedding": True}, {"masks_TD": MASKS}):
+        with pytest.raises(UserError, match=r"Logits has no hidden\(tokens\) and head\(hidden\)"):
+            score_windows(Logits(model), TOKENS, **asked)
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that an operator returned."""
+
+    most = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            self.most = max(self.most, tensor.numel() if isinstance(tensor, torch.Tensor) else 0)
+        return out
+
+
+def test_logits_exist_a_chunk_at_a_time():
     torch.manual_seed(0)
-    model = build_model(ResNetBKModel(kind="resnet_bk", d_model=16, n_layers=1, n_heads=2), 50)
-    tokens = np.random.default_rng(0).integers(0, 50, (3, 70)).astype(np.int32)  # more than a chunk
-    scores = score_windows(model, tokens, each_token=True)
-    batch = torch.from_numpy(tokens).long()
-    with torch.no_grad():
-        logits = model(batch[:, :-1])
-    expected = F.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none")
-    np.testing.assert_allclose(scores["token_loss"], expected.numpy(), rtol=1e-4)
-    np.testing.assert_array_equal(scores["loss"], score_windows(model, tokens)["loss"])
-    assert "token_loss" not in score_windows(model, tokens)
+    wide = build_model(ResNetBKModel(kind="resnet_bk", d_model=16, n_layers=1, n_heads=2), 400)
+    with Largest() as largest:
+        score_windows(wide, TOKENS, **ALL)
+    assert largest.most == 64 * 400
+
+
+def test_copies_that_lack_nothing_agree(model):
+    kept = torch.ones(4, 16)
+    assert not score_windows(model, TOKENS, masks_TD=kept)["variation_ratio"].any()
+    assert score_windows(model, TOKENS, masks_TD=MASKS)["variation_ratio"].all()
+
+
+def test_perplexity_orders_windows_as_the_loss_does(model):
+    loss = score_windows(model, TOKENS)["loss"]
+    np.testing.assert_array_equal(np.argsort(perplexity(loss)), np.argsort(loss))
+    np.testing.assert_allclose(np.log(perplexity(loss)), loss, rtol=1e-6)

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 from bkray.reporting import (
+    ActiveArm,
+    ActiveReport,
+    ActiveRound,
     ComparisonArm,
     ComparisonReport,
     ComparisonRow,
@@ -18,7 +21,12 @@ from bkray.reporting import (
     SweepReport,
     Trial,
 )
-from bkray.reporting.report import write_comparison_report, write_report, write_sweep_report
+from bkray.reporting.report import (
+    write_active_report,
+    write_comparison_report,
+    write_report,
+    write_sweep_report,
+)
 
 HOSTILE = 'if a < b && "c": <script>alert(1)</script></pre>{{ 7 * 7 }}'
 SUMMARY = {
@@ -38,6 +46,7 @@ SUMMARY = {
     "world_size": 2,
     "seed": 7,
     "divergences": [{"step": 1234, "what": f"loss {HOSTILE}", "done": "the step was left out"}],
+    "skill": {"split": "test", "windows": 1024, "rank_correlation": {"compression": 0.456, "random": None}},
     "versions": {"bkray": "0.1.0"},
 }
 BARE = RunReport("bare", {key: SUMMARY[key] for key in ("held_out", "ledger")}, "name: bare\n")
@@ -65,6 +74,16 @@ FULL = RunReport(
         {"name": "windows", "rows": 4321, "rejects": 0, "removed": 0, "seconds": 2.5, "cached": False},
     ],
     rejects={"empty text": 3},
+    augmentation=[
+        {"kind": "swap", "originals": 900, "made": 900, "unchanged": 12, "dropped": {}},
+        {
+            "kind": HOSTILE,
+            "originals": 900,
+            "made": 857,
+            "unchanged": 0,
+            "dropped": {"near copy": 41, "wreck": 2},
+        },
+    ],
     difficulty=("compression", np.linspace(0.1, 0.9, 200)),
     easiest=[(0.1, "\n  indented\n\n  text"), (0.2, HOSTILE)],
     hardest=[(0.9, "x" * 10_000)],
@@ -108,6 +127,52 @@ COMPARISON = ComparisonReport(
         arm: [{"step": step, "seconds": step / 2, "validation_loss": 9 - step / 100} for step in (100, 200)]
         for arm in ("bk", "gru")
     },
+)
+
+ACTIVE = ActiveReport(
+    name="loop & more",
+    kind="entropy",
+    reference="random",
+    seeds=[4, 9],
+    arms=[
+        ActiveArm(
+            "entropy",
+            300,
+            1.9,
+            [1.8, 2.0],
+            250_000.0,
+            {"training": {"flops": 6e12, "tokens": 6e5, "seconds": 60.0}},
+            [
+                ActiveRound(100, 100, 0, 2e12, 0.0, 20.0, 5.0),
+                ActiveRound(150, 200, 400, 4e12, 1e12, 40.0, 4.5),
+            ],
+            (-0.1, -0.15, -0.05),
+        ),
+        ActiveArm(
+            "random",
+            350,
+            2.0,
+            [1.95, 2.05],
+            260_000.0,
+            {"training": {"flops": 7e12, "tokens": 7e5, "seconds": 70.0}},
+            [ActiveRound(100, 150, 0, 3e12, 0.0, 25.0, 5.0), ActiveRound(150, 200, 0, 4e12, 0.0, 45.0, 4.6)],
+        ),
+        ActiveArm(
+            "all",
+            350,
+            2.01,
+            [1.96, 2.06],
+            700_000.0,
+            {"training": {"flops": 7e12, "tokens": 7e5, "seconds": 70.0}},
+            [ActiveRound(400, 350, 0, 7e12, 0.0, 70.0, 4.6)],
+            (0.01, -0.02, 0.04),
+        ),
+    ],
+    curves={
+        arm: [{"step": step, "flops": step * 2e10, "validation_loss": 9 - step / 100} for step in (100, 300)]
+        for arm in ("entropy", "random", "all")
+    },
+    pools=[(np.linspace(4.0, 5.0, 400), np.linspace(4.9, 5.0, 50))],
 )
 
 
@@ -185,6 +250,28 @@ def test_sweep_report_is_one_self_contained_file(sweep_html):
     assert_self_contained(sweep_html)
 
 
+def test_active_learning_has_every_arm_its_interval_and_what_each_round_cost(tmp_path):
+    html = written(tmp_path, write_active_report, ACTIVE)
+    assert_self_contained(html)
+    page = Page(html)
+    assert page.row("entropy")[1:] == [
+        *("300", "150", "250,000", "1.9000", "-0.1000", "-0.1500 … -0.0500", "7.00 × 10¹²", "14.3 %"),
+        "1 min 00 s",
+    ]
+    assert page.row("random")[5:7] == ["–", "–"]
+    assert ["1", "400", "150", "200", "4.00 × 10¹²", "1.00 × 10¹²", "40.0 s", "4.500"] in page.rows
+    assert ["all", "1.9600", "2.0600"] in page.rows
+    assert "loop & more" in page.text
+    shown = re.findall(r'aria-label="([^"]*)"', html)
+    assert shown == [
+        "Differences at equal total cost",
+        "Validation loss of every arm against its cost",
+        "Cost of entropy by round",
+        "Cost of random by round",
+        "Uncertainty of the pool of round 1",
+    ]
+
+
 def test_comparison_has_every_arm_its_interval_and_what_failed(tmp_path):
     html = written(tmp_path, write_comparison_report, COMPARISON)
     assert_self_contained(html)
@@ -237,8 +324,18 @@ def test_tables(html):
     assert page.row("cleaning") == ["cleaning", "900", "97", "3", "1.5 s", "before, reused"]
     assert page.row("windows")[-1] == "in this run"
     assert page.row("empty") == ["empty text", "3"]
+    assert page.row("swap") == ["swap", "900", "900", "12", ""]
+    assert page.row(HOSTILE.split(maxsplit=1)[0])[1:] == ["900", "857", "0", "41 near copy, 2 wreck"]
     assert "Model FLOPs utilisation, median41.5 %" in page.text.replace("\n", "")
     assert page.row("1,234") == ["1,234", f"loss {HOSTILE}", "the step was left out"]
+
+
+def test_the_skill_of_every_score_is_shown(html, tmp_path):
+    page = Page(html)
+    assert page.row("compression") == ["compression", "0.46"]
+    assert page.row("random") == ["random", "constant"]
+    assert "1,024 windows of the test split" in " ".join(page.text.split())
+    assert "Skill" not in written(tmp_path, write_report, BARE)
 
 
 def test_texts_are_escaped_and_keep_their_spaces(html):

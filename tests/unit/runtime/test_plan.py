@@ -92,3 +92,65 @@ def test_a_sample_that_is_not_there_is_named(tmp_path):
     recipe = parse_recipe({**BASE, "cleaning": {"quality": missing}})
     with pytest.raises(UserError, match=r"cleaning\.quality\.sample: .*no\.txt.*no such file"):
         make_plan(recipe, (), tmp_path)
+
+
+def exported(folder, weights=b"w", tokenizer=b"{}"):
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "tokenizer.json").write_bytes(tokenizer)
+    return str(folder)
+
+
+def keys(tmp_path, **sections):
+    return {
+        name: stage.key
+        for name, stage in make_plan(parse_recipe({**BASE, **sections}), (), tmp_path).stages.items()
+    }
+
+
+def test_a_given_scorer_takes_the_place_of_the_proxy_and_its_files_decide(tmp_path):
+    names = ("one", "moved", "other")
+    folders = [
+        exported(tmp_path / name, weights) for name, weights in zip(names, (b"1", b"1", b"2"), strict=True)
+    ]
+    one, moved, other = (
+        keys(tmp_path, selection={"kind": "entropy"}, proxy={"folder": folder}) for folder in folders
+    )
+    assert "proxy" not in one
+    assert one == moved
+    assert one["tokenizer"] == other["tokenizer"]
+    assert one["scored"] != other["scored"]
+    trained = keys(tmp_path, selection={"kind": "entropy"})
+    assert one["tokenizer"] != trained["tokenizer"]
+    with pytest.raises(UserError, match=r"proxy.folder .*nowhere holds no exported model"):
+        keys(tmp_path, selection={"kind": "entropy"}, proxy={"folder": str(tmp_path / "nowhere")})
+
+
+def test_what_scores_depend_on_is_in_their_key_and_nothing_else(tmp_path):
+    reference = exported(tmp_path / "reference")
+    base = {"kind": "variation_ratio", "keep": 0.5}
+    plain = keys(tmp_path, selection=base)
+    for change, differing in (
+        ({"passes": 4}, "scored"),
+        ({"dropout": 0.5}, "scored"),
+        ({"diversity": {}}, "scored"),
+        ({"keep": 0.6}, "selected"),
+    ):
+        changed = keys(tmp_path, selection={**base, **change})
+        assert next(name for name in plain if plain[name] != changed[name]) == differing
+    diverse, more = (keys(tmp_path, selection={**base, "diversity": {"clusters": count}}) for count in (8, 9))
+    assert diverse["scored"] == more["scored"]
+    assert diverse["selected"] != more["selected"]
+    given = {"difficulty": {"kind": "reducible", "reference": reference}, "curriculum": {}}
+    assert (
+        keys(tmp_path, **given)["scored"]
+        != keys(tmp_path, difficulty={"kind": "loss"}, curriculum={})["scored"]
+    )
+
+
+def test_embeddings_end_with_the_selection(tmp_path):
+    recipe = parse_recipe({**BASE, "selection": {"kind": "random", "diversity": {}}})
+    stages = make_plan(recipe, (), tmp_path).stages
+    assert "embedding" in stages["scored"].provides
+    assert "embedding" not in stages["selected"].provides
+    assert "embedding" not in stages["training_set"].provides

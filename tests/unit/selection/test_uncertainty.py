@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from bkray.selection import MEASURES, entropy, least_confidence, margin
+from bkray.selection import MEASURES, dropout_masks, entropy, least_confidence, margin, variation_ratio
 
 
 def test_closed_forms():
@@ -29,3 +29,19 @@ def test_padding_does_not_count(measure):
     targets = torch.zeros(2, 6, dtype=torch.int64)
     targets[:, 4:] = -100
     torch.testing.assert_close(measure(logits, targets), measure(logits[:, :4]))
+
+
+def test_variation_ratio_is_the_share_of_passes_that_say_otherwise():
+    votes = torch.tensor([[[4, 1, 2]], [[4, 1, 3]], [[4, 1, 0]], [[4, 2, 5]]])  # four passes, three positions
+    assert variation_ratio(votes).item() == pytest.approx((0 + 0.25 + 0.75) / 3)
+    assert variation_ratio(votes, torch.tensor([[0, 9, -100]])).item() == pytest.approx(0.125)
+
+
+def test_masks_drop_their_share_keep_the_mean_and_repeat_themselves():
+    masks = dropout_masks(200, 300, 0.25, seed=5)
+    assert masks.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert (masks == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
+    assert masks.mean().item() == pytest.approx(1.0, abs=0.01)
+    assert torch.equal(masks, dropout_masks(200, 300, 0.25, seed=5))
+    assert not torch.equal(masks, dropout_masks(200, 300, 0.25, seed=6))
+    assert not torch.equal(masks[0], masks[1])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bkray.config import UserError, parse_recipe
-from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
+from bkray.curriculum import CurriculumSampler, DifficultyAdjuster, GrowingSampler
 from bkray.model import build_model
 from bkray.reporting import RunLog
 from bkray.training import Checkpointer, Ledger, WindowData, train
@@ -153,6 +153,38 @@ def test_a_killed_run_ends_bit_equal_to_an_uninterrupted_one(data, tmp_path, opt
     assert any(
         line["share"] > 0.3 + 0.7 * line["step"] / 40 + 0.01 for line in timeless[0]
     )  # the adjuster acted
+
+
+def test_a_run_that_pauses_between_rounds_ends_bit_equal_to_one_that_does_not(data, tmp_path):
+    """A round ends between two checkpoints, one is killed; the windows to come are not known."""
+    settings, starts = recipe(eval_every=1), [0, 10, 25]
+    joined = np.split(np.random.default_rng(2).permutation(200), [50, 90])
+
+    def part(rounds, until, log, **parts):
+        torch.manual_seed(0)
+        model = build_model(settings.model, VOCAB)
+        sampler = GrowingSampler(joined[:rounds], starts, 200, 8, settings.steps, seed=1)
+        return model, train(model, data, sampler, settings, reporter=log, until=until, **parts)
+
+    expected, plain = part(3, None, RunLog(tmp_path / "plain.jsonl"))
+    saver, log = Checkpointer(tmp_path / "checkpoints", "key"), RunLog(tmp_path / "paused.jsonl")
+    _, first = part(1, 10, log, checkpointer=saver)
+    assert first.steps == saver.load()["step"] == 10
+    assert first.unique_tokens == 50 * WINDOW
+    with pytest.raises(Killed):
+        part(2, 25, KillAt(log.path, 18), checkpointer=saver)
+    part(2, 25, log, checkpointer=saver)
+    again, second = part(2, 25, log, checkpointer=saver)  # it had ended: nothing is trained
+    assert second.steps == 25
+    model, result = part(3, 40, log, checkpointer=saver)
+    assert not all(map(torch.equal, again.state_dict().values(), model.state_dict().values()))
+    for (name, a), b in zip(expected.state_dict().items(), model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert result == plain
+    shares = {line["step"]: line["share"] for line in RunLog.read(log.path)}
+    assert (shares[9], shares[24], shares[40]) == (0.25, 0.45, 1.0)
+    with pytest.raises(ValueError, match="until 41 must lie between 1 and the 40 steps"):
+        part(3, 41, log)
 
 
 @pytest.mark.parametrize("every", [7, 1000])

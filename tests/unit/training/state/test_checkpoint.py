@@ -44,6 +44,17 @@ def test_another_runs_checkpoint_is_refused(tmp_path):
     Checkpointer(tmp_path, "one").check()
 
 
+def test_those_beyond_a_step_can_be_dropped(tmp_path):
+    saver = Checkpointer(tmp_path, "run", keep=3)
+    for step in (7, 8, 12):
+        saver.save(step, {"step": step}, validation_loss=1.0 / step)
+    saver.drop_after(8)
+    assert saver.load() == {"step": 8}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000007", "step-00000008"]
+    saver.save(9, {"step": 9})
+    assert saver.load() == {"step": 9}
+
+
 def test_foreign_code_is_not_unpickled(tmp_path):
     class Evil:
         def __reduce__(self):

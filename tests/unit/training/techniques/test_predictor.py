@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from bkray.evaluation import rank_correlation
 from bkray.training import DifficultyPredictor
-from bkray.training.techniques.skipping import rank_correlation
 
 WINDOWS, LENGTH, VOCAB, BATCH = 400, 32, 64, 16
 

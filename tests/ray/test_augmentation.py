@@ -1,0 +1,72 @@
+"""Every original gives one augmented document of a kind, or is dropped with a reason; both are counted."""
+
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from bkray.augmentation.apertium import Apertium
+from bkray.config import UserError, load_recipe
+from bkray.reporting.progress import Progress
+from bkray.runtime import prepare
+from bkray.runtime.exits import find_user_error
+from bkray.runtime.pipeline import run_pipeline
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("four_cpus")]
+
+try:
+    Apertium().check()
+    HERE = True
+except UserError:
+    HERE = False
+
+
+def augmented(path, out, *overrides):
+    """The documents that were there, those that were made, and what the stage says of them."""
+    plain = ["difficulty=null", "selection=null", "proxy=null", "curriculum=null", "sampling=null"]
+    recipe = load_recipe(path, [*plain, *overrides])
+    built = run_pipeline(recipe, out, until="augmented", progress=Progress(Console(quiet=True))).artifacts
+    tables = [pa.concat_tables(map(pq.read_table, built[name].parts)) for name in ("documents", "augmented")]
+    return *tables, built["augmented"].manifest
+
+
+def test_twice_the_documents_is_one_for_each_original(small, tmp_path):
+    there, made, manifest = augmented(small, tmp_path, "augmentation=[{kind: deletion, probability: 0.005}]")
+    originals = {row["doc_id"]: row["text"] for row in there.to_pylist() if row["split"] == "train"}
+    assert Counter(made["parent_id"].to_pylist()) == Counter(originals.keys())
+    assert set(made["split"].to_pylist()) == {"train"}
+    unchanged = sum(row["text"] == originals[row["parent_id"]] for row in made.to_pylist())
+    assert 0 < unchanged < len(originals)
+    count = len(originals)
+    counts = {"kind": "deletion", "originals": count, "made": count, "unchanged": unchanged, "dropped": {}}
+    assert manifest["details"]["augmentation"] == [counts]
+    assert f"deletion {count} of {count}, {unchanged} of them unchanged" in manifest["summary"]
+
+
+@pytest.mark.skipif(not HERE, reason="Apertium's eng-spa is not here: apertium-eng-spa")
+def test_back_translation_and_what_it_drops(small, tmp_path, monkeypatch):
+    """The bounds stand so that some of these word salads are dropped at either end."""
+    sections = (
+        "[{kind: back_translation, share: 0.5, lowest: 0.61, highest: 0.635}, {kind: swap, share: 0.5}]"
+    )
+    _, made, manifest = augmented(small, tmp_path / "usual", f"augmentation={sections}")
+    translated, swapped = manifest["details"]["augmentation"]
+    assert (translated["kind"], swapped["kind"]) == ("back_translation", "swap")
+    assert translated["originals"] == swapped["originals"] == swapped["made"]
+    assert translated["made"] + sum(translated["dropped"].values()) == translated["originals"]
+    assert translated["dropped"].keys() == {"near copy", "wreck"}
+    kinds = Counter(made["augmentation"].to_pylist())
+    assert kinds == {"back_translation": translated["made"], "swap": swapped["made"]}
+    assert manifest["removed"] == sum(translated["dropped"].values())
+    monkeypatch.setattr(prepare, "_MOST_DOCUMENTS", 20)
+    assert made.equals(augmented(small, tmp_path / "other", f"augmentation={sections}")[1])
+
+
+def test_a_translator_that_a_worker_lacks_is_one_message(small, tmp_path, monkeypatch):
+    monkeypatch.setattr("bkray.runtime.pipeline.check_augmentations", lambda sections: None)
+    translator = "{kind: apertium, forth: eng-tlh, back: tlh-eng}"
+    with pytest.raises(Exception, match="Apertium") as caught:
+        augmented(small, tmp_path, f"augmentation=[{{kind: back_translation, translator: {translator}}}]")
+    assert "cannot translate eng-tlh with Apertium" in str(find_user_error(caught.value))
