@@ -65,6 +65,12 @@ class Runs:
         self.active, self.recipe, self.folder, self.shards = active, recipe, folder, shards
         self.plan = make_plan(recipe, shards, folder, folder / "artifacts")
 
+    def prepare(self, cpus: int, progress: Progress) -> dict[str, Built]:
+        """The data that all runs share."""
+        built = prepare_data(self.plan, cpus, progress)
+        shared = ("training_set", "windows", "tokenizer")
+        return {name: Built(self.plan.stages[name], built[name]) for name in shared}
+
     def run(
         self, arm: str, selection: Selection | None, steps: int, seed: int, data: dict[str, Built]
     ) -> LoopRun:
@@ -107,11 +113,7 @@ def run_active(
     with locked(folder), cluster(cpus) as there:
         check_budget(recipe, there, out, runs.plan.corpus_bytes)
         write_atomically(folder / "active.json", _identity(active, recipe))
-        built = prepare_data(runs.plan, there, progress)
-        data = {
-            name: Built(runs.plan.stages[name], built[name])
-            for name in ("training_set", "windows", "tokenizer")
-        }
+        data = runs.prepare(there, progress)
         done = [run for seed in active.seeds for run in _run_arms(runs, seed, data, there, progress)]
     report = _report(active, done)
     write_atomically(folder / "results.json", json.dumps(report.as_dict(), indent=2))

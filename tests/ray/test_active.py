@@ -22,8 +22,7 @@ from bkray.corpus.windows import read_columns
 from bkray.evaluation import paired_difference
 from bkray.reporting.progress import Progress
 from bkray.runtime.active import Runs, run_active
-from bkray.runtime.rounds import Built, LoopRunner
-from bkray.runtime.trials import prepare_data
+from bkray.runtime.rounds import LoopRunner
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("four_cpus")]
 
@@ -194,9 +193,7 @@ def test_two_workers_make_the_same_of_a_round_whose_checkpoint_is_lost(finished,
     shutil.rmtree(folder / "runs" / "entropy-seed0" / "round-2")
     active, recipe = load_active(spec, ("training.workers=2",))
     runs = Runs(active, recipe, folder, list_shards(recipe.corpus))
-    artifacts = prepare_data(runs.plan, 4, Progress())
-    data = {name: Built(runs.plan.stages[name], made) for name, made in artifacts.items()}
-    run = runs.run("entropy", active.selection, recipe.steps, 0, data)
+    run = runs.run("entropy", active.selection, recipe.steps, 0, runs.prepare(4, Progress()))
     rounds = LoopRunner(run, 4, Progress()).rounds()
     one, two = (
         load_file(path / "runs/entropy-seed0/round-2/model.safetensors") for path in (finished, folder)
