@@ -24,7 +24,7 @@ from bkray.reporting.progress import Progress
 from bkray.runtime.active import Runs, run_active
 from bkray.runtime.rounds import LoopRunner
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("four_cpus")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
 
 ROOT = Path(__file__).parents[2]
 

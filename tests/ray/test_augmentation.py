@@ -14,7 +14,7 @@ from bkray.runtime import prepare
 from bkray.runtime.exits import find_user_error
 from bkray.runtime.pipeline import run_pipeline
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("four_cpus")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
 
 try:
     Apertium().check()

@@ -22,7 +22,7 @@ from bkray.selection import MEASURES, Clusters, dropout_masks, quotas
 from bkray.training import export_model, load_model
 from bkray.training.cost.flops import forward_flops, head_flops
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("four_cpus")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
 
 PLAIN = ["curriculum={}", "sampling=null", "augmentation=[]", "training.trackers=[]"]
 QUIET = Progress(Console(quiet=True))
