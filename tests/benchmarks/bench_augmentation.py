@@ -1,4 +1,4 @@
-"""Augmentation: bench_augmentation.py [WORKERS [ROUNDS [KIND …]]], or bench_augmentation.py effect [key=value]
+"""Augmentation: bench_augmentation.py [WORKERS [ROUNDS [KIND …]]], or bench_augmentation.py effect [KEY=V]
 
 The stage `augmented` for every kind that works here, on one core and on WORKERS (2): seconds of the stage, in
 clusters that take turns, each in a process of its own, and the ratio by round. With `effect`: the comparison
@@ -33,13 +33,8 @@ KINDS = {
 
 
 def overrides(kind: str) -> list[str]:
-    return [
-        f"augmentation=[{KINDS[kind]}]",
-        "selection=null",
-        "difficulty=null",
-        "curriculum=null",
-        "proxy=null",
-    ]
+    plain = [f"{key}=null" for key in ("selection", "difficulty", "curriculum", "proxy")]
+    return [f"augmentation=[{KINDS[kind]}]", "training.workers=1", *plain]
 
 
 def stage_seconds(kind: str, cpus: int) -> float:
