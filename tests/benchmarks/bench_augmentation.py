@@ -64,7 +64,7 @@ def times(workers: int = 2, rounds: int = 3, *kinds: str) -> None:
 
 def _in_process(kind: str, cpus: int) -> float:
     command = [sys.executable, __file__, "stage", kind, str(cpus)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
 
 
 if __name__ == "__main__":
