@@ -1,4 +1,4 @@
-"""Augmentation: python tests/benchmarks/bench_augmentation.py [WORKERS [ROUNDS]] | effect [key=value …]
+"""Augmentation: bench_augmentation.py [WORKERS [ROUNDS [KIND …]]], or bench_augmentation.py effect [KEY=V]
 
 The stage `augmented` for every kind that works here, on one core and on WORKERS (2): seconds of the stage, in
 clusters that take turns, each in a process of its own, and the ratio by round. With `effect`: the comparison
@@ -28,18 +28,13 @@ COMPARISON = ROOT / "pipelines" / "comparisons" / "augmentation.yaml"
 KINDS = {
     "deletion": "{kind: deletion}",
     "synonym": "{kind: synonym}",
-    "back_translation": "{kind: back_translation, share: 0.2}",
+    "back_translation": "{kind: back_translation, share: 0.05}",
 }
 
 
 def overrides(kind: str) -> list[str]:
-    return [
-        f"augmentation=[{KINDS[kind]}]",
-        "selection=null",
-        "difficulty=null",
-        "curriculum=null",
-        "proxy=null",
-    ]
+    plain = [f"{key}=null" for key in ("selection", "difficulty", "curriculum", "proxy")]
+    return [f"augmentation=[{KINDS[kind]}]", "training.workers=1", *plain]
 
 
 def stage_seconds(kind: str, cpus: int) -> float:
@@ -52,8 +47,8 @@ def stage_seconds(kind: str, cpus: int) -> float:
         return built.artifacts["augmented"].manifest["seconds"]
 
 
-def times(workers: int, rounds: int) -> None:
-    for kind in KINDS:
+def times(workers: int = 2, rounds: int = 3, *kinds: str) -> None:
+    for kind in kinds or KINDS:
         try:
             check_augmentations(load_recipe(RECIPE, overrides(kind)).augmentation)
         except UserError as error:
@@ -69,7 +64,7 @@ def times(workers: int, rounds: int) -> None:
 
 def _in_process(kind: str, cpus: int) -> float:
     command = [sys.executable, __file__, "stage", kind, str(cpus)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
 
 
 if __name__ == "__main__":
@@ -79,4 +74,4 @@ if __name__ == "__main__":
     elif given[:1] == ["stage"]:
         print(stage_seconds(given[1], int(given[2])))
     else:
-        times(*(int(number) for number in (given + ["2", "3"][len(given) :])))
+        times(*map(int, given[:2]), *given[2:])
