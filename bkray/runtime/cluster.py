@@ -21,6 +21,9 @@ from bkray.config import Recipe, UserError
 TASK_CPUS = 0.5
 """CPUs a data task or scoring actor asks for: an actor a core leaves room for the tasks that feed it."""
 
+_LEAST_CPUS = 2
+"""Logical CPUs of a local cluster: Ray Data's own tasks ask for a whole one, beside an actor's half."""
+
 _WORKER_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
 """glibc keeps freed memory in the process: a small model's step spent a third of its time on page faults."""
 
@@ -58,7 +61,7 @@ def cluster(cpus: int | None = None) -> Iterator[int]:
             os.environ.setdefault(name, value)
         ray.init(
             address="local",
-            num_cpus=local_cpus(cpus),
+            num_cpus=max(_LEAST_CPUS, local_cpus(cpus)),
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -66,7 +69,8 @@ def cluster(cpus: int | None = None) -> Iterator[int]:
         )
     _configure_data()
     try:
-        yield int(ray.cluster_resources().get("CPU", 0))
+        alone = owned and not inside_job()
+        yield local_cpus(cpus) if alone else int(ray.cluster_resources().get("CPU", 0))
     finally:
         if owned:
             ray.shutdown()

@@ -101,7 +101,7 @@ def test_a_run_leaves_what_is_promised_and_changes_nothing_when_repeated(bkray, 
 def test_compressed_copies_are_smaller_and_evaluated(bkray, small, reference):
     run, _ = reference(bkray, small)
     before = json.loads((run / "summary.json").read_text())["held_out"]
-    finished = bkray("compress", run, "int8", "int4:32", "prune:0.25+int8", "--cpus", 2)
+    finished = bkray("compress", run, "int8", "int4:32", "prune:0.25+int8", "--cpus", 1)
     assert finished.returncode == 0, finished.stderr
     original, *copies = json.loads((run / "compressed" / "compression.json").read_text())
     assert original["held_out"] == before
