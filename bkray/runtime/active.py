@@ -33,7 +33,7 @@ from bkray.reporting.progress import Progress
 from bkray.reporting.report import write_active_report
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.cluster import check_budget, cluster
-from bkray.runtime.pipeline import check_out, locked, make_folder
+from bkray.runtime.pipeline import check_out, check_words, locked, make_folder
 from bkray.runtime.plan import make_plan
 from bkray.runtime.results import spent
 from bkray.runtime.rounds import Built, DoneRound, LoopRun, LoopRunner
@@ -108,6 +108,7 @@ def run_active(
     if _complete(folder, active, recipe):
         progress.say(f"{folder}: already complete, nothing to do")
         return folder
+    check_words([recipe])
     runs = Runs(active, recipe, folder, list_shards(recipe.corpus))
     make_folder(folder)
     with locked(folder), cluster(cpus) as there:

@@ -73,6 +73,18 @@ def test_before_anything_starts(bkray, tmp_path, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_loop_whose_translator_is_missing(bkray, tmp_path):
+    values = {"name": "loop", "recipe": str(recipe(tmp_path)), "rounds": 1}
+    values["selection"] = {"kind": "entropy"}
+    (tmp_path / "text.txt").write_text("words " * 1000)
+    (tmp_path / "loop.yaml").write_text(yaml.safe_dump(values))
+    copies = "augmentation=[{kind: back_translation, translator: {kind: apertium, forth: eng-tlh}}]"
+    finished = bkray("active", tmp_path / "loop.yaml", copies, "--out", tmp_path / "out")
+    assert finished.returncode == 2, finished.stderr
+    assert "cannot translate eng-tlh with Apertium" in finished.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("command", ["run", "prepare", "plan"])
 def test_an_out_that_is_a_file(bkray, tmp_path, command):
     (tmp_path / "text.txt").write_text("words " * 1000)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bkray.config import UserError
 from bkray.config.model import ResNetBKModel
@@ -98,22 +97,10 @@ def test_a_model_that_shows_logits_alone_has_the_same_scores_but_no_states(model
             score_windows(Logits(model), TOKENS, **asked)
 
 
-class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that an operator returned."""
-
-    most = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            self.most = max(self.most, tensor.numel() if isinstance(tensor, torch.Tensor) else 0)
-        return out
-
-
-def test_logits_exist_a_chunk_at_a_time():
+def test_logits_exist_a_chunk_at_a_time(largest):
     torch.manual_seed(0)
     wide = build_model(ResNetBKModel(kind="resnet_bk", d_model=16, n_layers=1, n_heads=2), 400)
-    with Largest() as largest:
+    with largest:
         score_windows(wide, TOKENS, **ALL)
     assert largest.most == 64 * 400
 
