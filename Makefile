@@ -13,7 +13,7 @@ sweep: $(READY)
 	$(BIN)/bkray sweep tune/sweeps/quickstart.yaml --out runs
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 10
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10
 
 checks: $(READY)
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ def bkray():
     def call(*arguments, **options):
         command = [sys.executable, "-m", "bkray.cli", *map(str, arguments)]
         return subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False, **options
+            command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False, **options
         )
 
     return call

@@ -48,7 +48,7 @@ def submit(head, *arguments):
     command = [RAY, "job", "submit", "--address", address, "--working-dir", ".", "--", *map(str, arguments)]
     for _ in range(30):
         finished = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800, check=False
         )
         if "Failed to connect" not in finished.stdout + finished.stderr:
             break

@@ -116,7 +116,7 @@ def run(command, checkout, **variables):
         shell=True,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
     )
 
 

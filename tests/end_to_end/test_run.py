@@ -191,7 +191,7 @@ def reached(run, stage, saved):
     return any(run.glob(f"artifacts/.partial-{stage}-*"))
 
 
-def wait_for(condition, process, seconds=300):
+def wait_for(condition, process, seconds=1800):
     started = time.monotonic()
     while not condition():
         assert process.poll() is None, "the run ended before it could be disturbed"

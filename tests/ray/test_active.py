@@ -214,7 +214,7 @@ def kill_when(condition, spec, out):
         started = time.monotonic()
         while not condition():
             assert process.poll() is None, f"it ended before: {log.read_text()}"
-            assert time.monotonic() - started < 300
+            assert time.monotonic() - started < 1800
             time.sleep(0.01)
         for member in [*family(process.pid), process.pid]:
             os.kill(member, signal.SIGKILL)
@@ -239,7 +239,7 @@ def family(ancestor):
 def test_repeated_it_changes_nothing_and_another_loop_is_refused(finished, spec):
     made = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     command = [sys.executable, "-m", "pipelines.active_loop", str(spec), "--out", str(finished.parent)]
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
     assert again.returncode == 0, again.stderr
     assert "already complete, nothing to do" in again.stderr
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == made
