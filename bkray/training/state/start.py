@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from bkray.config import Recipe, UserError
@@ -82,9 +83,14 @@ def vocabulary_size(recipe: Recipe) -> int:
 
 
 def _config(setting: str, folder: Path) -> dict[str, Any]:
+    """What config.json says of the model; raises UserError where it or the file of the weights is not whole."""
     try:
-        return json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
+        config = json.loads((folder / "config.json").read_text())
+        config = {**config, "model": config["model"], "vocab_size": int(config["vocab_size"])}
+        with safe_open(folder / "model.safetensors", "pt"):  # compares the header with the file's length
+            return config
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(
-            f"{setting} {folder} holds no exported model ({error}): name the folder model/ of a run"
+            f"{setting} {folder} holds no exported model ({type(error).__name__}: {error}): name the folder "
+            "model/ of a run"
         ) from None

@@ -56,6 +56,22 @@ def test_another_model_or_vocabulary_is_refused_by_what_differs(folder, tmp_path
         check_start(tmp_path / "nothing", recipe().model)
 
 
+@pytest.mark.parametrize(
+    ("file", "damage", "shown"),
+    [
+        ("model.safetensors", lambda content: content[:-1], "SafetensorError"),
+        ("config.json", lambda content: content[:-1], "JSONDecodeError"),
+        ("config.json", lambda content: b"{}", "KeyError: 'model'"),
+        ("config.json", lambda content: b"[]", "TypeError"),
+    ],
+    ids=["weights cut", "cut", "without model", "a list"],
+)
+def test_a_damaged_folder_is_refused_before_anything_is_made(folder, file, damage, shown):
+    (folder / file).write_bytes(damage((folder / file).read_bytes()))
+    with pytest.raises(UserError, match=rf"training.start_from .* holds no exported model \({shown}"):
+        check_start(folder, recipe().model)
+
+
 def test_the_plan_depends_on_what_is_in_the_folder_and_not_on_its_place(folder, tmp_path):
     def keys(start):
         stages = make_plan(recipe(start_from=start and str(start)), (), tmp_path / "run").stages
