@@ -83,7 +83,7 @@ def vocabulary_size(recipe: Recipe) -> int:
 
 
 def _config(setting: str, folder: Path) -> dict[str, Any]:
-    """What config.json says of the model; raises UserError where it or the file of the weights is not whole."""
+    """What config.json says of the model; raises UserError where it or the weights' file is not whole."""
     try:
         config = json.loads((folder / "config.json").read_text())
         config = {**config, "model": config["model"], "vocab_size": int(config["vocab_size"])}
