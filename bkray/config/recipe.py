@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from bkray.config.corpus import AnyCorpus, Cleaning, Corpus, Tokenizer
+from bkray.config.fine_tuning import unsuitable_fine_tuning
 from bkray.config.model import GRUModel, ImportModel, Model, ResNetBKModel
 from bkray.config.preparation import (
     MODEL_SCORES,
@@ -214,28 +215,4 @@ class Recipe(Section):
                     f"training.{key} cannot take training.parallel fsdp2, which keeps no whole parameter: "
                     "set it to ddp or zero1"
                 )
-        if training.freeze:
-            faults += self._unsuitable_freeze(training.freeze)
-        elif training.activation_cache:
-            faults.append("training.activation_cache has no effect without training.freeze: remove it")
-        return faults
-
-    def _unsuitable_freeze(self, layers: int) -> list[str]:
-        faults = []
-        what = f"training.freeze {layers}"
-        if not self.training.start_from:
-            faults.append(f"{what} would freeze untrained layers: set training.start_from to a trained model")
-        if self.training.compile:
-            faults.append(f"training.compile cannot take {what}, which runs in two parts: remove one")
-        if isinstance(self.model, ImportModel):
-            return [*faults, f"{what} cannot take model kind import, whose blocks are not known: remove it"]
-        most, reason = self.model.n_layers - 1, f"of model.n_layers {self.model.n_layers}"
-        if isinstance(self.model, ResNetBKModel) and self.model.halting:
-            most = min(most, self.model.halting.first_layer)
-            reason = f"with model.halting.first_layer {self.model.halting.first_layer}"
-        if isinstance(self.model, ResNetBKModel) and self.model.multiscale:
-            most = min(most, *self.model.multiscale.layers)
-            reason = f"with model.multiscale.layers {list(self.model.multiscale.layers)}"
-        if layers > most:
-            faults.append(f"{what} is too many: at most {most} {reason}")
-        return faults
+        return faults + unsuitable_fine_tuning(training, self.model)

@@ -71,6 +71,8 @@ class Training(Section):
     """Folder of an exported model: its weights, and its tokenizer for the corpus."""
     freeze: Annotated[int, Field(ge=1)] | None = None
     """The embedding, which is the output head too, and so many of the first blocks keep their weights."""
+    layer_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Layer-wise learning rates: block i of L, counted from 0 at the bottom, has lr layer_decay^(L - i)."""
     activation_cache: ActivationCache | None = None
     token_selection: TokenSelection | None = None
     skip: Skip | None = None

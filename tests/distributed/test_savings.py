@@ -1,4 +1,4 @@
-"""Pieces, kept tokens and frozen layers are the same for any number of ranks."""
+"""Pieces, kept tokens, frozen layers and layers' rates are the same for any number of ranks."""
 
 import numpy as np
 import pytest
@@ -16,6 +16,10 @@ ARMS = {
     "reducible": {"length": {"start": 4}, "token_selection": {"keep": 0.3}},
     "random": {"token_selection": {"kind": "random", "keep": 0.3}},
     "frozen": {"start_from": "unread", "freeze": 1, "activation_cache": {}},
+    **{
+        f"layer_decay, {kind}": {"start_from": "unread", "layer_decay": 0.5, "parallel": kind}
+        for kind in ("ddp", "zero1", "fsdp2")
+    },
 }
 
 

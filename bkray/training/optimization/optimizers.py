@@ -2,17 +2,20 @@
 
 matrices ─► Muon          (or AdamW for everything)
 embeddings, output head, vectors, scalars ─► AdamW
+
+A learning rate, one for all or one a layer (`training.layer_decay`), is one group of each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from bkray.config.training import Training
+from bkray.model import LanguageModel
 from bkray.model.experts import Experts
 from bkray.training.optimization.muon import Muon
 
@@ -60,18 +63,45 @@ def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimiz
 
     Weight decay applies to matrices and embeddings, not to vectors and scalars.
     """
+    rates: dict[int, float] = {}
+    if training.layer_decay:
+        assert isinstance(model, LanguageModel)  # the recipe refuses others
+        rates = layer_rates(model, training.lr, training.layer_decay)
+
+    def groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+        """One for each learning rate, the highest first."""
+        by_rate: dict[float, list[nn.Parameter]] = {}
+        for parameter in parameters:
+            by_rate.setdefault(rates.get(id(parameter), training.lr), []).append(parameter)
+        return [
+            {"params": by_rate[rate], "lr": rate, "weight_decay": weight_decay}
+            for rate in sorted(by_rate, reverse=True)
+        ]
+
     matrices, embeddings, vectors = _split_parameters(model)
     if training.optimizer == "muon" and matrices:
-        muon = Muon(matrices, training.lr, training.weight_decay)
+        muon = Muon(groups(matrices, training.weight_decay), training.lr)
         if not embeddings + vectors:  # frozen
             return muon
-        return Combined([muon, _adamw([(embeddings, training.weight_decay), (vectors, 0.0)], training.lr)])
-    return _adamw([(matrices + embeddings, training.weight_decay), (vectors, 0.0)], training.lr)
+        return Combined([muon, _adamw(groups(embeddings, training.weight_decay) + groups(vectors, 0.0))])
+    return _adamw(groups(matrices + embeddings, training.weight_decay) + groups(vectors, 0.0))
 
 
-def _adamw(groups: list[tuple[list[nn.Parameter], float]], lr: float) -> torch.optim.Optimizer:
-    given = [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
-    return torch.optim.AdamW(given, lr=lr, betas=_BETAS, fused=True)
+def layer_rates(model: LanguageModel, lr: float, decay: float) -> dict[int, float]:
+    """The learning rate of every layer's parameters, by their id: the lower the layer, the smaller.
+
+    Block i of L, counted from 0, has lr decay^(L - i), the embedding lr decay^(L + 1). It is the head
+    too, which has no rate of its own. Discriminative fine-tuning, arXiv 1801.06146.
+    """
+    layers = len(model.blocks)
+    rates = {id(parameter): lr * decay ** (layers + 1) for parameter in model.embedding.parameters()}
+    for number, block in enumerate(model.blocks):
+        rates |= {id(parameter): lr * decay ** (layers - number) for parameter in block.parameters()}
+    return rates
+
+
+def _adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, betas=_BETAS, fused=True)
 
 
 def _split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:

@@ -36,7 +36,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, training: Training, steps: 
     if isinstance(settings, OneCycle):
         return OneCycleLR(
             optimizer,
-            max_lr=training.lr,
+            max_lr=[group["lr"] for group in optimizer.param_groups],
             total_steps=steps,
             pct_start=training.warmup,
             div_factor=1 / settings.start,

@@ -19,6 +19,7 @@ TECHNIQUES = {
     "control_variate": {"gradient_cache": {"kind": "control_variate", "threshold": 0.9}},
     "every": {"gradient_cache": {"kind": "every", "first_audits": 2, "most_rise": 1.0}},
     "fall_back": {"on_divergence": "fall_back"},
+    "layer_decay": {"start_from": "elsewhere", "layer_decay": 0.7},
     "length": {"length": {"start": 6}},
     "loss_trend": {"schedule": "loss_trend"},
     "skip": {"skip": {"share": 0.4}},

@@ -4,12 +4,15 @@ import pytest
 import torch
 from torch import nn
 
+from bkray.config import UserError, parse_recipe
 from bkray.config.model import GRUModel, MixtureOfExperts, ResNetBKModel
 from bkray.config.training import Training
 from bkray.model import build_model
 from bkray.training import build_optimizer
 from bkray.training.cost.flops import optimizer_flops
 from bkray.training.optimization.muon import Muon
+from bkray.training.optimization.optimizers import layer_rates
+from bkray.training.optimization.schedules import build_schedule
 
 SMALL = ResNetBKModel(kind="resnet_bk", d_model=16, n_layers=1, n_heads=2)
 
@@ -71,3 +74,42 @@ def test_muon_takes_the_experts_matrices_one_by_one_and_no_convolution():
     assert stacks == {"feed_forward.up", "feed_forward.down"}
     single, stack = nn.Parameter(torch.zeros(16, 24)), nn.Parameter(torch.zeros(3, 16, 24))
     assert optimizer_flops(Muon([stack], lr=1.0)) == 3 * optimizer_flops(Muon([single], lr=1.0))
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_layer_decay_gives_every_layer_its_rate(name):
+    model = build_model(SMALL.model_copy(update={"n_layers": 3}), 40)
+    optimizer = build_optimizer(model, Training(optimizer=name, lr=0.1, layer_decay=0.5))
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    expected = {"embedding": 0.1 / 16, "blocks.0": 0.1 / 8, "blocks.1": 0.1 / 4, "blocks.2": 0.1 / 2}
+    for parameter_name, parameter in model.named_parameters():
+        (layer,) = [layer for layer in expected if parameter_name.startswith(layer)]
+        assert rates[id(parameter)] == pytest.approx(expected[layer]), parameter_name
+    decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+    assert decayed == {id(p) for p in model.parameters() if p.ndim >= 2}
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 / 2)  # the log shows the highest
+
+
+@pytest.mark.parametrize("schedule", ["linear", "one_cycle", "plateau", "loss_trend"])
+def test_schedules_keep_the_ratio_of_the_layers_rates(schedule):
+    model = build_model(SMALL, 40)
+    training = Training(schedule=schedule, warmup=0.2, lr=0.1, layer_decay=0.5)
+    optimizer = build_optimizer(model, training)
+    lr = build_schedule(optimizer, training, 20)
+    given = layer_rates(model, 0.1, 0.5)
+    for _ in range(12):
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        ratio = {round(rates[own] / rate, 9) for own, rate in given.items()}
+        assert len(ratio) == 1
+        optimizer.step()
+        lr.step()
+
+
+def test_layer_decay_needs_a_trained_model_and_its_layers():
+    values = {"name": "t", "corpus": {"kind": "docstrings"}, "training": {"layer_decay": 0.8}}
+    with pytest.raises(UserError, match=r"layer_decay 0.8 would hold back untrained layers: set training.st"):
+        parse_recipe(values)
+    with pytest.raises(UserError, match=r"layer_decay 0.8 cannot take model kind import"):
+        parse_recipe({**values, "model": {"kind": "import", "target": "torch.nn:Embedding"}})
+    with pytest.raises(UserError, match=r"layer_decay"):
+        parse_recipe({**values, "training": {"layer_decay": 1.0, "start_from": "model"}})

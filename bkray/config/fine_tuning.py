@@ -1,0 +1,51 @@
+"""Which `training` keys for starting from a trained model fit together, and with the recipe's `model`."""
+
+from __future__ import annotations
+
+from bkray.config.model import ImportModel, Model, ResNetBKModel
+from bkray.config.training import Training
+
+
+def unsuitable_fine_tuning(training: Training, model: Model) -> list[str]:
+    """Every fault of `training` for fine-tuning `model`, each with its mend."""
+    faults = []
+    if training.layer_decay:
+        faults += _unsuitable_layer_decay(training, model)
+    if training.freeze:
+        faults += _unsuitable_freeze(f"training.freeze {training.freeze}", training.freeze, training, model)
+    elif training.activation_cache:
+        faults.append("training.activation_cache has no effect without training.freeze: remove it")
+    return faults
+
+
+def _unsuitable_layer_decay(training: Training, model: Model) -> list[str]:
+    faults, what = [], f"training.layer_decay {training.layer_decay:g}"
+    if not training.start_from:
+        faults.append(
+            f"{what} would hold back untrained layers: set training.start_from to a trained model, or remove "
+            "it"
+        )
+    if isinstance(model, ImportModel):
+        faults.append(f"{what} cannot take model kind import, whose blocks are not known: remove it")
+    return faults
+
+
+def _unsuitable_freeze(what: str, layers: int, training: Training, model: Model) -> list[str]:
+    """Where `what` keeps the embedding and the first `layers` blocks as they are."""
+    faults = []
+    if not training.start_from:
+        faults.append(f"{what} would freeze untrained layers: set training.start_from to a trained model")
+    if training.compile:
+        faults.append(f"training.compile cannot take {what}, which runs in two parts: remove one")
+    if isinstance(model, ImportModel):
+        return [*faults, f"{what} cannot take model kind import, whose blocks are not known: remove it"]
+    most, reason = model.n_layers - 1, f"of model.n_layers {model.n_layers}"
+    if isinstance(model, ResNetBKModel) and model.halting:
+        most = min(most, model.halting.first_layer)
+        reason = f"with model.halting.first_layer {model.halting.first_layer}"
+    if isinstance(model, ResNetBKModel) and model.multiscale:
+        most = min(most, *model.multiscale.layers)
+        reason = f"with model.multiscale.layers {list(model.multiscale.layers)}"
+    if layers > most:
+        faults.append(f"{what} is too many: at most {most} {reason}")
+    return faults
