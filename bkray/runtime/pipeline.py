@@ -24,7 +24,7 @@ from bkray.corpus import list_shards
 from bkray.model import build_model
 from bkray.reporting.progress import Progress
 from bkray.reporting.trackers import check_trackers
-from bkray.runtime import cleaning, prepare, scoring
+from bkray.runtime import cleaning, leakage, prepare, scoring
 from bkray.runtime.artifacts import Artifact, write_manifest, writing
 from bkray.runtime.cluster import check_budget, cluster, inside_job, local_cpus
 from bkray.runtime.evaluation import evaluation
@@ -41,6 +41,7 @@ from bkray.training.state.start import check_scorer, check_start, check_vocabula
 
 BUILDERS: dict[str, Callable[[Work], Outcome]] = {
     "documents": prepare.documents,
+    "decontaminated": leakage.decontaminated,
     "deduplicated": cleaning.deduplicated,
     "filtered": cleaning.filtered,
     "tokenizer": prepare.tokenizer,

@@ -69,6 +69,7 @@ def summarise(plan: Plan, built: dict[str, Artifact]) -> dict[str, Any]:
             "unique_tokens": training["unique_tokens"],
         },
         **({"skill": skill} if (skill := _skill(built)) else {}),
+        **({"removed": removed} if (removed := _removed(built)) else {}),
         "steps": training["steps"],
         **({"divergences": training["divergences"]} if training.get("divergences") else {}),
         "world_size": plan.recipe.training.workers,
@@ -87,6 +88,12 @@ def spent(artifacts: Iterable[Artifact]) -> tuple[Ledger, float]:
         rest = manifest["seconds"] - sum(cost["seconds"] for cost in manifest["ledger"].values())
         ledger.charge(_KINDS.get(manifest["stage"], "preparation"), seconds=max(0.0, rest))
     return ledger, wall
+
+
+def _removed(built: dict[str, Artifact]) -> dict[str, dict[str, int]]:
+    """Documents that each cleaning stage took out, by reason."""
+    names = ("decontaminated", "deduplicated", "filtered")
+    return {name: built[name].manifest["details"]["reasons"] for name in names if name in built}
 
 
 def _skill(built: dict[str, Artifact]) -> dict[str, Any]:
