@@ -27,7 +27,7 @@ from bkray.reporting.trackers import check_trackers
 from bkray.runtime import cleaning, leakage, prepare, scoring
 from bkray.runtime.artifacts import Artifact, write_manifest, writing
 from bkray.runtime.cluster import check_budget, cluster, inside_job, local_cpus
-from bkray.runtime.evaluation import evaluation
+from bkray.runtime.evaluation import evaluation, forgetting
 from bkray.runtime.exits import find_user_error
 from bkray.runtime.plan import Plan, Stage, make_plan
 from bkray.runtime.results import versions, write_results
@@ -53,6 +53,7 @@ BUILDERS: dict[str, Callable[[Work], Outcome]] = {
     "training_set": prepare.training_set,
     "model": model,
     "held_out_scores": scoring.held_out_scores,
+    "forgetting": forgetting,
     "evaluation": evaluation,
 }
 

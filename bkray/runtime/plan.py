@@ -1,6 +1,6 @@
 """The plan of a run: its stages, what each depends on, and whether it is already there. No cluster needed.
 
-    documents ─► tokenizer ─► windows ─► scored ─► selected ─► training_set ─► model ─► evaluation
+    documents ─► tokenizer ─► windows ─► scored ─► selected ─► training_set ─► model ─► evaluation, forgetting
         └─► augmented ──────────┘ └─► proxy ─┘                                    held_out_scores ─┘
 
 Between documents and the rest go decontaminated, deduplicated and filtered (`cleaning.leakage`, `near`,
@@ -23,6 +23,7 @@ from bkray.corpus import Shard, list_shards
 from bkray.corpus.schema import DOCUMENTS, windows_schema
 from bkray.corpus.shard import HELD_OUT
 from bkray.runtime.artifacts import Artifact, key_of
+from bkray.runtime.pool import Pool, find_pool
 
 _FORMAT = 3  # part of every key: a change of what the stages write makes new artifacts
 
@@ -56,6 +57,8 @@ class Plan:
     """The exported model that training starts from; absolute, since workers have folders of their own."""
     trusted: tuple[Shard, ...] = ()
     """The shards of the sample that `cleaning.quality` trusts."""
+    pool: Pool | None = None
+    """What the start model learnt from, where the recipe names it."""
     held_out: dict[str, tuple[Shard, ...]] = field(default_factory=dict)
     """The shards with held-out text of each corpus that `cleaning.leakage` names."""
 
@@ -144,8 +147,11 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
         ("window_id", "tokens"),
         builder.stages[windows].provides,
     )
+    pool = find_pool(recipe)
+    replay = recipe.training.replay
+    replayed = {"replay": [replay.share, pool.training_set.manifest["key"]]} if replay and pool else {}
     training = [
-        _training(recipe.training) | start,
+        _training(recipe.training) | start | replayed,
         _section(recipe.curriculum),
         _section(recipe.model),
         seed,
@@ -154,10 +160,12 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
     add("model", training, ("training_set", "windows", "tokenizer"), ("tokens",))
     if chosen:
         add("held_out_scores", [*how, "test"], ("windows", "tokenizer", "proxy"), ("tokens", "split"))
+    if pool:
+        add("forgetting", [start, pool.windows.manifest["key"]], ("model",))
     add("evaluation", "test", ("windows", "model", "tokenizer"), ("tokens", "target_bytes", "split"))
     _check_columns(builder.stages)
     path = Path(recipe.training.start_from).absolute() if recipe.training.start_from else None
-    return Plan(recipe, tuple(shards), builder.stages, path, tuple(trusted), held_out)
+    return Plan(recipe, tuple(shards), builder.stages, path, tuple(trusted), pool, held_out)
 
 
 def _clean(
@@ -248,7 +256,15 @@ def _more(scorers: dict[str, dict[str, str]], recipe: Recipe) -> list[Any]:
 def _training(training: Training) -> Any:
     """What the weights depend on: not placement, and not what is off, so that new keys change no hash."""
     defaults = {key: Training.model_fields[key].default for key in PLACEMENT}
-    left_out = {"max_failures", "keep_checkpoints", "trackers", "accumulate", "profile", "start_from"}
+    left_out = {
+        "max_failures",
+        "keep_checkpoints",
+        "trackers",
+        "accumulate",
+        "profile",
+        "start_from",
+        "replay",
+    }
     if not training.changed("gradient_as_bucket_view"):
         left_out.add("gradient_as_bucket_view")
     kept = _section(training.model_copy(update=defaults), *left_out)

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from safetensors.numpy import load_file
 
 from bkray.config import load_recipe
 from bkray.corpus.windows import read_columns, reference_array, tokens_array
 from bkray.difficulty import score_windows
+from bkray.evaluation import window_nats
 from bkray.reporting import RunLog
 from bkray.reporting.progress import Progress
 from bkray.runtime.pipeline import run_pipeline
@@ -26,7 +28,8 @@ def test_a_run_starts_from_another_and_selects_tokens_by_the_proxy(small, tmp_pa
     monkeypatch.chdir(tmp_path)
     model = ["model={kind: resnet_bk, d_model: 32, n_layers: 2}"]
     first = load_recipe(small, [*PLAIN, *model, "proxy=null", "training.tokens=8000"])
-    started = run(first, tmp_path / "first").artifacts["model"].path
+    pool = run(first, tmp_path / "first")
+    started = pool.artifacts["model"].path
     second = [
         "name=second",
         "tokenizer={}",
@@ -52,3 +55,38 @@ def test_a_run_starts_from_another_and_selects_tokens_by_the_proxy(small, tmp_pa
     lines = RunLog.read(done.folder / "metrics.jsonl")
     assert (lines[0]["length"], lines[-1]["length"]) == (24, 48)
     assert max(line["activations_reused"] for line in lines) > 0
+    third = [
+        "name=third",
+        "seed=1",
+        "tokenizer={}",
+        "proxy=null",
+        "sampling=null",
+        "training.skip=null",
+        f"training.start_from={started.relative_to(tmp_path)}",
+        f"training.replay={{run: {pool.folder.relative_to(tmp_path)}, share: 0.5}}",
+        "training.tokens=8000",
+    ]
+    check_replay(run(load_recipe(small, [*PLAIN, *model, *third]), tmp_path / "third", "evaluation"), pool)
+
+
+def check_replay(done, pool):
+    """Forgetting is seen on the held-out windows of the pool, before and after, and is paid for."""
+    held_out = read_columns(pool.artifacts["windows"].parts, ["tokens", "target_bytes"], "test")
+    tokens_WN1, size = (
+        torch.from_numpy(tokens_array(held_out)).long(),
+        sum(held_out["target_bytes"].to_pylist()),
+    )
+    found = done.summary["pool"]
+    for when, model in (("before", pool), ("after", done)):
+        nats = window_nats(load_model(model.artifacts["model"].path), tokens_WN1).sum()
+        assert found[when] == pytest.approx(float(nats) / size / np.log(2), rel=1e-6)
+    assert found["before"] != found["after"]
+    windows = done.summary["steps"] * 8
+    assert found["replayed_tokens"] == windows // 2 * 48
+    unique = done.summary["ledger"]["unique_tokens"] // 48
+    trained_on = [one.artifacts["training_set"].rows for one in (done, pool)]
+    assert unique == sum(min(windows // 2, rows) for rows in trained_on)
+    charged = done.summary["ledger"]["by_kind"]["evaluation"]["tokens"]
+    assert charged == (2 * len(tokens_WN1) + done.artifacts["windows"].splits["test"]) * 48
+    bits = f"before {found['before']:.3f}, after {found['after']:.3f}"
+    assert bits in (done.folder / "report.html").read_text()
