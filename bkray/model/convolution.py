@@ -15,6 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from bkray.model.arguments import at_least_float32, check_sequence
 from bkray.model.backends import choose_backend, run_kernel
+from bkray.model.operators import operator
 
 Tensor = torch.Tensor
 
@@ -59,7 +60,7 @@ def causal_convolution(x: Tensor, taps: Tensor, *, backend: str = "auto") -> Ten
     )
 
 
-@torch.library.custom_op("bkray::causal_convolution", mutates_args=())
+@operator("bkray::causal_convolution")
 def _convolve(x: Tensor, taps: Tensor) -> Tensor:
     from bkray.model.kernels.scan import convolution_forward
 
@@ -68,7 +69,7 @@ def _convolve(x: Tensor, taps: Tensor) -> Tensor:
     return y
 
 
-@torch.library.custom_op("bkray::causal_convolution_backward", mutates_args=())
+@operator("bkray::causal_convolution_backward")
 def _convolve_backward(g: Tensor, x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
     from bkray.model.kernels.scan import convolution_backward
 

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from bkray.model.arguments import at_least_float32
 from bkray.model.layers import relu_squared
+from bkray.model.operators import operator
 
 Tensor = torch.Tensor
 
@@ -95,7 +96,7 @@ class _Permute(torch.autograd.Function):
         return g.index_select(0, inverse), None, None
 
 
-@torch.library.custom_op("bkray::expert_products", mutates_args=())
+@operator("bkray::expert_products")
 def _products(x: Tensor, matrices: Tensor, counts: Tensor) -> Tensor:
     y = x.new_empty(x.shape[0], matrices.shape[2])
     shares, tile = counts.tolist(), min(TILE, x.shape[0])
@@ -107,7 +108,7 @@ def _products(x: Tensor, matrices: Tensor, counts: Tensor) -> Tensor:
     return y
 
 
-@torch.library.custom_op("bkray::expert_products_backward", mutates_args=())
+@operator("bkray::expert_products_backward")
 def _products_backward(g: Tensor, x: Tensor, matrices: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x and matrices."""
     d_x, d_matrices = torch.empty_like(x), torch.empty_like(matrices)

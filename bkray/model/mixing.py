@@ -21,6 +21,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from bkray.model.arguments import at_least_float32
 from bkray.model.backends import choose_backend, run_kernel
+from bkray.model.operators import operator
 from bkray.model.spectral import spectral_scan
 
 Tensor = torch.Tensor
@@ -116,7 +117,7 @@ class _RationalPhase(torch.autograd.Function):
         return d_head, (d_tangent * head).flatten(0, -3).sum(0)
 
 
-@torch.library.custom_op("bkray::spectral_mixing", mutates_args=())
+@operator("bkray::spectral_mixing")
 def _spectral(
     z: Tensor, forget: Tensor, gate: Tensor, head: Tensor, tangent: Tensor, psi: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,7 +130,7 @@ def _spectral(
     return y, h_re, h_im
 
 
-@torch.library.custom_op("bkray::spectral_mixing_backward", mutates_args=())
+@operator("bkray::spectral_mixing_backward")
 def _spectral_backward(
     g: Tensor,
     z: Tensor,
@@ -158,7 +159,7 @@ def _spectral_backward(
     return d_z, d_forget, d_gate, d_head, d_tangent.sum(0), d_psi.sum(0)
 
 
-@torch.library.custom_op("bkray::real_mixing", mutates_args=())
+@operator("bkray::real_mixing")
 def _real(z: Tensor, forget: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
     """y, and h for backward."""
     from bkray.model.kernels.mixing import real_mixing_forward
@@ -168,7 +169,7 @@ def _real(z: Tensor, forget: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
     return y, h
 
 
-@torch.library.custom_op("bkray::real_mixing_backward", mutates_args=())
+@operator("bkray::real_mixing_backward")
 def _real_backward(
     g: Tensor, z: Tensor, forget: Tensor, gate: Tensor, h: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import register_flop_formula
 from bkray.config import UserError
 from bkray.model.arguments import at_least_float32, check_finite, check_range, check_sequence, spread
 from bkray.model.backends import choose_backend, run_kernel
+from bkray.model.operators import operator
 from bkray.model.recurrences import TORCH, adjoint, shifted
 
 Tensor = torch.Tensor
@@ -99,7 +100,7 @@ def _checked(a: Tensor, b: Tensor, eta: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return a.contiguous(), b, spread(eta, a.shape, "eta")
 
 
-@torch.library.custom_op("bkray::resolvent_diagonal", mutates_args=())
+@operator("bkray::resolvent_diagonal")
 def _diagonal(a: Tensor, b: Tensor, eta: Tensor, backend: str) -> Tensor:
     """L (B, N, H) complex."""
     if backend in TORCH:
@@ -116,7 +117,7 @@ def _diagonal(a: Tensor, b: Tensor, eta: Tensor, backend: str) -> Tensor:
     return left
 
 
-@torch.library.custom_op("bkray::resolvent_diagonal_backward", mutates_args=())
+@operator("bkray::resolvent_diagonal_backward")
 def _diagonal_backward(g: Tensor, b: Tensor, left: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of a, b and eta from g, the gradient of L."""
     if backend in TORCH:
@@ -136,7 +137,7 @@ def _diagonal_backward(g: Tensor, b: Tensor, left: Tensor, backend: str) -> tupl
     return d_a, d_b, d_eta
 
 
-@torch.library.custom_op("bkray::resolvent_mix", mutates_args=())
+@operator("bkray::resolvent_mix")
 def _mix(a: Tensor, b: Tensor, eta: Tensor, x: Tensor, backend: str) -> Tensor:
     """y (B, N, H, D) complex."""
     if backend in TORCH:
@@ -155,7 +156,7 @@ def _mix(a: Tensor, b: Tensor, eta: Tensor, x: Tensor, backend: str) -> Tensor:
     return y
 
 
-@torch.library.custom_op("bkray::resolvent_mix_backward", mutates_args=())
+@operator("bkray::resolvent_mix_backward")
 def _mix_backward(
     g: Tensor, a: Tensor, b: Tensor, eta: Tensor, x: Tensor, y: Tensor, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

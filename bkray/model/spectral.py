@@ -18,6 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from bkray.model.arguments import at_least_float32, check_finite, check_range, check_sequence, spread
 from bkray.model.backends import choose_backend, run_kernel
+from bkray.model.operators import operator
 from bkray.model.recurrences import TORCH, adjoint, shifted
 
 Tensor = torch.Tensor
@@ -63,7 +64,7 @@ def spectral_scan(
     return _scan(*gates, x.contiguous(), normalise, choose_backend(backend, x))
 
 
-@torch.library.custom_op("bkray::spectral_scan", mutates_args=())
+@operator("bkray::spectral_scan")
 def _scan(
     f: Tensor, cos: Tensor, sin: Tensor, x: Tensor, normalise: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -85,7 +86,7 @@ def _scan(
     return h_re, h_im
 
 
-@torch.library.custom_op("bkray::spectral_scan_backward", mutates_args=())
+@operator("bkray::spectral_scan_backward")
 def _scan_backward(
     g_re: Tensor,
     g_im: Tensor,
