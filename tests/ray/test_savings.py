@@ -12,7 +12,8 @@ from bkray.difficulty import score_windows
 from bkray.evaluation import window_nats
 from bkray.reporting import RunLog
 from bkray.reporting.progress import Progress
-from bkray.runtime.pipeline import run_pipeline
+from bkray.runtime.pipeline import plan_run, run_pipeline
+from bkray.runtime.results import _pool
 from bkray.training import load_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
@@ -57,36 +58,34 @@ def test_a_run_starts_from_another_and_selects_tokens_by_the_proxy(small, tmp_pa
     assert max(line["activations_reused"] for line in lines) > 0
     third = [
         "name=third",
-        "seed=1",
         "tokenizer={}",
         "proxy=null",
         "sampling=null",
         "training.skip=null",
+        "training.workers=1",
         f"training.start_from={started.relative_to(tmp_path)}",
         f"training.replay={{run: {pool.folder.relative_to(tmp_path)}, share: 0.5}}",
         "training.tokens=8000",
     ]
-    check_replay(run(load_recipe(small, [*PLAIN, *model, *third]), tmp_path / "third", "evaluation"), pool)
+    check_replay(load_recipe(small, [*PLAIN, *model, *third]), tmp_path / "third", pool)
 
 
-def check_replay(done, pool):
+def check_replay(recipe, out, pool):
     """Forgetting is seen on the held-out windows of the pool, before and after, and is paid for."""
-    held_out = read_columns(pool.artifacts["windows"].parts, ["tokens", "target_bytes"], "test")
-    tokens_WN1, size = (
-        torch.from_numpy(tokens_array(held_out)).long(),
-        sum(held_out["target_bytes"].to_pylist()),
+    shared = pool.folder / "artifacts"
+    done = run_pipeline(
+        recipe, out, until="forgetting", artifacts=shared, progress=Progress(Console(quiet=True))
     )
-    found = done.summary["pool"]
-    for when, model in (("before", pool), ("after", done)):
-        nats = window_nats(load_model(model.artifacts["model"].path), tokens_WN1).sum()
+    held_out = read_columns(pool.artifacts["windows"].parts, ["tokens", "target_bytes"], "test")
+    tokens_WN1 = torch.from_numpy(tokens_array(held_out)).long()
+    size = sum(held_out["target_bytes"].to_pylist())
+    forgetting = done.artifacts["forgetting"]
+    found = _pool(plan_run(recipe, out, shared), forgetting)
+    for when, one in (("before", pool), ("after", done)):
+        nats = window_nats(load_model(one.artifacts["model"].path), tokens_WN1).sum()
         assert found[when] == pytest.approx(float(nats) / size / np.log(2), rel=1e-6)
     assert found["before"] != found["after"]
-    windows = done.summary["steps"] * 8
-    assert found["replayed_tokens"] == windows // 2 * 48
-    unique = done.summary["ledger"]["unique_tokens"] // 48
-    trained_on = [one.artifacts["training_set"].rows for one in (done, pool)]
-    assert unique == sum(min(windows // 2, rows) for rows in trained_on)
-    charged = done.summary["ledger"]["by_kind"]["evaluation"]["tokens"]
-    assert charged == (2 * len(tokens_WN1) + done.artifacts["windows"].splits["test"]) * 48
-    bits = f"before {found['before']:.3f}, after {found['after']:.3f}"
-    assert bits in (done.folder / "report.html").read_text()
+    assert found["replayed_tokens"] == recipe.steps * 4 * 48
+    assert forgetting.manifest["ledger"]["evaluation"]["tokens"] == 2 * len(tokens_WN1) * 48
+    unique = done.artifacts["model"].manifest["details"]["unique_tokens"]
+    assert unique == 2 * recipe.steps * 4 * 48  # less than a pass over either
