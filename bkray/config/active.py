@@ -57,6 +57,11 @@ def load_active(path: Path, overrides: tuple[str, ...] = ()) -> tuple[ActiveLear
             f"{path}: the base recipe's {', '.join(given)} would select or order windows beside the loop: "
             "set it to null in overrides (training.token_selection, too, asks for a proxy)"
         )
+    if recipe.pool:
+        raise UserError(
+            f"{path}: the base recipe's {recipe.pool[0]} names another pool than the loop's: set it to "
+            "null in overrides"
+        )
     if recipe.steps <= active.rounds:
         raise UserError(
             f"{path}: rounds {active.rounds} need more than the {recipe.steps} steps of training.tokens "

@@ -119,11 +119,23 @@ class Quality(Section):
         return sample
 
 
+class Leakage(Section):
+    """Training documents that give away what other corpora hold out for validation and test go."""
+
+    held_out_of: Annotated[dict[str, AnyCorpus], Field(min_length=1)]
+    """Corpora by a name of your choice: sections like `corpus`, with the same shares as in their own runs."""
+    overlap: Annotated[int, Field(ge=2)] | None = 13
+    """Words in a row that a document may not share with a held-out one (arXiv 2005.14165); null: any may."""
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = ()
+    """Seeds of the runs on those corpora, which draw their splits; none: this recipe's seed."""
+
+
 class Cleaning(Section):
     exact: bool = True
     """Remove exact duplicates over all splits; the copy with the lowest id stays."""
     near: NearDuplicates | None = None
     quality: Quality | None = None
+    leakage: Leakage | None = None
     max_chars: Annotated[int, Field(ge=1)] = 1_000_000
     """A longer document goes to the rejects."""
     max_rejects: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1

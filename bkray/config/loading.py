@@ -163,6 +163,6 @@ def _kind_of(model: type[BaseModel]) -> Any:
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    if get_origin(annotation) in (Annotated, Union, types.UnionType, tuple, list):
+    if get_origin(annotation) in (Annotated, Union, types.UnionType, tuple, list, dict):
         return [m for inner in get_args(annotation) for m in _models(inner)]
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []

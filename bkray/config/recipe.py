@@ -35,6 +35,13 @@ class Samples(Section):
     temperature: Annotated[float, Field(gt=0.0)] = 0.8
 
 
+class Evaluation(Section):
+    """What is evaluated beside the test split."""
+
+    pool: str
+    """Folder of the finished run whose held-out text the start model and the trained one are compared on."""
+
+
 class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -50,6 +57,7 @@ class Recipe(Section):
     sampling: Sampling | None = None
     model: Model = ResNetBKModel(kind="resnet_bk")
     training: Training = Training()
+    evaluation: Evaluation | None = None
     samples: Samples | None = Samples()
 
     @property
@@ -87,6 +95,19 @@ class Recipe(Section):
             "difficulty.reference": self.difficulty and self.difficulty.reference,
         }
         return {setting: folder for setting, folder in named.items() if folder}
+
+    @property
+    def pool(self) -> tuple[str, str] | None:
+        """Where the pool of pretraining is named: the setting, and the folder of its run."""
+        if self.training.replay:
+            return "training.replay.run", self.training.replay.run
+        return ("evaluation.pool", self.evaluation.pool) if self.evaluation else None
+
+    @property
+    def replayed(self) -> int:
+        """Windows of the pool that the run draws."""
+        replay = self.training.replay
+        return round(self.steps * replay.share * self.batch_windows) if replay else 0
 
     @model_validator(mode="before")
     @classmethod
@@ -146,7 +167,7 @@ class Recipe(Section):
                 f"training.skip.share {skip.share} skips none of a batch of {self.batch_windows} windows: "
                 "raise it or training.batch_tokens"
             )
-        faults += self._unsuitable_hardware()
+        faults += self._unsuitable_hardware() + self._unsuitable_pool()
         faults += self._unsuitable_savings() + self._profile_beyond_the_end()
         if isinstance(self.corpus, Corpus) and self.corpus.validation + self.corpus.test > 0.5:
             faults.append("corpus.validation and corpus.test together leave less than half for training")
@@ -169,6 +190,35 @@ class Recipe(Section):
         if self.training.compile and isinstance(self.model, ResNetBKModel) and self.model.halting:
             faults.append(
                 "training.compile cannot take model.halting, whose shapes depend on the tokens: remove one"
+            )
+        return faults
+
+    def _unsuitable_pool(self) -> list[str]:
+        faults = []
+        training = self.training
+        if self.pool and not training.start_from:
+            faults.append(
+                f"{self.pool[0]} {self.pool[1]} has no effect without training.start_from: a model that "
+                "learnt nothing forgets nothing: set it or remove this"
+            )
+        if training.replay and self.evaluation:
+            faults.append(
+                "evaluation.pool has no effect beside training.replay, whose run is evaluated: remove it"
+            )
+        if training.replay and training.skip:
+            faults.append(
+                "training.skip cannot take training.replay, of whose share a window that loses little would "
+                "be skipped first: remove one"
+            )
+        if training.replay and training.token_selection and training.token_selection.needs_proxy:
+            faults.append(
+                "training.token_selection reducible cannot take training.replay, whose windows no proxy has "
+                "scored: remove one or select kind random"
+            )
+        if training.replay and self.batch_windows and not self.replayed:
+            faults.append(
+                f"training.replay.share {training.replay.share:g} is no window of {self.steps} batches of "
+                f"{self.batch_windows}: raise it"
             )
         return faults
 

@@ -41,6 +41,15 @@ class ActivationCache(Section):
     """bfloat16 halves the bytes and rounds what the trained layers read."""
 
 
+class Replay(Section):
+    """A share of every batch is drawn from what the start model learnt, so that it forgets less of it."""
+
+    run: str
+    """Folder of the finished run whose training windows are the pool."""
+    share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """Of all windows drawn, in every batch to within one."""
+
+
 class TokenSelection(Section):
     """The share of a batch's tokens that give a gradient: those with the most to learn (arXiv 2404.07965)."""
 

@@ -95,7 +95,10 @@ def changed_recipe(values: dict[str, Any], changes: dict[str, Any], name: str, o
     for key, value in changes.items():
         _set(changed, key.split("."), value, origin)
     training = {**(changed.get("training") or {}), "workers": 1, "trackers": []}
-    return parse_recipe({**changed, "name": name, "training": training}, origin)
+    recipe = parse_recipe({**changed, "name": name, "training": training}, origin)
+    if recipe.evaluation:
+        raise UserError(f"{origin}: evaluation.pool has no effect on trials: set evaluation to null")
+    return recipe
 
 
 def _set(values: dict[str, Any], keys: list[str], value: Any, origin: str) -> None:

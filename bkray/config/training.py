@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from bkray.config.divergence import OnDivergence
 from bkray.config.gradient_cache import GradientReuse
 from bkray.config.parallel import GradientCompression, PowerSGD
-from bkray.config.savings import ActivationCache, Length, TokenSelection
+from bkray.config.savings import ActivationCache, Length, Replay, TokenSelection
 from bkray.config.schedule import OneCycle, PlainSchedule, Schedule
 from bkray.config.section import Count, Section
 from bkray.config.skip import Skip
@@ -36,7 +36,7 @@ class Average(Section):
 
 class Training(Section):
     tokens: Annotated[int, Field(ge=1)] = 2_000_000
-    """Target tokens seen in all."""
+    """Target tokens seen in all, those of `replay` among them."""
     batch_tokens: Annotated[int, Field(ge=1)] = 4096
     """Target tokens of a global batch, whatever the number of workers."""
     optimizer: Literal["adamw", "muon"] = "muon"
@@ -74,6 +74,7 @@ class Training(Section):
     layer_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Layer-wise learning rates: block i of L, counted from 0 at the bottom, has lr layer_decay^(L - i)."""
     activation_cache: ActivationCache | None = None
+    replay: Replay | None = None
     token_selection: TokenSelection | None = None
     skip: Skip | None = None
     gradient_cache: GradientReuse | None = None

@@ -45,6 +45,25 @@ class MappedWindows:
         return tokens
 
 
+class JoinedWindows:
+    """The windows of two sources as one: the positions of `second` follow those of `first`."""
+
+    def __init__(self, first: MappedWindows, second: MappedWindows) -> None:
+        self._first, self._second = first, second
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)
+
+    def __getitem__(self, positions: np.ndarray) -> np.ndarray:
+        """Windows (B, N + 1) int32 at `positions` (B,), a copy; IndexError where there is none."""
+        positions = np.asarray(positions)
+        later = positions >= len(self._first)
+        read = self._first[positions[~later]], self._second[positions[later] - len(self._first)]
+        tokens = np.empty((len(positions), read[0].shape[1]), dtype=np.int32)
+        tokens[~later], tokens[later] = read
+        return tokens
+
+
 def map_windows(parts: Sequence[Path]) -> MappedWindows:
     """The windows of `parts` in order, through a file beside them that the first caller writes.
 

@@ -64,10 +64,10 @@ def deduplicated(work: Work) -> Outcome:
     keys = map_tables(read_parts(work.source.parts), _Keys(near)).materialize()
     groups, linked_count = _group.options(num_returns=2).remote(*blocks_of(keys))
     if not ray.get(linked_count):
-        return _without(work, None, {})
+        return without(work, None, {})
     members = map_tables(read_parts(work.source.parts), _Members(groups))
     removed = members.groupby("bucket").map_groups(partial(_twins, near), batch_format="pyarrow", num_cpus=1)
-    return _without(work, removed, {"linked": ray.get(linked_count)})
+    return without(work, removed, {"linked": ray.get(linked_count)})
 
 
 class _Keys:
@@ -141,7 +141,7 @@ def filtered(work: Work) -> Outcome:
     fit = _fit.options(num_returns=2)
     quality, details = fit.remote(work.recipe, work.plan.trusted, *blocks_of(pool))
     removed = map_tables(documents, _Unlike(quality))
-    return _without(work, removed, ray.get(details))
+    return without(work, removed, ray.get(details))
 
 
 def _count_unigrams(documents: pa.Table) -> pa.Table:
@@ -212,7 +212,7 @@ def _removed(
     return pa.table([*columns, pa.nulls(rows, pa.int64()) if twins is None else twins], schema=REMOVED)
 
 
-def _without(work: Work, removed: Dataset | None, details: dict) -> Outcome:
+def without(work: Work, removed: Dataset | None, details: dict) -> Outcome:
     """Write the documents but those in `removed`, and these to removed.parquet."""
     blocks = blocks_of(removed.materialize()) if removed else []
     path = work.directory / "removed.parquet"
@@ -228,6 +228,7 @@ def _without(work: Work, removed: Dataset | None, details: dict) -> Outcome:
 
 
 _MENDS = {
+    "decontaminated": "take corpora out of cleaning.leakage.held_out_of, or bring more text",
     "deduplicated": "raise cleaning.near.threshold",
     "filtered": "lower cleaning.quality.lose, or bring a sample that is like the corpus",
 }

@@ -119,8 +119,8 @@ def check_budget(recipe: Recipe, cpus: int, out: Path, corpus_bytes: int) -> Non
 def disk_bytes(recipe: Recipe, corpus_bytes: int) -> int:
     """An upper estimate of what a run writes: text and tokens (4 bytes each) once a stage and once for the
     training windows as they are read; checkpoints."""
-    copies = 1 + len(recipe.augmentation)
-    stages = 3 + bool(recipe.cleaning.near) + bool(recipe.cleaning.quality)
+    copies, cleaning = 1 + len(recipe.augmentation), recipe.cleaning
+    stages = 3 + sum(map(bool, (cleaning.near, cleaning.quality, cleaning.leakage)))
     stages += bool(recipe.difficulty or recipe.selection) + bool(recipe.selection)
     return int(corpus_bytes * copies * (1.5 + stages)) + (64 << 20) * (recipe.training.keep_checkpoints + 3)
 

@@ -55,6 +55,25 @@ def evaluation(work: Work) -> Outcome:
     return Outcome(rows, summary, ledger=ledger, details=details)
 
 
+def forgetting(work: Work) -> Outcome:
+    """Held-out bits per byte on the pool, before training and after it."""
+    pool, start, window = work.plan.pool, work.plan.start, work.recipe.window
+    assert pool
+    assert start
+    ledger, found = Ledger(), {}
+    for when, exported in (("before", start), ("after", work.inputs["model"].path)):
+        directory = work.directory / when
+        directory.mkdir()
+        found[when] = held_out_windows(pool.windows, exported, directory, "test", window, work.cpus)
+        rows = found[when].windows
+        flops = rows * forward_flops(load_model(exported), window)
+        ledger.charge("evaluation", flops=flops, tokens=rows * window)
+    before, after = (found[when].bits_per_byte for when in ("before", "after"))
+    summary = f"held-out text of the pool: before {before:.4f}, after {after:.4f} bits per byte"
+    details = {when: held_out.as_dict("test") for when, held_out in found.items()}
+    return Outcome(rows, summary, ledger=ledger, details=details)
+
+
 def held_out_windows(
     windows: Artifact, exported: Path, directory: Path, split: str, window: int, cpus: int
 ) -> HeldOut:

@@ -21,6 +21,7 @@ _RESOURCES = {
     "scored": "{cpus} actors x {task:g} CPU",
     "held_out_scores": "1 task x 1 CPU",
     "evaluation": "{cpus} actors x {task:g} CPU, 1 task x {task:g} CPU",
+    "forgetting": "{cpus} actors x {task:g} CPU",
     "model": "{workers} workers x 1 CPU",
 }
 

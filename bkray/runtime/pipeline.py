@@ -24,10 +24,10 @@ from bkray.corpus import list_shards
 from bkray.model import build_model
 from bkray.reporting.progress import Progress
 from bkray.reporting.trackers import check_trackers
-from bkray.runtime import cleaning, prepare, scoring
+from bkray.runtime import cleaning, leakage, prepare, scoring
 from bkray.runtime.artifacts import Artifact, write_manifest, writing
 from bkray.runtime.cluster import check_budget, cluster, inside_job, local_cpus
-from bkray.runtime.evaluation import evaluation
+from bkray.runtime.evaluation import evaluation, forgetting
 from bkray.runtime.exits import find_user_error
 from bkray.runtime.plan import Plan, Stage, make_plan
 from bkray.runtime.results import versions, write_results
@@ -41,6 +41,7 @@ from bkray.training.state.start import check_scorer, check_start, check_vocabula
 
 BUILDERS: dict[str, Callable[[Work], Outcome]] = {
     "documents": prepare.documents,
+    "decontaminated": leakage.decontaminated,
     "deduplicated": cleaning.deduplicated,
     "filtered": cleaning.filtered,
     "tokenizer": prepare.tokenizer,
@@ -52,6 +53,7 @@ BUILDERS: dict[str, Callable[[Work], Outcome]] = {
     "training_set": prepare.training_set,
     "model": model,
     "held_out_scores": scoring.held_out_scores,
+    "forgetting": forgetting,
     "evaluation": evaluation,
 }
 

@@ -1,9 +1,10 @@
 """The plan of a run: its stages, what each depends on, and whether it is already there. No cluster needed.
 
-    documents ─► tokenizer ─► windows ─► scored ─► selected ─► training_set ─► model ─► evaluation
+    documents ─► tokenizer ─► windows ─► scored ─► selected ─► training_set ─► model ─► evaluation, forgetting
         └─► augmented ──────────┘ └─► proxy ─┘                                    held_out_scores ─┘
 
-Between documents and the rest go deduplicated and filtered (`cleaning.near`, `cleaning.quality`).
+Between documents and the rest go decontaminated, deduplicated and filtered (`cleaning.leakage`, `near`,
+`quality`).
 Stages that a recipe does not ask for are not in its plan.
 """
 
@@ -16,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from bkray.config import Recipe, UserError
-from bkray.config.corpus import AnyCorpus
+from bkray.config.corpus import AnyCorpus, Leakage
 from bkray.config.training import PLACEMENT, Training
 from bkray.corpus import Shard, list_shards
 from bkray.corpus.schema import DOCUMENTS, windows_schema
+from bkray.corpus.shard import HELD_OUT
 from bkray.runtime.artifacts import Artifact, key_of
+from bkray.runtime.pool import Pool, find_pool
 
 _FORMAT = 3  # part of every key: a change of what the stages write makes new artifacts
 
@@ -54,6 +57,10 @@ class Plan:
     """The exported model that training starts from; absolute, since workers have folders of their own."""
     trusted: tuple[Shard, ...] = ()
     """The shards of the sample that `cleaning.quality` trusts."""
+    pool: Pool | None = None
+    """What the start model learnt from, where the recipe names it."""
+    held_out: dict[str, tuple[Shard, ...]] = field(default_factory=dict)
+    """The shards with held-out text of each corpus that `cleaning.leakage` names."""
 
     @property
     def corpus_bytes(self) -> int:
@@ -87,22 +94,21 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
     builder = _Builder(artifacts or run / "artifacts", run)
     add = builder.add
     seed = recipe.seed
-    documents, windows = "documents", "windows"
+    windows = "windows"
     cleaning = recipe.cleaning
     add(
         "documents",
-        [_section(recipe.corpus, "path"), _section(cleaning, "near", "quality"), seed, _prints(shards)],
+        [
+            _section(recipe.corpus, "path"),
+            _section(cleaning, "near", "quality", "leakage"),
+            seed,
+            _prints(shards),
+        ],
         provides=_DOCUMENT,
     )
-    if cleaning.near:
-        add("deduplicated", _section(cleaning.near), (documents,), _DOCUMENT, _DOCUMENT)
-        documents = "deduplicated"
-    trusted: list[Shard] = []
-    if cleaning.quality:
-        trusted = list_sample(cleaning.quality.sample)
-        sample = [_section(cleaning.quality.sample, "path"), cleaning.max_chars, _prints(trusted)]
-        add("filtered", [cleaning.quality.lose, *sample], (documents,), _DOCUMENT, _DOCUMENT)
-        documents = "filtered"
+    held_out = list_held_out(cleaning.leakage) if cleaning.leakage else {}
+    trusted = list_sample(cleaning.quality.sample) if cleaning.quality else []
+    documents = _clean(builder, recipe, held_out, trusted)
     given = {setting: digests(setting, folder) for setting, folder in recipe.given_models.items()}
     start = given.get("training.start_from", {})
     taken = next(iter(given.values()), None)
@@ -141,8 +147,11 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
         ("window_id", "tokens"),
         builder.stages[windows].provides,
     )
+    pool = find_pool(recipe)
+    replay = recipe.training.replay
+    replayed = {"replay": [replay.share, pool.training_set.manifest["key"]]} if replay and pool else {}
     training = [
-        _training(recipe.training) | start,
+        _training(recipe.training) | start | replayed,
         _section(recipe.curriculum),
         _section(recipe.model),
         seed,
@@ -151,10 +160,36 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
     add("model", training, ("training_set", "windows", "tokenizer"), ("tokens",))
     if chosen:
         add("held_out_scores", [*how, "test"], ("windows", "tokenizer", "proxy"), ("tokens", "split"))
+    if pool:
+        add("forgetting", [start, pool.windows.manifest["key"]], ("model",))
     add("evaluation", "test", ("windows", "model", "tokenizer"), ("tokens", "target_bytes", "split"))
     _check_columns(builder.stages)
     path = Path(recipe.training.start_from).absolute() if recipe.training.start_from else None
-    return Plan(recipe, tuple(shards), builder.stages, path, tuple(trusted))
+    return Plan(recipe, tuple(shards), builder.stages, path, tuple(trusted), pool, held_out)
+
+
+def _clean(
+    builder: _Builder, recipe: Recipe, held_out: dict[str, tuple[Shard, ...]], trusted: list[Shard]
+) -> str:
+    """Add the stages that take documents out; returns the name of the last one."""
+    cleaning, documents = recipe.cleaning, "documents"
+    asked: dict[str, Any] = {}
+    if leakage := cleaning.leakage:
+        corpora = {
+            name: [_section(corpus, "path"), _prints(held_out[name])]
+            for name, corpus in leakage.held_out_of.items()
+        }
+        seeds = leakage.seeds or (recipe.seed,)
+        asked["decontaminated"] = [corpora, leakage.overlap, seeds, _section(cleaning.near)]
+    if cleaning.near:
+        asked["deduplicated"] = _section(cleaning.near)
+    if quality := cleaning.quality:
+        sample = [_section(quality.sample, "path"), cleaning.max_chars, _prints(trusted)]
+        asked["filtered"] = [quality.lose, *sample]
+    for name, config in asked.items():
+        builder.add(name, config, (documents,), _DOCUMENT, _DOCUMENT)
+        documents = name
+    return documents
 
 
 def list_sample(sample: AnyCorpus) -> list[Shard]:
@@ -163,6 +198,23 @@ def list_sample(sample: AnyCorpus) -> list[Shard]:
         return list_shards(sample)
     except UserError as error:
         raise UserError(f"cleaning.quality.sample: {error}") from error
+
+
+def list_held_out(leakage: Leakage) -> dict[str, tuple[Shard, ...]]:
+    """The shards of each named corpus that hold text out; raises UserError as `list_shards` does."""
+    found = {}
+    for name, corpus in leakage.held_out_of.items():
+        try:
+            shards = list_shards(corpus)
+        except UserError as error:
+            raise UserError(f"cleaning.leakage.held_out_of.{name}: {error}") from error
+        found[name] = tuple(shard for shard in shards if shard.carve or shard.split in HELD_OUT)
+    if leakage.seeds and not any(shard.carve for shards in found.values() for shard in shards):
+        raise UserError(
+            f"cleaning.leakage.seeds {list(leakage.seeds)} has no effect: the corpora of held_out_of bring "
+            "their own splits: remove it"
+        )
+    return found
 
 
 def _prints(shards: Sequence[Shard]) -> list[list[str | None]]:
@@ -204,7 +256,15 @@ def _more(scorers: dict[str, dict[str, str]], recipe: Recipe) -> list[Any]:
 def _training(training: Training) -> Any:
     """What the weights depend on: not placement, and not what is off, so that new keys change no hash."""
     defaults = {key: Training.model_fields[key].default for key in PLACEMENT}
-    left_out = {"max_failures", "keep_checkpoints", "trackers", "accumulate", "profile", "start_from"}
+    left_out = {
+        "max_failures",
+        "keep_checkpoints",
+        "trackers",
+        "accumulate",
+        "profile",
+        "start_from",
+        "replay",
+    }
     if not training.changed("gradient_as_bucket_view"):
         left_out.add("gradient_as_bucket_view")
     kept = _section(training.model_copy(update=defaults), *left_out)

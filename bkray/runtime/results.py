@@ -34,6 +34,7 @@ _KINDS = {
     "scored": "scoring",
     "held_out_scores": "skill",
     "evaluation": "evaluation",
+    "forgetting": "evaluation",
     "model": "training_overhead",
 }
 """What a stage's seconds are charged to, beyond those that its own ledger holds; the rest is preparation."""
@@ -69,6 +70,8 @@ def summarise(plan: Plan, built: dict[str, Artifact]) -> dict[str, Any]:
             "unique_tokens": training["unique_tokens"],
         },
         **({"skill": skill} if (skill := _skill(built)) else {}),
+        **({"pool": _pool(plan, built["forgetting"])} if "forgetting" in built else {}),
+        **({"removed": removed} if (removed := _removed(built)) else {}),
         "steps": training["steps"],
         **({"divergences": training["divergences"]} if training.get("divergences") else {}),
         "world_size": plan.recipe.training.workers,
@@ -87,6 +90,21 @@ def spent(artifacts: Iterable[Artifact]) -> tuple[Ledger, float]:
         rest = manifest["seconds"] - sum(cost["seconds"] for cost in manifest["ledger"].values())
         ledger.charge(_KINDS.get(manifest["stage"], "preparation"), seconds=max(0.0, rest))
     return ledger, wall
+
+
+def _pool(plan: Plan, forgetting: Artifact) -> dict[str, Any]:
+    """Held-out bits per byte on the pool before and after, and how much of the pool was trained on again."""
+    details, recipe = forgetting.manifest["details"], plan.recipe
+    bits = {when: details[when]["bits_per_byte"] for when in ("before", "after")}
+    named = recipe.pool
+    assert named
+    return {"run": named[1], "split": "test", **bits, "replayed_tokens": recipe.replayed * recipe.window}
+
+
+def _removed(built: dict[str, Artifact]) -> dict[str, dict[str, int]]:
+    """Documents that each cleaning stage took out, by reason."""
+    names = ("decontaminated", "deduplicated", "filtered")
+    return {name: built[name].manifest["details"]["reasons"] for name in names if name in built}
 
 
 def _skill(built: dict[str, Artifact]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,16 +26,24 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from bkray.config import Recipe, UserError
 from bkray.corpus import load_tokenizer
-from bkray.corpus.mapped import map_windows
+from bkray.corpus.mapped import JoinedWindows, map_windows
 from bkray.corpus.windows import first_rows, read_columns, reference_array, tokens_array
-from bkray.curriculum import CurriculumSampler, DifficultyAdjuster, GrowingSampler, WeightedSampler
+from bkray.curriculum import (
+    CurriculumSampler,
+    DifficultyAdjuster,
+    GrowingSampler,
+    ReplaySampler,
+)
 from bkray.model import build_model
 from bkray.reporting.files import write_atomically
 from bkray.reporting.progress import Line
 from bkray.reporting.trackers import TrackedLog, tracked_log
 from bkray.runtime.beside import run_beside
+from bkray.runtime.drawing import build_sampler, order_columns
+from bkray.runtime.plan import Plan
 from bkray.runtime.work import Outcome, Work
 from bkray.training import Checkpointer, Ledger, Reporter, WindowData, export_model, train
+from bkray.training.batches import Windows
 from bkray.training.state.start import load_start
 
 _HEALTH_CHECK_S = "1"  # Ray's 2 s are spent once more at the end; each check takes the workers 1 to 2 ms
@@ -64,6 +72,8 @@ class Job:
     export: Path
     start: Path | None = None
     """The exported model to start from."""
+    pool_parts: tuple[Path, ...] = ()
+    """The windows that `training.replay` draws its share from."""
     round: Round | None = None
     """Where windows join in rounds; None: all of them are there from the start."""
 
@@ -96,7 +106,13 @@ def job_of(work: Work) -> Job:
         run=work.stage.path.parent,
         export=work.directory / "exported",
         start=work.plan.start,
+        pool_parts=pool_parts(work.plan),
     )
+
+
+def pool_parts(plan: Plan) -> tuple[Path, ...]:
+    """The pool's training windows, where the recipe replays some."""
+    return tuple(plan.pool.training_set.parts) if plan.pool and plan.recipe.training.replay else ()
 
 
 def model(work: Work) -> Outcome:
@@ -168,7 +184,7 @@ def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter |
     if job.start:
         load_start(network, job.start, recipe.model, job.tokenizer)
     network = network.to(device)
-    windows = map_windows(job.training_parts)
+    windows, sampler = _windows_and_sampler(job)
     validation = first_rows(job.window_parts, ["tokens"], "validation", recipe.training.eval_windows)
     reference, chosen = None, recipe.training.token_selection
     if chosen and chosen.needs_proxy:
@@ -179,7 +195,7 @@ def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter |
         result = train(
             network,
             data,
-            _sampler(job, len(data.train)),
+            sampler,
             recipe,
             reporter=log,
             ledger=ledger,
@@ -191,6 +207,17 @@ def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter |
     if rank == 0:
         details = {**asdict(result), "ledger": ledger.table()}
         export_model(job.export, network, recipe, job.tokenizer, vocab_size, {"training": details})
+
+
+def _windows_and_sampler(job: Job) -> tuple[Windows, CurriculumSampler]:
+    """The training windows and what draws from them; where some are replayed, the pool's follow."""
+    windows, replay = map_windows(job.training_parts), job.recipe.training.replay
+    sampler = _sampler(job, len(windows))
+    if not replay:
+        return windows, sampler
+    pool = map_windows(job.pool_parts)
+    joined = JoinedWindows(windows, pool)
+    return joined, ReplaySampler(sampler, len(windows), len(pool), replay.share)
 
 
 def _sampler(job: Job, windows: int) -> CurriculumSampler:
@@ -207,30 +234,6 @@ def open_log(job: Job) -> TrackedLog:
     recipe = job.recipe
     values = recipe.model_dump(mode="json")
     return tracked_log(job.metrics, recipe.training.trackers, recipe.name, job.key, values, job.notes)
-
-
-def order_columns(recipe: Recipe) -> list[str]:
-    """The columns of the training set that `build_sampler` asks for."""
-    asked = {"difficulty": recipe.difficulty, "weight": recipe.sampling}
-    return [name for name, section in asked.items() if section]
-
-
-def build_sampler(recipe: Recipe, windows: int, scores: Mapping[str, np.ndarray]) -> CurriculumSampler:
-    """The sampler of the recipe's curriculum and weights, or plain shuffling where there are none.
-
-    `scores` holds the `order_columns`, (windows,) each.
-    """
-    options: dict[str, Any] = {"start": 1.0, "seed": recipe.seed}
-    if recipe.curriculum:
-        options |= {"pacing": recipe.curriculum.pacing, "start": recipe.curriculum.start}
-    difficulty = scores.get("difficulty", np.zeros(windows))
-    if not recipe.sampling:
-        return CurriculumSampler(difficulty, recipe.batch_windows, recipe.steps, **options)
-    options |= {
-        "pass_share": recipe.sampling.share,
-        "strengths": (recipe.sampling.start, recipe.sampling.end),
-    }
-    return WeightedSampler(scores["weight"], difficulty, recipe.batch_windows, recipe.steps, **options)
 
 
 def build_adjuster(recipe: Recipe) -> DifficultyAdjuster | None:

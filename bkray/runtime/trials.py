@@ -11,7 +11,7 @@ from bkray.reporting.progress import Progress
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.pipeline import build_stage
 from bkray.runtime.plan import Plan
-from bkray.runtime.training import Job
+from bkray.runtime.training import Job, pool_parts
 
 
 def prepare_data(plan: Plan, cpus: int, progress: Progress) -> dict[str, Artifact]:
@@ -43,6 +43,7 @@ def trial_job(plan: Plan, recipe: Recipe) -> Job:
         run=run,
         export=run / "model",
         start=plan.start,
+        pool_parts=pool_parts(plan),
     )
 
 

@@ -29,9 +29,10 @@ from bkray.corpus.windows import read_columns, tokens_array
 from bkray.model import build_model
 from bkray.reporting.progress import Progress
 from bkray.runtime.cluster import cluster
+from bkray.runtime.drawing import build_sampler
 from bkray.runtime.pipeline import plan_run, run_pipeline
 from bkray.runtime.plan import Plan
-from bkray.runtime.training import Job, build_sampler, job_of, model
+from bkray.runtime.training import Job, job_of, model
 from bkray.runtime.work import Work
 from bkray.training import build_optimizer, build_schedule
 

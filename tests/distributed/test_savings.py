@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from bkray.config import parse_recipe
-from bkray.curriculum import CurriculumSampler
+from bkray.curriculum import CurriculumSampler, ReplaySampler
 from bkray.model import build_model
 from bkray.training import Ledger, WindowData, train
 
@@ -15,6 +15,7 @@ pytestmark = pytest.mark.distributed
 ARMS = {
     "reducible": {"length": {"start": 4}, "token_selection": {"keep": 0.3}},
     "random": {"token_selection": {"kind": "random", "keep": 0.3}},
+    "replayed": {"start_from": "unread", "replay": {"run": "unread", "share": 0.3}},
     "frozen": {"start_from": "unread", "freeze": 1, "activation_cache": {}},
     **{
         f"layer_decay, {kind}": {"start_from": "unread", "layer_decay": 0.5, "parallel": kind}
@@ -49,6 +50,9 @@ def work(rank, world_size, folder):
         torch.manual_seed(0)
         model, ledger = build_model(settings.model, 30), Ledger()
         sampler = CurriculumSampler(np.zeros(48), 8, settings.steps, start=1.0, seed=0)
+        if settings.training.replay:  # of the same windows, the last 16 are the pool
+            target = CurriculumSampler(np.zeros(32), 8, settings.steps, start=1.0, seed=0)
+            sampler = ReplaySampler(target, 32, 16, settings.training.replay.share)
         train(model, WindowData(tokens, tokens[:4], reference), sampler, settings, ledger=ledger)
         results[name] = {"model": model.state_dict(), "flops": ledger.table()["training"]["flops"]}
     if rank == 0:

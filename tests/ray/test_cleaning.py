@@ -1,4 +1,4 @@
-"""Near-duplicates and the quality filter as stages: over blocks and splits, whatever the blocks."""
+"""Leakage, near-duplicates and the quality filter as stages: over blocks and splits, whatever the blocks."""
 
 import json
 
@@ -9,7 +9,7 @@ from rich.console import Console
 
 from bkray.config import parse_recipe
 from bkray.reporting.progress import Progress
-from bkray.runtime import cleaning, stages
+from bkray.runtime import cleaning, leakage, stages
 from bkray.runtime.exits import find_user_error
 from bkray.runtime.pipeline import run_pipeline
 
@@ -43,17 +43,37 @@ def corpus(tmp_path_factory):
     copies = [changed(text, rng) for text in originals]
     shuffled = [" ".join(rng.permutation(prose(rng).split())) for _ in range(40)]
     held_out["test"].append(changed(held_out["test"][30], rng))  # held-out text is left as it is
-    for name, texts in {"train": train + copies + shuffled, **held_out}.items():
+    target = [prose(rng) for _ in range(30)]
+    planted = [
+        target[0],
+        changed(target[1], rng),
+        f"{prose(rng)} {' '.join(target[2].split()[5:25])} {prose(rng)}",
+    ]
+    (folder / "target").mkdir()
+    for name, texts in {"train": ["of its own"], "validation": target[:20], "test": target[20:]}.items():
+        (folder / "target" / f"{name}.txt").write_text("\n".join(texts))
+    for name, texts in {"train": train + copies + shuffled + planted, **held_out}.items():
         lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
         (folder / f"{name}.jsonl").write_text(lines)
     (folder / "trusted").mkdir()
     (folder / "trusted" / "sample.txt").write_text("\n".join(prose(rng) for _ in range(400)))
-    return {"folder": folder, "clean": train[30:], "copies": copies, "shuffled": shuffled}
+    return {
+        "folder": folder,
+        "clean": train[30:],
+        "copies": copies,
+        "shuffled": shuffled,
+        "planted": planted,
+    }
 
 
 def recipe(corpus, **parts):
     trusted = {"kind": "text", "path": str(corpus["folder"] / "trusted"), "document": "line"}
-    cleaning = {"near": {}, "quality": {"sample": trusted}} | parts
+    target = {"kind": "text", "path": str(corpus["folder"] / "target"), "document": "line"}
+    cleaning = {
+        "near": {},
+        "quality": {"sample": trusted},
+        "leakage": {"held_out_of": {"target": target}},
+    } | parts
     paths = [str(corpus["folder"] / f"{name}.jsonl") for name in ("train", "validation", "test")]
     return parse_recipe({"name": "t", "corpus": {"kind": "jsonl", "path": paths}, "cleaning": cleaning})
 
@@ -73,7 +93,7 @@ def rows(artifact):
 
 def test_a_training_document_with_a_kept_twin_goes_whatever_the_split(corpus, usual):
     found = usual.artifacts["deduplicated"]
-    before, kept = rows(usual.artifacts["documents"]), rows(found)
+    before, kept = rows(usual.artifacts["decontaminated"]), rows(found)
     removed = pq.read_table(found.path / "removed.parquet").to_pylist()
     assert [row["doc_id"] for row in removed] == sorted(before.keys() - kept.keys())
     assert found.manifest["removed"] == len(removed) == 40
@@ -88,6 +108,21 @@ def test_a_training_document_with_a_kept_twin_goes_whatever_the_split(corpus, us
         assert sum(a == b for a, b in words) == 39
     texts = {row["text"] for row in kept.values()}
     assert not texts & set(corpus["copies"][30:]), "copies of held-out documents are trained on"
+
+
+def test_what_another_corpus_holds_out_goes_first(corpus, usual):
+    """Planted in the training file: a copy, a near copy and a quotation of its test documents."""
+    found, documents = usual.artifacts["decontaminated"], rows(usual.artifacts["documents"])
+    removed = pq.read_table(found.path / "removed.parquet").to_pylist()
+    by_text = {documents[row["doc_id"]]["text"]: row["reason"] for row in removed}
+    kinds = ("equal", "near duplicate", "overlap")
+    reasons = [f"{kind}, held out of target" for kind in kinds]
+    assert by_text == dict(zip(corpus["planted"], reasons, strict=True))
+    manifest = found.manifest
+    assert manifest["details"]["reasons"] == dict.fromkeys(reasons, 1)
+    assert manifest["details"]["held_out"] == {"target": 30}
+    assert "1 removed (overlap, held out of target)" in manifest["summary"]
+    assert rows(found).keys() == documents.keys() - {row["doc_id"] for row in removed}
 
 
 def test_words_in_no_order_go_and_held_out_text_stays(corpus, usual):
@@ -113,15 +148,16 @@ def test_windows_are_packed_from_what_is_left(usual):
     assert packed.splits["train"] > 20
 
 
-def test_both_are_the_same_bytes_for_other_blocks(corpus, usual, tmp_path, monkeypatch):
+def test_all_are_the_same_bytes_for_other_blocks(corpus, usual, tmp_path, monkeypatch):
     def in_nine_blocks(parts, split=None):
         dataset = stages.read_parts(parts).repartition(9)
         return dataset if split is None else stages.map_tables(dataset, stages._OfSplit(split), 0.5)
 
     monkeypatch.setattr(cleaning, "_BUCKETS", 3)
-    monkeypatch.setattr(cleaning, "read_parts", in_nine_blocks)
+    for module in (cleaning, leakage):
+        monkeypatch.setattr(module, "read_parts", in_nine_blocks)
     other = prepared(recipe(corpus), tmp_path)
-    for name in ("deduplicated", "filtered"):
+    for name in ("decontaminated", "deduplicated", "filtered"):
         folders = [run.artifacts[name].path for run in (usual, other)]
         contents = [{path.name: path.read_bytes() for path in folder.glob("*.parquet")} for folder in folders]
         assert contents[0] == contents[1]
@@ -131,9 +167,9 @@ def test_both_are_the_same_bytes_for_other_blocks(corpus, usual, tmp_path, monke
 def test_a_sample_that_is_like_nothing_in_the_corpus(corpus, usual, tmp_path):
     (tmp_path / "sample.txt").write_text("\n".join(f"{n} times {n * n} and so on" for n in range(100)))
     trusted = {"kind": "text", "path": str(tmp_path / "sample.txt"), "document": "line"}
-    wanted = recipe(corpus, near=None, quality={"sample": trusted})
+    wanted = recipe(corpus, near=None, leakage=None, quality={"sample": trusted})
     with pytest.raises(Exception, match="cleaning") as caught:
         prepared(wanted, tmp_path / "out", artifacts=usual.folder / "artifacts")
     error = str(find_user_error(caught.value))
-    assert "filtered: no training document is left, 380 removed" in error
+    assert "filtered: no training document is left, 383 removed" in error
     assert "bring a sample that is like the corpus" in error

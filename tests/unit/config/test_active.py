@@ -61,6 +61,10 @@ def test_overrides_find_the_loop_or_its_base_recipe(load):
             {"overrides": ["curriculum=null", "training.token_selection={}"]},
             "base recipe's proxy would select or order windows",
         ),
+        (
+            {"overrides": ["curriculum=null", "training.start_from=m", "evaluation.pool=r"]},
+            r"base recipe's evaluation\.pool names another pool than the loop's",
+        ),
         ({"overrides": ["curriculum=null", "training.tokens=3000"]}, "rounds 3 need more than the 3 steps"),
         ({"selection": {"kind": "entropi"}}, "entropy"),
         ({"round": 3}, "rounds"),

@@ -245,3 +245,24 @@ def test_what_is_written_with_every_default_is_read_again(tmp_path, values):
     recipe = parse_recipe({"name": "t", "corpus": {"kind": "docstrings"}, **values})
     (tmp_path / "resolved.yaml").write_text(dump_yaml(recipe))
     assert load_recipe(tmp_path / "resolved.yaml") == recipe
+
+
+def test_a_section_under_a_name_of_the_users_choice_is_checked_like_any_other():
+    corpora = {"mine": {"kind": "text", "path": "a", "pth": "b"}, "other": {"kind": "txt"}}
+    values = {
+        "name": "t",
+        "corpus": {"kind": "docstrings"},
+        "cleaning": {"leakage": {"held_out_of": corpora}},
+    }
+    with pytest.raises(UserError) as caught:
+        parse_recipe(values)
+    assert "held_out_of.mine.pth: unknown key; did you mean path?" in str(caught.value)
+    assert "held_out_of.other.kind: 'txt' is unknown; did you mean text?" in str(caught.value)
+
+
+def test_a_trial_looks_at_no_pool():
+    sweep = Sweep(name="s", recipe="r.yaml", space={"seed": Choice(kind="choice", values=(0, 1))}, trials=2)
+    values = {"name": "t", "corpus": {"kind": "docstrings"}, "training": {"start_from": "m"}}
+    trial_recipe(sweep, values, {}, "trial")
+    with pytest.raises(UserError, match=r"evaluation\.pool has no effect on trials: set evaluation to null"):
+        trial_recipe(sweep, {**values, "evaluation": {"pool": "r"}}, {}, "trial")

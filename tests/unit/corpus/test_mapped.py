@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bkray.corpus import mapped
-from bkray.corpus.mapped import map_windows
+from bkray.corpus.mapped import JoinedWindows, map_windows
 from bkray.corpus.windows import first_rows, read_columns, tokens_array
 
 
@@ -88,3 +88,18 @@ def test_the_first_rows_of_a_split_are_those_of_the_whole(tmp_path):
     whole = tokens_array(read_columns(parts, ["tokens"], "validation"))
     for count in (1, 9, 1000):
         assert np.array_equal(tokens_array(first_rows(parts, ["tokens"], "validation", count)), whole[:count])
+
+
+def test_two_sources_are_read_as_one(tmp_path):
+    read = []
+    for name, sizes in (("one", [5, 3]), ("two", [6])):
+        (tmp_path / name).mkdir()
+        read.append(map_windows(write_parts(tmp_path / name, sizes)[0]))
+    joined, both = JoinedWindows(*read), np.concatenate([one[np.arange(len(one))] for one in read])
+    assert len(joined) == 14
+    for listed in ([13, 0, 7, 8, 8], [2, 1], [9], []):
+        positions = np.array(listed, dtype=np.int64)
+        np.testing.assert_array_equal(joined[positions], both[positions])
+    for position in (14, -1):
+        with pytest.raises(IndexError):
+            joined[np.array([position])]

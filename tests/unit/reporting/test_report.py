@@ -47,6 +47,8 @@ SUMMARY = {
     "seed": 7,
     "divergences": [{"step": 1234, "what": f"loss {HOSTILE}", "done": "the step was left out"}],
     "skill": {"split": "test", "windows": 1024, "rank_correlation": {"compression": 0.456, "random": None}},
+    "pool": {"run": "runs/pool", "split": "test", "before": 2.1, "after": 2.31, "replayed_tokens": 1_000_064},
+    "removed": {"decontaminated": {f"equal, held out of {HOSTILE}": 12}, "filtered": {}},
     "versions": {"bkray": "0.1.0"},
 }
 BARE = RunReport("bare", {key: SUMMARY[key] for key in ("held_out", "ledger")}, "name: bare\n")
@@ -327,6 +329,10 @@ def test_tables(html):
     assert page.row("swap") == ["swap", "900", "900", "12", ""]
     assert page.row(HOSTILE.split(maxsplit=1)[0])[1:] == ["900", "857", "0", "41 near copy, 2 wreck"]
     assert "Model FLOPs utilisation, median41.5 %" in page.text.replace("\n", "")
+    assert page.row("decontaminated") == ["decontaminated", f"equal, held out of {HOSTILE}", "12"]
+    assert page.row("filtered") == ["filtered", "none", "0"]
+    assert "pool, bits per bytebefore 2.100, after 2.310" in page.text.replace("\n", "")
+    assert "1,000,064" in page.text
     assert page.row("1,234") == ["1,234", f"loss {HOSTILE}", "the step was left out"]
 
 

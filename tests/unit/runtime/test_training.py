@@ -2,7 +2,8 @@ import numpy as np
 
 from bkray.config import parse_recipe
 from bkray.curriculum import WeightedSampler
-from bkray.runtime.training import _progress, build_sampler, order_columns
+from bkray.runtime.drawing import build_sampler, order_columns
+from bkray.runtime.training import _progress
 
 
 def test_the_time_left_follows_the_pace_of_the_steps():

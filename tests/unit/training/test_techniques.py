@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bkray.config import parse_recipe
-from bkray.curriculum import WeightedSampler
+from bkray.curriculum import ReplaySampler, WeightedSampler
 from bkray.model import build_model
 from bkray.training import Checkpointer, Ledger, WindowData, train
 
@@ -22,6 +22,7 @@ TECHNIQUES = {
     "layer_decay": {"start_from": "elsewhere", "layer_decay": 0.7},
     "length": {"length": {"start": 6}},
     "loss_trend": {"schedule": "loss_trend"},
+    "replay": {"start_from": "elsewhere", "replay": {"run": "elsewhere", "share": 0.3}},
     "skip": {"skip": {"share": 0.4}},
     "stale": {"gradient_cache": {"kind": "stale", "threshold": 0.9, "first_audits": 2}},
     "token_selection": {"token_selection": {"keep": 0.6}},
@@ -78,6 +79,8 @@ def windows(count, seed):
 TRAINING = windows(64, 0)
 REFERENCE = np.random.default_rng(2).random((64, WINDOW)).astype(np.float16)
 DATA = WindowData(TRAINING, windows(16, 1), REFERENCE)
+POOL = windows(40, 4)
+WITH_POOL = WindowData(np.concatenate([TRAINING, POOL]), DATA.validation)
 SCORES = np.random.default_rng(3).random((2, 64)) + 0.1
 
 
@@ -88,10 +91,12 @@ def run(settings, checkpoints=None):
     sampler = WeightedSampler(
         *SCORES, BATCH, STEPS, pass_share=0.8, strengths=(0.0, 1.0), start=0.5, seed=settings.seed
     )
-    ledger = Ledger()
+    ledger, data = Ledger(), DATA
+    if replay := settings.training.replay:
+        sampler, data = ReplaySampler(sampler, 64, len(POOL), replay.share), WITH_POOL
     result = train(
         model,
-        DATA,
+        data,
         sampler,
         settings,
         ledger=ledger,
@@ -160,6 +165,13 @@ def test_a_repeated_run_is_the_same(trained, tmp_path, name):
     assert same(again[0], weights)
     assert again[1] == result
     assert costs(again[2]) == costs(ledger)
+
+
+def test_windows_of_the_pool_count_among_the_unique_ones(trained):
+    """The weighted sampler draws 51 of 64 windows a pass, 0.7 x 320 in all; the pool gives all of its 40."""
+    _, result, _, _ = trained("replay")
+    assert 40 * WINDOW + 51 * WINDOW <= result.unique_tokens <= (40 + 64) * WINDOW
+    assert result.tokens == STEPS * BATCH * WINDOW
 
 
 def test_off_is_absent(plain, tmp_path):

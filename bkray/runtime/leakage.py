@@ -1,0 +1,106 @@
+"""The stage that takes out training documents which give away what other corpora hold out.
+
+other corpora ─► their validation and test documents, as their own runs draw them ─► HeldOutTexts ─┐
+documents ─► leaks (ids and reasons, small) ─► removed.parquet, and the documents without them ◄───┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from bkray.config import Recipe, UserError
+from bkray.config.corpus import Cleaning
+from bkray.corpus import Shard, read_shard
+from bkray.corpus.cleaning.leakage import HeldOutTexts
+from bkray.runtime.cleaning import REMOVED, without
+from bkray.runtime.stages import map_tables, read_parts
+from bkray.runtime.work import Outcome, Work
+
+_NO_LIMIT = Cleaning(max_chars=2**40)  # of length: what a limit rejects here, another run may hold out
+
+
+def decontaminated(work: Work) -> Outcome:
+    """Take out training documents equal to, nearly equal to or overlapping with held-out ones of others.
+
+    One worker holds those held-out documents while it indexes them, each of the others the index.
+    """
+    fit: Any = _index.options(num_returns=2)
+    index, counts = fit.remote(work.recipe, work.plan.held_out)
+    removed = map_tables(read_parts(work.source.parts, "train"), _Leaks(index))
+    return without(work, removed, {"held_out": ray.get(counts)})
+
+
+@ray.remote(num_cpus=1)
+def _index(
+    recipe: Recipe, shards: dict[str, tuple[Shard, ...]]
+) -> tuple[tuple[HeldOutTexts, pa.Table], dict[str, int]]:
+    """The held-out texts of all corpora, their `doc_id` and `corpus`; and how many there are of each."""
+    cleaning = recipe.cleaning
+    tables = [held_out_documents(recipe, name, shards[name]) for name in sorted(shards)]
+    documents = pa.concat_tables(tables)
+    near = (cleaning.near.threshold, cleaning.near.ngram) if cleaning.near else None
+    assert cleaning.leakage
+    found = HeldOutTexts(documents["text"].to_pylist(), cleaning.leakage.overlap, near)
+    counts = {name: table.num_rows for name, table in zip(sorted(shards), tables, strict=True)}
+    return (found, documents.select(["doc_id", "corpus"])), counts
+
+
+def held_out_documents(recipe: Recipe, name: str, shards: tuple[Shard, ...]) -> pa.Table:
+    """`doc_id`, `text` and `corpus` of what the corpus `name` holds out, by shard and place in it.
+
+    The splits are those of a run on that corpus with any of the seeds.
+    """
+    leakage = recipe.cleaning.leakage
+    assert leakage
+    seeds = leakage.seeds or (recipe.seed,)
+    tables, taken = [], pa.array([], pa.int64())
+    try:
+        for seed in seeds:
+            for shard in shards:
+                for documents, _ in read_shard(shard, leakage.held_out_of[name], _NO_LIMIT, seed):
+                    new = pc.invert(pc.is_in(documents["doc_id"], taken))
+                    held_out = pc.and_(pc.not_equal(documents["split"], "train"), new)
+                    tables.append(documents.filter(held_out).select(["doc_id", "text"]))
+            taken = pa.concat_tables(tables)["doc_id"].combine_chunks()
+    except UserError as error:
+        raise UserError(f"cleaning.leakage.held_out_of.{name}: {error}") from error
+    table = pa.concat_tables(tables)
+    if not table.num_rows:
+        raise UserError(
+            f"cleaning.leakage.held_out_of.{name}: no document is held out: set its validation and test "
+            "shares as its own runs do, or remove it"
+        )
+    return table.append_column("corpus", pa.array([name] * table.num_rows))
+
+
+class _Leaks:
+    """Documents to those of them that give something away."""
+
+    def __init__(self, index: ray.ObjectRef) -> None:
+        self.index = index
+
+    def __call__(self, documents: pa.Table) -> Iterator[pa.Table]:
+        held_out, named = ray.get(self.index)
+        corpora, ids = named["corpus"].to_pylist(), named["doc_id"].to_pylist()
+        rows = [
+            {
+                "doc_id": doc_id,
+                "source": source,
+                "reason": f"{leak.kind}, held out of {corpora[leak.row]}",
+                "value": leak.value,
+                "twin_id": ids[leak.row],
+            }
+            for doc_id, source, leak in zip(
+                documents["doc_id"].to_pylist(),
+                documents["source"].to_pylist(),
+                held_out.leaks(documents["text"].to_pylist()),
+                strict=True,
+            )
+            if leak
+        ]
+        yield pa.Table.from_pylist(rows, schema=REMOVED)

@@ -1,0 +1,53 @@
+"""What a training text gives away of held-out ones."""
+
+import numpy as np
+import pytest
+
+from bkray.corpus.cleaning.leakage import HeldOutTexts
+
+RNG = np.random.default_rng(0)
+HELD_OUT = [" ".join(f"w{n}" for n in RNG.integers(0, 5000, 60)) for _ in range(5)]
+NEAR = (0.6, 2)
+
+
+def with_new_words(text, places):
+    words = text.split()
+    for place in places:
+        words[place] = f"new{place}"
+    return " ".join(words)
+
+
+def kinds(texts, overlap=13, near=NEAR):
+    return [leak and (leak.kind, leak.row) for leak in HeldOutTexts(HELD_OUT, overlap, near).leaks(texts)]
+
+
+def test_copies_near_copies_and_long_passages_leak_and_other_text_does_not():
+    innocent = " ".join(f"x{n}" for n in range(60))
+    near_copy = with_new_words(HELD_OUT[2], [5, 40])
+    quoting = f"{innocent} {' '.join(HELD_OUT[3].split()[20:40])} {innocent}"
+    given = [HELD_OUT[1], near_copy, quoting, innocent, ""]
+    assert kinds(given) == [("equal", 1), ("near duplicate", 2), ("overlap", 3), None, None]
+    assert kinds(given, overlap=None) == [("equal", 1), ("near duplicate", 2), None, None, None]
+    assert kinds(given, near=None) == [("equal", 1), ("overlap", 2), ("overlap", 3), None, None]
+    assert kinds(given, overlap=None, near=None) == [("equal", 1), None, None, None, None]
+
+
+@pytest.mark.parametrize(("words", "leaks"), [(12, False), (13, True)])
+def test_thirteen_words_in_a_row_overlap_whatever_case_and_punctuation(words, leaks):
+    passage = ", ".join(HELD_OUT[0].upper().split()[:words])
+    (leak,) = HeldOutTexts(HELD_OUT, 13, None).leaks([f"before {passage} after"])
+    assert (leak is not None) == leaks
+    if leak:
+        assert (leak.kind, leak.row, leak.value) == ("overlap", 0, 1 / 3)
+
+
+def test_a_text_shorter_than_a_run_leaks_only_where_it_is_equal():
+    held_out = HeldOutTexts(["a short text"], 13, None)
+    leaks = held_out.leaks(["a short text", "A short text.", f"a short text {HELD_OUT[0]}"])
+    assert [leak and leak.kind for leak in leaks] == ["equal", None, None]
+
+
+def test_of_several_the_most_similar_one_is_named_and_of_equal_ones_the_first():
+    similar, nearer = (with_new_words(HELD_OUT[0], places) for places in ([3, 30, 50], [30]))
+    found = HeldOutTexts([HELD_OUT[1], similar, nearer, nearer], 13, NEAR)
+    assert [leak.row for leak in found.leaks([nearer, HELD_OUT[0]])] == [2, 2]
