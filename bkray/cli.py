@@ -169,6 +169,24 @@ def active(
 
 @app.command()
 @exit_codes()
+def transfer(
+    spec: Annotated[
+        Path, typer.Argument(help="YAML file of the phases, for example pipelines/recipes/transfer.yaml")
+    ],
+    overrides: Overrides = None,
+    out: Out = None,
+    cpus: Cpus = None,
+) -> None:
+    """Pretrain, then fine-tune on the target, in phases; a phase that was run before is not run again."""
+    from bkray.runtime.submission import closing_lines
+    from bkray.runtime.transfer import run_transfer
+
+    result = run_transfer(spec, tuple(overrides or ()), _out(out), cpus)
+    typer.echo("\n".join(closing_lines(result)))
+
+
+@app.command()
+@exit_codes()
 def fetch(
     what: Annotated[str, typer.Argument(metavar="wordnet", help="what to download")],
     index: Annotated[str | None, typer.Option(help="URL of a mirror's index.xml (default: nltk's)")] = None,

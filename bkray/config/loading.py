@@ -28,8 +28,26 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def parse_recipe(values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
-    """Check `values` against the recipe's models; `origin` opens the error message."""
-    return parse_section(Recipe, values, origin)
+    """Check `values` against the recipe's models; `origin` opens the error message.
+
+    Values that start from an exported model and leave `model` out, or null, take its.
+    """
+    return parse_section(Recipe, {**values, **_model_of_start(values)}, origin)
+
+
+def _model_of_start(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `model` of the exported model that `training.start_from` names, where it can be read.
+
+    A folder that holds none is refused later, with its reason.
+    """
+    training = values.get("training")
+    folder = training.get("start_from") if isinstance(training, Mapping) else None
+    if not isinstance(folder, str) or values.get("model") is not None:
+        return {}
+    try:
+        return {"model": json.loads((Path(folder) / "config.json").read_text())["model"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def parse_section(model: type[M], values: Mapping[str, Any], origin: str) -> M:

@@ -13,6 +13,8 @@ from bkray.reporting.records import (
     ComparisonRow,
     RunReport,
     SweepReport,
+    TransferPhase,
+    TransferReport,
     Trial,
 )
 from bkray.reporting.runlog import RunLog
@@ -27,5 +29,7 @@ __all__ = [
     "RunLog",
     "RunReport",
     "SweepReport",
+    "TransferPhase",
+    "TransferReport",
     "Trial",
 ]

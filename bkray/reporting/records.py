@@ -17,7 +17,8 @@ class RunReport:
     summary: Mapping[str, Any]
     """summary.json: `held_out` (bits_per_byte, nats_per_token, perplexity, split) and `ledger` (total_flops,
     by_kind: {kind: {flops, tokens, seconds}}, wall_s, tokens_seen, unique_tokens); where there are any also
-    `baselines` ({"unigram": bits per byte, "trigram": bits per byte}), `divergences` ([{step, what, done}]),
+    `start` (like held_out: of the model that it started from), `baselines` ({"unigram": bits per byte,
+    "trigram": bits per byte}), `divergences` ([{step, what, done}]),
     `skill` (split, windows, rank_correlation: {score: Spearman's with the model's loss, null: constant}),
     steps, world_size, seed, versions. A null number stands for one that was not finite."""
     recipe: str
@@ -189,3 +190,51 @@ class ActiveReport:
         totals = ("windows", "flops", "selecting_flops", "seconds")
         arms = [{**asdict(arm), **{name: getattr(arm, name) for name in totals}} for arm in self.arms]
         return {**values, "seeds": list(self.seeds), "arms": arms}
+
+
+@dataclass(frozen=True)
+class TransferPhase:
+    """One phase of a transfer: a run of its own."""
+
+    name: str
+    run: str
+    """Its folder, relative to the page."""
+    steps: int
+    tokens_seen: int
+    flops: float
+    seconds: float
+    before: float | None  # held-out bits per byte of the model that it started from
+    after: float
+    pool: Mapping[str, Any] | None = None
+    """Bits per byte on the held-out text of the phase before: `before` and `after` this one."""
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """A transfer: its phases in order, the one on the target last."""
+
+    name: str
+    phases: Sequence[TransferPhase]
+
+    @property
+    def target(self) -> TransferPhase:
+        return self.phases[-1]
+
+    @property
+    def shared_flops(self) -> float:
+        """What the phases before the target cost: one target pays it in full, several share it."""
+        return sum(phase.flops for phase in self.phases[:-1])
+
+    @property
+    def flops(self) -> float:
+        """All phases."""
+        return sum(phase.flops for phase in self.phases)
+
+    @property
+    def seconds(self) -> float:
+        return sum(phase.seconds for phase in self.phases)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What transfer.json holds."""
+        totals = {"target_flops": self.target.flops, "shared_flops": self.shared_flops}
+        return {"name": self.name, "phases": [asdict(phase) for phase in self.phases], **totals}

@@ -1,10 +1,11 @@
-"""One self-contained HTML file for a run, one for a sweep, one for a comparison, one for active learning.
+"""One self-contained HTML file for a run, a sweep, a comparison, active learning, a transfer.
 
     RunReport   ─► figures, tables ─► report.html.j2 ─┐
                                                       ├─► page.html.j2 (look) ─► one file, replaced whole
     SweepReport ─► figure, table   ─► sweep.html.j2  ─┤
     ComparisonReport ─► the same ─► comparison.html.j2
     ActiveReport     ─► the same ─► active.html.j2
+    TransferReport   ─► the same ─► transfer.html.j2
 
 The file needs nothing but itself: no script, font, image or style from elsewhere; its content security policy
 forbids them. All text from the outside is escaped.
@@ -27,12 +28,14 @@ from bkray.reporting.records import (
     ComparisonRow,
     RunReport,
     SweepReport,
+    TransferReport,
     Trial,
 )
 
 WINDOWS_SHOWN = 10  # of the easiest and of the hardest; with TEXT_SHOWN this bounds the size of the file
 TEXT_SHOWN = 4000  # characters of one text
-BASELINES = {"trigram": "3-gram", "unigram": "unigram"}  # names in summary.json, names for the reader
+BASELINES = {"trigram": "3-gram baseline", "unigram": "unigram baseline"}  # by their name in summary.json
+BEFORE = "before tuning"  # the model that the run started from
 
 
 def write_report(path: str | Path, report: RunReport) -> None:
@@ -111,6 +114,21 @@ def write_active_report(path: str | Path, report: ActiveReport) -> None:
     )
 
 
+def write_transfer_report(path: str | Path, report: TransferReport) -> None:
+    """Write the page of a transfer to `path`, whole or not at all."""
+    page = _environment().get_template("transfer.html.j2")
+    target = report.target
+    costs = {phase.name: {"flops": phase.flops, "seconds": phase.seconds} for phase in report.phases}
+    drawn = [
+        (
+            figures.comparison_bars({"tuned": target.after, BEFORE: target.before}),
+            "The held-out text of the target under the model as it came and as it was tuned.",
+        ),
+        (figures.ledger_bars(costs), "What each phase cost, its preparation and evaluation included."),
+    ]
+    write_atomically(Path(path), page.render(report=report, figures=drawn))
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("bkray.reporting", "."),
@@ -135,6 +153,8 @@ def _run_context(report: RunReport) -> dict[str, Any]:
     held_out, ledger = report.summary["held_out"], report.summary["ledger"]
     baselines = report.summary.get("baselines") or {}
     compared = {title: baselines[name] for name, title in BASELINES.items() if name in baselines}
+    if start := report.summary.get("start"):
+        compared[BEFORE] = start["bits_per_byte"]
     speeds = [row["tokens_per_second"] for row in report.metrics if row.get("tokens_per_second") is not None]
     used = [row["mfu"] for row in report.metrics if row.get("mfu") is not None]
     return {

@@ -24,6 +24,7 @@ from bkray.runtime.work import Outcome, Work
 from bkray.training import Ledger, load_model
 from bkray.training.cost.flops import forward_flops
 
+_SPLIT = "test"
 _BLOCK_ROWS = 128
 _BATCH = 32
 _BASELINE_TOKENS = 10_000_000  # training tokens that the n-gram baselines count at most
@@ -37,41 +38,49 @@ _SCHEMA = pa.schema(
 
 
 def evaluation(work: Work) -> Outcome:
-    """Nats of every test window; held-out bits per byte of the model and of the baselines; samples."""
-    split, window = "test", work.recipe.window
+    """Nats of every test window; held-out bits per byte of the model and of the baselines; samples.
+
+    Of a model that started from another also the bits per byte of that other.
+    """
     windows, exported = work.inputs["windows"], work.inputs["model"].path
-    baselines = _fit_baselines.remote(windows.parts, work.inputs["tokenizer"].path / "tokenizer.json", split)
-    held_out = held_out_windows(windows, exported, work.directory, split, window, work.cpus)
-    rows = held_out.windows
-    network = load_model(exported)
+    baselines = _fit_baselines.remote(windows.parts, work.inputs["tokenizer"].path / "tokenizer.json", _SPLIT)
     ledger = Ledger()
-    ledger.charge("evaluation", flops=rows * forward_flops(network, window), tokens=rows * window)
+    held_out = _held_out(work, windows, exported, work.directory, ledger)
     details = {
-        "held_out": held_out.as_dict(split),
+        "held_out": held_out.as_dict(_SPLIT),
         "baselines": ray.get(baselines),
-        "samples": _samples(network, work),
+        "samples": _samples(load_model(exported), work),
     }
-    summary = f"{held_out.bits_per_byte:.4f} bits per byte on {rows:,} {split} windows"
+    if start := work.plan.start:
+        before = _held_out(work, windows, start, work.directory / "start", ledger)
+        details["start"] = before.as_dict(_SPLIT)
+    rows = held_out.windows
+    summary = f"{held_out.bits_per_byte:.4f} bits per byte on {rows:,} {_SPLIT} windows"
     return Outcome(rows, summary, ledger=ledger, details=details)
 
 
 def forgetting(work: Work) -> Outcome:
     """Held-out bits per byte on the pool, before training and after it."""
-    pool, start, window = work.plan.pool, work.plan.start, work.recipe.window
+    pool, start = work.plan.pool, work.plan.start
     assert pool
     assert start
     ledger, found = Ledger(), {}
     for when, exported in (("before", start), ("after", work.inputs["model"].path)):
-        directory = work.directory / when
-        directory.mkdir()
-        found[when] = held_out_windows(pool.windows, exported, directory, "test", window, work.cpus)
-        rows = found[when].windows
-        flops = rows * forward_flops(load_model(exported), window)
-        ledger.charge("evaluation", flops=flops, tokens=rows * window)
+        found[when] = _held_out(work, pool.windows, exported, work.directory / when, ledger)
     before, after = (found[when].bits_per_byte for when in ("before", "after"))
     summary = f"held-out text of the pool: before {before:.4f}, after {after:.4f} bits per byte"
-    details = {when: held_out.as_dict("test") for when, held_out in found.items()}
-    return Outcome(rows, summary, ledger=ledger, details=details)
+    details = {when: held_out.as_dict(_SPLIT) for when, held_out in found.items()}
+    return Outcome(found["after"].windows, summary, ledger=ledger, details=details)
+
+
+def _held_out(work: Work, windows: Artifact, exported: Path, directory: Path, ledger: Ledger) -> HeldOut:
+    """What the exported model loses on the held-out windows, charged to `ledger`."""
+    directory.mkdir(exist_ok=True)
+    window = work.recipe.window
+    held_out = held_out_windows(windows, exported, directory, _SPLIT, window, work.cpus)
+    flops = held_out.windows * forward_flops(load_model(exported), window)
+    ledger.charge("evaluation", flops=flops, tokens=held_out.windows * window)
+    return held_out
 
 
 def held_out_windows(

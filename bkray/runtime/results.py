@@ -61,6 +61,7 @@ def summarise(plan: Plan, built: dict[str, Artifact]) -> dict[str, Any]:
     return {
         "name": plan.recipe.name,
         "held_out": test["held_out"],
+        **({"start": test["start"]} if "start" in test else {}),
         "baselines": test["baselines"],
         "ledger": {
             "total_flops": ledger.total_flops,

@@ -23,6 +23,7 @@ ELSEWHERE = {
     "make test": "runs this test",
     "ray start --head": "test_job.py, with ports of its own",
     "RAY_AUTH_MODE=token ray job submit": "test_job.py",
+    "bkray transfer": "test_transfer.py, on small recipes",
 }
 SMALL = {
     "window": 48,
@@ -65,6 +66,12 @@ def checkout(tmp_path_factory, texts):
     (recipes / "quickstart.yaml").write_text(yaml.safe_dump(quickstart))
     wikitext = yaml.safe_load((ROOT / "pipelines" / "recipes" / "wikitext2.yaml").read_text())
     (recipes / "wikitext2.yaml").write_text(yaml.safe_dump({**wikitext, **SMALL}))
+    small_corpus = yaml.safe_load((ROOT / "pipelines" / "recipes" / "small_corpus.yaml").read_text())
+    small_corpus = {**small_corpus, "window": SMALL["window"], "samples": SMALL["samples"]}
+    small_corpus["training"] |= SMALL["training"]
+    (recipes / "small_corpus.yaml").write_text(yaml.safe_dump(small_corpus))
+    documents = [json.loads(line)["text"] for line in (texts / "a.jsonl").read_text().splitlines()]
+    (folder / "mine.txt").write_text("\n\n".join(documents))
     sweep = yaml.safe_load((ROOT / "tune" / "sweeps" / "quickstart.yaml").read_text())
     small_sweep = {
         "overrides": ["selection={kind: entropy}", "proxy={d_model: 16, n_layers: 1, tokens: 8000}"],
@@ -130,7 +137,8 @@ def finished(checkout, wikitext):
     def in_order(part):
         done = {}
         for command in part:
-            done[command] = run(command.replace("FOLDER", str(wikitext)), checkout)
+            here = command.replace("FOLDER", str(wikitext)).replace("FILE", "mine.txt")
+            done[command] = run(here, checkout)
             shown = f"{command}\n{done[command].stdout[-2000:]}\n{done[command].stderr[-4000:]}"
             assert done[command].returncode == 0, shown
         return done
@@ -144,13 +152,15 @@ def finished(checkout, wikitext):
 
 def test_every_command_works_as_it_stands(checkout, finished):
     assert next(iter(finished)) == "make run"
-    for name in ("quickstart", "lower-rate", "recurrent", "wikitext2", "quickstart-sweep-winner"):
+    for name in ("quickstart", "small-corpus", "recurrent", "wikitext2", "quickstart-sweep-winner"):
         assert (checkout / "runs" / name / "report.html").exists(), name
     shown = {
         name: (checkout / "runs" / name / "report.html").read_text() for name in ("quickstart", "wikitext2")
     }
     assert "Share of the data available" in shown["quickstart"]
     assert "Share of the data available" not in shown["wikitext2"], "it has no curriculum"
+    tuned = json.loads((checkout / "runs" / "small-corpus" / "summary.json").read_text())
+    assert tuned["start"]["bits_per_byte"] > tuned["held_out"]["bits_per_byte"]
     snippet = next(block for block in fenced("python") if "load_model" in block)
     loaded = run(f"{shlex.quote(sys.executable)} -c {shlex.quote(snippet)}", checkout)
     assert loaded.returncode == 0, loaded.stderr

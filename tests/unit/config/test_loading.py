@@ -266,3 +266,18 @@ def test_a_trial_looks_at_no_pool():
     trial_recipe(sweep, values, {}, "trial")
     with pytest.raises(UserError, match=r"evaluation\.pool has no effect on trials: set evaluation to null"):
         trial_recipe(sweep, {**values, "evaluation": {"pool": "r"}}, {}, "trial")
+
+
+def test_a_model_that_is_left_out_is_that_of_the_start(tmp_path):
+    (tmp_path / "config.json").write_text('{"model": {"kind": "resnet_bk", "d_model": 48, "n_layers": 3}}')
+    values = {
+        "name": "t",
+        "corpus": {"kind": "docstrings"},
+        "training": {"start_from": str(tmp_path), "freeze": 2},
+    }
+    assert parse_recipe(values).model.d_model == 48
+    assert parse_recipe({**values, "model": None}).model.n_layers == 3
+    own = {"kind": "resnet_bk", "d_model": 32, "n_layers": 4}
+    assert parse_recipe({**values, "model": own}).model.d_model == 32
+    (tmp_path / "config.json").write_text("{")
+    assert parse_recipe({**values, "training": {"start_from": str(tmp_path)}}).model.d_model == 192

@@ -19,6 +19,8 @@ from bkray.reporting import (
     ComparisonRow,
     RunReport,
     SweepReport,
+    TransferPhase,
+    TransferReport,
     Trial,
 )
 from bkray.reporting.report import (
@@ -26,11 +28,13 @@ from bkray.reporting.report import (
     write_comparison_report,
     write_report,
     write_sweep_report,
+    write_transfer_report,
 )
 
 HOSTILE = 'if a < b && "c": <script>alert(1)</script></pre>{{ 7 * 7 }}'
 SUMMARY = {
     "held_out": {"bits_per_byte": 1.41234, "nats_per_token": 3.7, "perplexity": 40.4, "split": "validation"},
+    "start": {"bits_per_byte": 1.765},
     "baselines": {"unigram": 2.8, "trigram": 2.0},
     "ledger": {
         "total_flops": 4e15,
@@ -288,6 +292,25 @@ def test_comparison_has_every_arm_its_interval_and_what_failed(tmp_path):
     assert "1.500" in page.text
 
 
+def test_transfer_has_every_phase_and_what_it_did_to_the_text_before(tmp_path):
+    pool = {"before": 2.1, "after": 2.31}
+    phases = [
+        TransferPhase("pretrain", "../phases/pool-1", 400, 4_000_000, 3e15, 300.0, None, 2.1),
+        TransferPhase(HOSTILE, ".", 50, 500_000, 1e15, 60.0, 1.9, 1.7, pool),
+    ]
+    html = written(tmp_path, write_transfer_report, TransferReport("both", phases))
+    assert_self_contained(html)
+    page = Page(html)
+    assert page.row("pretrain")[1:] == [
+        *("400", "4,000,000", "3.00 × 10¹⁵", "75.0 %", "5 min 00 s"),
+        *("–", "2.100", "–", "–"),
+    ]
+    assert page.row(HOSTILE)[4:] == ["25.0 %", "1 min 00 s", "1.900", "1.700", "2.100", "2.310"]
+    assert ("a", "href", "../phases/pool-1/report.html") in page.attributes
+    assert "All FLOPs4.00 × 10¹⁵" in page.text.replace("\n", "")
+    assert page.tags.count("svg") == 2
+
+
 def test_page_is_semantic(html):
     page = Page(html)
     assert ("html", "lang", "en") in page.attributes
@@ -307,6 +330,7 @@ def test_headline_comes_first_with_its_baselines_and_cost(html):
     ]
     assert order == sorted(order)
     assert "the model is 29.4 % lower" in text
+    assert "Before tuning 1.765the model is 20.0 % lower" in text
     assert "4,000,000" in text
     assert "6 min 40 s" in text
     assert "10,000" in text

@@ -1,0 +1,141 @@
+"""Transfer: recipes that are run one after the other, each from the model of the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from bkray.config.corpus import AnyCorpus, Leakage
+from bkray.config.errors import UserError
+from bkray.config.loading import apply_overrides, parse_recipe, parse_section, read_yaml
+from bkray.config.recipe import Recipe
+from bkray.config.section import Section
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+class Phase(Section):
+    recipe: str
+    """Path of its recipe, relative to this file."""
+    overrides: tuple[str, ...] = ()
+    """key=value changes of the recipe."""
+
+
+class Transfer(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the last phase's run, the one on the target."""
+    phases: Annotated[dict[Name, Phase], Field(min_length=2)]
+    """By name, in order: pretraining first, the target last; between them, steps towards it."""
+
+    @model_validator(mode="after")
+    def _no_ambiguous_override(self) -> Transfer:
+        if taken := sorted(self.phases.keys() & {*Transfer.model_fields, *Recipe.model_fields}):
+            raise ValueError(
+                f"phases: {taken[0]} is a key of a recipe or of this file, so that {taken[0]}.…=value would "
+                "be two things: choose another name"
+            )
+        return self
+
+
+class Target(Section):
+    """What of the last phase's recipe the phases before must keep out of their text."""
+
+    corpus: AnyCorpus
+    seed: int = 0
+
+
+def load_transfer(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Transfer, dict[str, dict[str, Any]]]:
+    """The transfer at `path` and the values of every phase's recipe, each checked by itself.
+
+    An override that begins with a phase's name belongs to its recipe; of the others, those that begin with a
+    key of the file change it, the rest belong to the recipe of the last phase, the target.
+    """
+    values = read_yaml(path)
+    own = [given for given in overrides if _first(given) in Transfer.model_fields]
+    transfer = parse_section(Transfer, apply_overrides(values, own), str(path))
+    *_, target = transfer.phases
+    given: dict[str, list[str]] = {name: list(phase.overrides) for name, phase in transfer.phases.items()}
+    for override in overrides:
+        name, dot, rest = override.partition(".")
+        if dot and name in given:
+            given[name].append(rest)
+        elif override not in own:
+            given[target].append(override)
+    recipes = {
+        name: apply_overrides(read_yaml(path.parent / phase.recipe), given[name])
+        for name, phase in transfer.phases.items()
+    }
+    recipes[target]["name"] = transfer.name
+    return transfer, recipes
+
+
+def next_recipe(values: Mapping[str, Any], before: Recipe, run: Path, origin: str) -> Recipe:
+    """The recipe of a phase that starts from the model of `before`, whose run is in the folder `run`.
+
+    It has that model's architecture and vocabulary. `training.replay` is of that run, and held-out loss on
+    its text is looked at before and after, unless `evaluation` is null or windows are of another length.
+    """
+    training = dict(values.get("training") or {})
+    if training.get("start_from"):
+        raise UserError(
+            f"{origin}: training.start_from {training['start_from']} would pass over the phase before, whose "
+            "model it starts from: remove it"
+        )
+    training["start_from"] = str(run / "model")
+    given = {key: value for key, value in values.items() if key != "model" or value is not None}
+    values = {"window": Recipe.model_fields["window"].default, "model": _dump(before.model), **given}
+    if isinstance(training.get("replay"), Mapping):
+        training["replay"] = {"run": str(run), **training["replay"]}
+        if values["window"] != before.window:
+            raise UserError(
+                f"{origin}: training.replay needs windows of one length, but window is {values['window']} "
+                f"and that of the phase before {before.window}: set it alike"
+            )
+    elif "evaluation" not in values and values["window"] == before.window:
+        values["evaluation"] = {"pool": str(run)}
+    recipe = parse_recipe({**values, "training": training}, origin)
+    now, then = _dump(recipe.model), _dump(before.model)
+    if differing := [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]:
+        shown = ", ".join(
+            f"model.{key} is {now.get(key)!r} here and {then.get(key)!r} there" for key in differing
+        )
+        raise UserError(f"{origin}: the phase before trains another model: {shown}: set model to null here")
+    return recipe
+
+
+def target_of(values: Mapping[str, Any], origin: str) -> Target:
+    """Corpus and seed of the last phase's recipe."""
+    return parse_section(Target, {key: values[key] for key in Target.model_fields if key in values}, origin)
+
+
+def held_out_of(recipe: Recipe, target: Target, carved: bool, origin: str) -> Recipe:
+    """`recipe` with what the target holds out taken out of its training documents (`cleaning.leakage`).
+
+    `carved` says whether the target's splits are drawn by its seed. A recipe that names the same corpus
+    already stays as it is, so that several targets can share what is trained on it.
+    """
+    cleaning, name = recipe.cleaning, "target"
+    leakage = cleaning.leakage or Leakage(held_out_of={name: target.corpus})
+    corpora, seeds = dict(leakage.held_out_of), leakage.seeds
+    if target.corpus not in corpora.values():
+        if name in corpora:
+            raise UserError(
+                f"{origin}: cleaning.leakage.held_out_of.{name} is not the corpus of the last phase: give it "
+                "another name"
+            )
+        corpora[name] = target.corpus
+    if carved and target.seed not in (drawn := seeds or (recipe.seed,)):
+        seeds = (*drawn, target.seed)
+    leakage = leakage.model_copy(update={"held_out_of": corpora, "seeds": seeds})
+    return recipe.model_copy(update={"cleaning": cleaning.model_copy(update={"leakage": leakage})})
+
+
+def _dump(model: Section) -> dict[str, Any]:
+    return model.model_dump(mode="json")
+
+
+def _first(override: str) -> str:
+    return override.replace("=", ".").split(".", 1)[0]

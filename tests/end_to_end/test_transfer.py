@@ -1,0 +1,107 @@
+"""A whole transfer by the command: pretraining that is found again, replay, and what the target holds out."""
+
+import json
+import math
+
+import pytest
+import torch
+import yaml
+
+from bkray.corpus.windows import read_columns, tokens_array
+from bkray.evaluation import window_nats
+from bkray.runtime.pipeline import finished_run
+from bkray.training import load_model
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.ray]
+
+WINDOW = 48
+LEAKED = 3  # of the target's held-out documents, put into the pool
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory, texts):
+    """A transfer from a pool, into which the target's held-out text has leaked, to a smaller target."""
+    folder = tmp_path_factory.mktemp("transfer")
+    lines = (texts / "a.jsonl").read_text().splitlines(keepends=True)
+    target, pool = folder / "target", folder / "pool.jsonl"
+    target.mkdir()
+    for split, rows in (("train", lines[:30]), ("valid", lines[30:45]), ("test", lines[45:])):
+        (target / f"{split}.jsonl").write_text("".join(rows))
+    pool.write_text((texts / "b.jsonl").read_text() + "".join(lines[45 : 45 + LEAKED]))
+    common = {
+        "window": WINDOW,
+        "training": {"tokens": 8000, "batch_tokens": 384, "eval_windows": 8, "eval_every": 10},
+        "samples": {"prompts": ["the scan"], "tokens": 8},
+    }
+    recipes = {
+        "pool": {
+            **common,
+            "corpus": {"kind": "jsonl", "path": str(pool), "validation": 0.1, "test": 0.1},
+            "cleaning": {
+                "max_rejects": 0.0,
+                "leakage": {"held_out_of": {"it": held_out(target)}, "overlap": None},
+            },
+            "tokenizer": {"vocab_size": 300},
+            "model": {"kind": "resnet_bk", "d_model": 32, "n_layers": 2},
+        },
+        "target": {**common, "corpus": held_out(target)},
+    }
+    for name, recipe in recipes.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"name": name, **recipe}))
+    tuning = ["training.freeze=1", "training.replay={share: 0.5}"]
+    phases = {"pretrain": {"recipe": "pool.yaml"}, "tune": {"recipe": "target.yaml", "overrides": tuning}}
+    path = folder / "transfer.yaml"
+    path.write_text(yaml.safe_dump({"name": "tuned", "phases": phases}))
+    return path
+
+
+def held_out(folder):
+    return {"kind": "jsonl", "path": str(folder)}
+
+
+def bits(model, windows):
+    """Held-out bits per byte, computed here."""
+    rows = read_columns(windows.parts, ["tokens", "target_bytes"], "test")
+    tokens_WN1 = torch.from_numpy(tokens_array(rows)).long()
+    nats = float(window_nats(load_model(model), tokens_WN1).sum())
+    return nats / sum(rows["target_bytes"].to_pylist()) / math.log(2.0)
+
+
+def test_pretrain_and_tune(bkray, spec, tmp_path):
+    out = tmp_path / "out"
+    finished = bkray("transfer", spec, "--out", out, "--cpus", 2)
+    assert finished.returncode == 0, finished.stderr
+    assert f"report    {out / 'tuned' / 'report.html'}" in finished.stdout
+    (pretrained,) = (out / "phases").iterdir()
+    _, pool_made = finished_run(pretrained)
+    target, made = finished_run(out / "tuned")
+    reasons = pool_made["decontaminated"].manifest["details"]["reasons"]
+    assert sum(reasons.values()) >= LEAKED
+    assert all("it" in reason for reason in reasons)
+
+    results = json.loads((out / "tuned" / "transfer.json").read_text())
+    first, last = results["phases"]
+    assert (first["name"], first["before"], first["pool"]) == ("pretrain", None, None)
+    start, tuned = pretrained / "model", out / "tuned" / "model"
+    assert last["before"] == pytest.approx(bits(start, made["windows"]), rel=1e-6)
+    assert last["after"] == pytest.approx(bits(tuned, made["windows"]), rel=1e-6)
+    assert last["pool"]["before"] == pytest.approx(bits(start, pool_made["windows"]), rel=1e-6)
+    assert last["pool"]["after"] == pytest.approx(bits(tuned, pool_made["windows"]), rel=1e-6)
+    assert last["pool"]["replayed_tokens"] == target.recipe.steps * 4 * WINDOW
+    assert results["shared_flops"] == first["flops"] > last["flops"] == results["target_flops"] > 0
+    looked = made["windows"].splits["test"] + pool_made["windows"].splits["test"]
+    charged = [made[name].manifest["ledger"]["evaluation"]["tokens"] for name in ("evaluation", "forgetting")]
+    assert sum(charged) == 2 * looked * WINDOW
+    page = (out / "tuned" / "transfer.html").read_text()
+    assert page.count("<svg") == 2
+    assert f"../phases/{pretrained.name}/report.html" in page
+    assert "Before tuning" in (out / "tuned" / "report.html").read_text()
+
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    again = bkray("transfer", spec, "--out", out, "--cpus", 2)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("already complete, nothing to do") == 2
+    other = bkray("transfer", spec, "name=other", "seed=1", "training.workers=9", "--out", out)
+    assert other.returncode == 2
+    assert "training.workers 9" in other.stderr
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == times
