@@ -14,10 +14,9 @@ from bkray.config.loading import apply_overrides, parse_recipe, parse_section, r
 from bkray.config.recipe import Recipe
 from bkray.config.section import Section
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-
 
 class Phase(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
     recipe: str
     """Path of its recipe, relative to this file."""
     overrides: tuple[str, ...] = ()
@@ -27,16 +26,20 @@ class Phase(Section):
 class Transfer(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Name of the last phase's run, the one on the target."""
-    phases: Annotated[dict[Name, Phase], Field(min_length=2)]
-    """By name, in order: pretraining first, the target last; between them, steps towards it."""
+    phases: tuple[Phase, ...] = Field(min_length=2)
+    """In order: pretraining first, the target last; between them, steps towards it."""
 
     @model_validator(mode="after")
     def _no_ambiguous_override(self) -> Transfer:
-        if taken := sorted(self.phases.keys() & {*Transfer.model_fields, *Recipe.model_fields}):
-            raise ValueError(
-                f"phases: {taken[0]} is a key of a recipe or of this file, so that {taken[0]}.…=value would "
-                "be two things: choose another name"
-            )
+        names = [phase.name for phase in self.phases]
+        for name in names:
+            if name in {*Transfer.model_fields, *Recipe.model_fields}:
+                raise ValueError(
+                    f"phases: {name} is a key of a recipe or of this file, so that {name}.…=value would be "
+                    "two things: choose another name"
+                )
+            if names.count(name) > 1:
+                raise ValueError(f"phases: {name} is the name of two phases: choose another")
         return self
 
 
@@ -56,8 +59,8 @@ def load_transfer(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Transfer
     values = read_yaml(path)
     own = [given for given in overrides if _first(given) in Transfer.model_fields]
     transfer = parse_section(Transfer, apply_overrides(values, own), str(path))
-    *_, target = transfer.phases
-    given: dict[str, list[str]] = {name: list(phase.overrides) for name, phase in transfer.phases.items()}
+    target = transfer.phases[-1].name
+    given = {phase.name: list(phase.overrides) for phase in transfer.phases}
     for override in overrides:
         name, dot, rest = override.partition(".")
         if dot and name in given:
@@ -65,8 +68,8 @@ def load_transfer(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Transfer
         elif override not in own:
             given[target].append(override)
     recipes = {
-        name: apply_overrides(read_yaml(path.parent / phase.recipe), given[name])
-        for name, phase in transfer.phases.items()
+        phase.name: apply_overrides(read_yaml(path.parent / phase.recipe), given[phase.name])
+        for phase in transfer.phases
     }
     recipes[target]["name"] = transfer.name
     return transfer, recipes

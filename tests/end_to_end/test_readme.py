@@ -137,8 +137,8 @@ def finished(checkout, wikitext):
     def in_order(part):
         done = {}
         for command in part:
-            here = command.replace("FOLDER", str(wikitext)).replace("FILE", "mine.txt")
-            done[command] = run(here, checkout)
+            line = command.replace("FOLDER", str(wikitext)).replace("FILE", "mine.txt")
+            done[command] = run(line, checkout)
             shown = f"{command}\n{done[command].stdout[-2000:]}\n{done[command].stderr[-4000:]}"
             assert done[command].returncode == 0, shown
         return done

@@ -49,7 +49,10 @@ def spec(tmp_path_factory, texts):
     for name, recipe in recipes.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({"name": name, **recipe}))
     tuning = ["training.freeze=1", "training.replay={share: 0.5}"]
-    phases = {"pretrain": {"recipe": "pool.yaml"}, "tune": {"recipe": "target.yaml", "overrides": tuning}}
+    phases = [
+        {"name": "pretrain", "recipe": "pool.yaml"},
+        {"name": "tune", "recipe": "target.yaml", "overrides": tuning},
+    ]
     path = folder / "transfer.yaml"
     path.write_text(yaml.safe_dump({"name": "tuned", "phases": phases}))
     return path

@@ -18,10 +18,10 @@ POOL = {
 TARGET = {"name": "target", "corpus": {"kind": "text", "path": "target.txt"}, "seed": 2}
 SPEC = {
     "name": "both",
-    "phases": {
-        "pretrain": {"recipe": "pool.yaml", "overrides": ["seed=1"]},
-        "tune": {"recipe": "target.yaml", "overrides": ["training.freeze=1"]},
-    },
+    "phases": [
+        {"name": "pretrain", "recipe": "pool.yaml", "overrides": ["seed=1"]},
+        {"name": "tune", "recipe": "target.yaml", "overrides": ["training.freeze=1"]},
+    ],
 }
 
 
@@ -51,21 +51,24 @@ def test_overrides_find_their_phase_and_the_rest_are_the_targets(load):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("phases", "message"),
     [
-        ({"phases": {"one": {"recipe": "pool.yaml"}}}, "phases: .*at least 2"),
-        (
-            {"phases": {"model": SPEC["phases"]["pretrain"], "b": {"recipe": "x"}}},
-            "phases: model is a key of",
-        ),
-        ({"phases": {"a": {"recip": "pool.yaml"}, "b": {"recipe": "x"}}}, "did you mean recipe"),
-        ({"phases": {"a": {"recipe": "pol.yaml"}, "b": {"recipe": "x"}}}, "did you mean .*pool.yaml"),
-        ({"phase": {}}, "did you mean phases"),
+        ([("one", "pool.yaml")], "phases: .*at least 2"),
+        ([("model", "pool.yaml"), ("b", "pool.yaml")], "phases: model is a key of a recipe"),
+        ([("a", "pool.yaml"), ("a", "pool.yaml")], "phases: a is the name of two phases"),
+        ([("a", "pol.yaml"), ("b", "pool.yaml")], "did you mean .*pool.yaml"),
     ],
 )
-def test_what_is_no_transfer_is_named(load, changes, message):
+def test_phases_that_are_none_are_named(load, phases, message):
     with pytest.raises(UserError, match=message):
-        load(**changes)
+        load(phases=[{"name": name, "recipe": recipe} for name, recipe in phases])
+
+
+def test_a_key_that_is_not_known_is_named(load):
+    with pytest.raises(UserError, match=r"phases\.0\.recip: unknown key; did you mean recipe"):
+        load(phases=[{"name": "a", "recip": "pool.yaml"}])
+    with pytest.raises(UserError, match="did you mean phases"):
+        load(phase={})
 
 
 def following(**changes):

@@ -17,7 +17,7 @@ def plan(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
         recipe = {"name": name, "corpus": {"kind": "jsonl", "path": str(tmp_path / f"{name}.jsonl")}}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
-    phases = {name: {"recipe": f"{name}.yaml"} for name in ("pool", "middle", "target")}
+    phases = [{"name": name, "recipe": f"{name}.yaml"} for name in ("pool", "middle", "target")]
     path = tmp_path / "transfer.yaml"
     path.write_text(yaml.safe_dump({"name": "all", "phases": phases}))
     return lambda *overrides: plan_phases(path, overrides, tmp_path / "out")
