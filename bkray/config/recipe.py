@@ -168,7 +168,7 @@ class Recipe(Section):
                 "raise it or training.batch_tokens"
             )
         faults += self._unsuitable_hardware() + self._unsuitable_pool()
-        faults += self._unsuitable_savings() + self._profile_beyond_the_end()
+        faults += self._unsuitable_savings() + self._profile_beyond_the_end() + self._rise_of_one_step()
         if isinstance(self.corpus, Corpus) and self.corpus.validation + self.corpus.test > 0.5:
             faults.append("corpus.validation and corpus.test together leave less than half for training")
         if faults:
@@ -229,6 +229,17 @@ class Recipe(Section):
         return [
             f"training.profile start {profile.start} and steps {profile.steps} go beyond the {self.steps} "
             f"steps of training.tokens {self.training.tokens}: start earlier or trace fewer"
+        ]
+
+    def _rise_of_one_step(self) -> list[str]:
+        training = self.training
+        if training.schedule.kind != "one_cycle" or not self.batch_windows:
+            return []
+        if training.warmup * self.steps != 1.0:
+            return []
+        return [
+            f"training.warmup {training.warmup:g} is one of {self.steps} steps, in which one_cycle cannot "
+            "rise: raise it"
         ]
 
     def _unsuitable_savings(self) -> list[str]:

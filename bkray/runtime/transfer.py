@@ -59,13 +59,13 @@ def run_transfer(
     progress = progress or Progress()
     check_out(out)
     phases = plan_phases(Path(path), tuple(overrides), out)
-    check_words([phase.recipe for phase in phases])
-    for phase in phases:
+    missing = [phase for phase in phases if not (phase.run / "report.html").exists()]
+    check_words([phase.recipe for phase in missing])
+    for phase in missing:
         check_trackers(phase.recipe.training.trackers)
         if not inside_job():
             check_budget(phase.recipe, local_cpus(cpus), out, phase.corpus_bytes)
-    finished = all((phase.run / "report.html").exists() for phase in phases)
-    with nullcontext() if finished else cluster(cpus):  # one for all
+    with cluster(cpus) if missing else nullcontext():  # one for all phases
         done = [_run(phase, cpus, progress) for phase in phases]
     folder = phases[-1].run
     report = TransferReport(folder.name, [_phase(*each, folder) for each in zip(phases, done, strict=True)])

@@ -281,3 +281,9 @@ def test_a_model_that_is_left_out_is_that_of_the_start(tmp_path):
     assert parse_recipe({**values, "model": own}).model.d_model == 32
     (tmp_path / "config.json").write_text("{")
     assert parse_recipe({**values, "training": {"start_from": str(tmp_path)}}).model.d_model == 192
+
+
+def test_one_cycle_cannot_rise_in_one_step():
+    training = {"tokens": 8192, "batch_tokens": 4096, "schedule": "one_cycle", "warmup": 0.5}
+    assert "training.warmup 0.5 is one of 2 steps" in message({**BASE, "training": training})
+    parse_recipe({**BASE, "training": {**training, "warmup": 0.25}})
