@@ -88,9 +88,17 @@ class HubCorpus(Corpus):
     _pattern = field_validator("document_start")(_checked_pattern)
 
 
-AnyCorpus = Annotated[
-    DocstringsCorpus | TextCorpus | JsonlCorpus | ParquetCorpus | HubCorpus, Field(discriminator="kind")
-]
+AnySource = DocstringsCorpus | TextCorpus | JsonlCorpus | ParquetCorpus | HubCorpus
+
+
+class MixedCorpus(Section):
+    """Several sources as one corpus, each with its own splits or shares of held-out text."""
+
+    kind: Literal["mixed"]
+    sources: Annotated[tuple[Annotated[AnySource, Field(discriminator="kind")], ...], Field(min_length=2)]
+
+
+AnyCorpus = Annotated[AnySource | MixedCorpus, Field(discriminator="kind")]
 
 
 class NearDuplicates(Section):
@@ -113,9 +121,10 @@ class Quality(Section):
     @field_validator("sample")
     @classmethod
     def _no_split(cls, sample: AnyCorpus) -> AnyCorpus:
-        for split in ("validation", "test"):
-            if sample.changed(split):
-                raise ValueError(f"{split} has no effect: every split of the sample is taken: remove it")
+        for source in sample.sources if isinstance(sample, MixedCorpus) else [sample]:
+            for split in ("validation", "test"):
+                if source.changed(split):
+                    raise ValueError(f"{split} has no effect: every split of the sample is taken: remove it")
         return sample
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from bkray.config.corpus import AnyCorpus, Cleaning, Corpus, Tokenizer
+from bkray.config.corpus import AnyCorpus, Cleaning, MixedCorpus, Tokenizer
 from bkray.config.fine_tuning import unsuitable_fine_tuning
 from bkray.config.model import GRUModel, ImportModel, Model, ResNetBKModel
 from bkray.config.preparation import (
@@ -169,7 +169,8 @@ class Recipe(Section):
             )
         faults += self._unsuitable_hardware() + self._unsuitable_pool()
         faults += self._unsuitable_savings() + self._profile_beyond_the_end() + self._rise_of_one_step()
-        if isinstance(self.corpus, Corpus) and self.corpus.validation + self.corpus.test > 0.5:
+        sources = self.corpus.sources if isinstance(self.corpus, MixedCorpus) else (self.corpus,)
+        if any(source.validation + source.test > 0.5 for source in sources):
             faults.append("corpus.validation and corpus.test together leave less than half for training")
         if faults:
             raise ValueError("; ".join(faults))

@@ -44,6 +44,8 @@ class Shard:
     """Size as stored; 0 where the source does not say."""
     files: tuple[str, ...] = ()
     """Python files relative to the package's parent folder (docstrings only)."""
+    member: int = 0
+    """Position of its source in a mixed corpus."""
 
 
 class Fault(NamedTuple):

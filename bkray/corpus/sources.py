@@ -2,13 +2,15 @@
 
     list_shards (driver) ─► Shard ─► read_shard (any worker) ─► DOCUMENTS, REJECTS of about 1,000 rows
 
-Ids depend on source and ordinal alone, splits on the seed and what must stay together.
+Ids depend on source and ordinal alone, in a mixed corpus on the position of the source in its list as well;
+splits on the seed and what must stay together.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, assert_never
 
 import pyarrow as pa
@@ -16,10 +18,12 @@ import pyarrow as pa
 from bkray.config import UserError
 from bkray.config.corpus import (
     AnyCorpus,
+    AnySource,
     Cleaning,
     DocstringsCorpus,
     HubCorpus,
     JsonlCorpus,
+    MixedCorpus,
     ParquetCorpus,
     TextCorpus,
 )
@@ -42,6 +46,8 @@ def list_shards(corpus: AnyCorpus) -> list[Shard]:
     Raises UserError for a path, package or data set that is not there, not readable or empty, and for a share
     of held-out text that the recipe changes although the corpus brings that split itself.
     """
+    if isinstance(corpus, MixedCorpus):
+        return [shard for number in range(len(corpus.sources)) for shard in _list_member(corpus, number)]
     shards = _listed(corpus)
     for split in HELD_OUT:
         share = getattr(corpus, split)
@@ -54,7 +60,14 @@ def list_shards(corpus: AnyCorpus) -> list[Shard]:
     return shards
 
 
-def _listed(corpus: AnyCorpus) -> list[Shard]:
+def _list_member(corpus: MixedCorpus, number: int) -> list[Shard]:
+    try:
+        return [replace(shard, member=number) for shard in list_shards(corpus.sources[number])]
+    except UserError as error:
+        raise UserError(f"corpus.sources[{number}]: {error}") from error
+
+
+def _listed(corpus: AnySource) -> list[Shard]:
     match corpus:
         case DocstringsCorpus():
             return list_packages(corpus)
@@ -74,10 +87,14 @@ def read_shard(
     Texts lose their trailing white space; empty ones are skipped. Raises UserError for a file that cannot be
     read to its end and for a text field that the whole file lacks.
     """
+    prefix = ""
+    if isinstance(corpus, MixedCorpus):
+        corpus, prefix = corpus.sources[shard.member], f"{shard.member}/"
     batch = _Batch(shard, corpus, seed)
     unsaid = True
     for record in _records(shard, corpus, cleaning.max_chars):
-        batch.add(record, _checked(record.content, cleaning.max_chars))
+        named = record._replace(source=prefix + record.source)
+        batch.add(named, _checked(record.content, cleaning.max_chars))
         if batch.full:
             yield batch.take()
             unsaid = False
@@ -85,7 +102,7 @@ def read_shard(
         yield batch.take()
 
 
-def _records(shard: Shard, corpus: AnyCorpus, max_chars: int) -> Iterator[Record]:
+def _records(shard: Shard, corpus: AnySource, max_chars: int) -> Iterator[Record]:
     match corpus:
         case DocstringsCorpus():
             return read_docstrings(shard)
@@ -119,7 +136,7 @@ def _checked(content: str | bytes | bytearray | Fault, max_chars: int) -> str | 
 class _Batch:
     """Rows gathered until there are enough for a table."""
 
-    def __init__(self, shard: Shard, corpus: AnyCorpus, seed: int) -> None:
+    def __init__(self, shard: Shard, corpus: AnySource, seed: int) -> None:
         self._shard, self._corpus, self._seed = shard, corpus, seed
         self._start()
 

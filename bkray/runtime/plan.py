@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bkray.config import Recipe, UserError
-from bkray.config.corpus import AnyCorpus, Leakage
+from bkray.config.corpus import AnyCorpus, Leakage, MixedCorpus
 from bkray.config.training import PLACEMENT, Training
 from bkray.corpus import Shard, list_shards
 from bkray.corpus.schema import DOCUMENTS, windows_schema
@@ -99,7 +99,7 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
     add(
         "documents",
         [
-            _section(recipe.corpus, "path"),
+            _source(recipe.corpus),
             _section(cleaning, "near", "quality", "leakage"),
             seed,
             _prints(shards),
@@ -176,15 +176,14 @@ def _clean(
     asked: dict[str, Any] = {}
     if leakage := cleaning.leakage:
         corpora = {
-            name: [_section(corpus, "path"), _prints(held_out[name])]
-            for name, corpus in leakage.held_out_of.items()
+            name: [_source(corpus), _prints(held_out[name])] for name, corpus in leakage.held_out_of.items()
         }
         seeds = leakage.seeds or (recipe.seed,)
         asked["decontaminated"] = [corpora, leakage.overlap, seeds, _section(cleaning.near)]
     if cleaning.near:
         asked["deduplicated"] = _section(cleaning.near)
     if quality := cleaning.quality:
-        sample = [_section(quality.sample, "path"), cleaning.max_chars, _prints(trusted)]
+        sample = [_source(quality.sample), cleaning.max_chars, _prints(trusted)]
         asked["filtered"] = [quality.lose, *sample]
     for name, config in asked.items():
         builder.add(name, config, (documents,), _DOCUMENT, _DOCUMENT)
@@ -218,7 +217,10 @@ def list_held_out(leakage: Leakage) -> dict[str, tuple[Shard, ...]]:
 
 
 def _prints(shards: Sequence[Shard]) -> list[list[str | None]]:
-    return [[shard.source, shard.split, shard.fingerprint] for shard in shards]
+    return [
+        [f"{shard.member}/{shard.source}" if shard.member else shard.source, shard.split, shard.fingerprint]
+        for shard in shards
+    ]
 
 
 def chosen_scores(recipe: Recipe) -> dict[str, str]:
@@ -282,6 +284,13 @@ def digests(setting: str, folder: str) -> dict[str, str]:
         raise UserError(
             f"{setting} {folder} holds no exported model ({error}): name the folder model/ of a run"
         ) from None
+
+
+def _source(corpus: AnyCorpus) -> Any:
+    """A corpus without its paths: where text lies does not matter."""
+    if isinstance(corpus, MixedCorpus):
+        return [_source(source) for source in corpus.sources]
+    return _section(corpus, "path")
 
 
 def _section(section: Any, *leave_out: str) -> Any:
