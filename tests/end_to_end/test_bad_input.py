@@ -2,39 +2,19 @@
 
 import gzip
 import json
-import signal
 from importlib.util import find_spec
-from subprocess import CompletedProcess
 
 import pytest
 import yaml
 
-from bkray.cli import app
 from bkray.config import dump_yaml, load_recipe
-from bkray.runtime.cluster import cluster
 
 pytestmark = pytest.mark.end_to_end
 
 
 @pytest.fixture
-def bkray(capfd):
-    """Call the command line in this process, which spares its start; returns what a process would."""
-
-    def call(*arguments):
-        before = signal.getsignal(signal.SIGTERM)
-        with pytest.raises(SystemExit) as ended:
-            app([str(argument) for argument in arguments])
-        signal.signal(signal.SIGTERM, before)
-        return CompletedProcess(arguments, ended.value.code or 0, *capfd.readouterr())
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def two_cpus():
-    """A local cluster that is there already when a command asks for one."""
-    with cluster(cpus=2):
-        yield
+def bkray(bkray_here):
+    return bkray_here
 
 
 def recipe(tmp_path, **changes):

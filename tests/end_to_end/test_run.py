@@ -45,7 +45,7 @@ def reference(tmp_path_factory):
     return get
 
 
-def test_a_run_leaves_what_is_promised_and_changes_nothing_when_repeated(bkray, small, reference):
+def test_a_run_leaves_what_is_promised_and_changes_nothing_when_repeated(bkray, bkray_here, small, reference):
     run, finished = reference(bkray, small)
     summary = json.loads((run / "summary.json").read_text())
     assert f"{summary['held_out']['bits_per_byte']:.4f} bits per byte" in finished.stdout
@@ -81,24 +81,24 @@ def test_a_run_leaves_what_is_promised_and_changes_nothing_when_repeated(bkray, 
     assert (run / "resolved.yaml").exists()
     assert list((run / "checkpoints").glob("step-*"))
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-    again = bkray("run", small, "--out", run.parent, "--cpus", 2)
+    again = bkray_here("run", small, "--out", run.parent, "--cpus", 2)
     assert again.returncode == 0
     assert "already complete, nothing to do" in again.stderr
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
 
-    text = bkray("generate", run, "--prompt", "the scan", "--tokens", "8")
+    text = bkray_here("generate", run, "--prompt", "the scan", "--tokens", "8")
     assert text.returncode == 0
     assert text.stdout.startswith("the scan")
     assert "tokens a second" in text.stderr
     assert "tokens a second" not in text.stdout
     report = (run / "report.html").read_bytes()
-    assert bkray("report", run).returncode == 0
+    assert bkray_here("report", run).returncode == 0
     assert (run / "report.html").read_bytes() == report
-    plan = bkray("plan", small, "--out", run.parent)
+    plan = bkray_here("plan", small, "--out", run.parent)
     assert plan.stdout.count("cached") == 11
 
 
-def test_compressed_copies_are_smaller_and_evaluated(bkray, small, reference):
+def test_compressed_copies_are_smaller_and_evaluated(bkray, bkray_here, small, reference):
     run, _ = reference(bkray, small)
     before = json.loads((run / "summary.json").read_text())["held_out"]
     finished = bkray("compress", run, "int8", "int4:32", "prune:0.25+int8", "--cpus", 1)
@@ -115,13 +115,13 @@ def test_compressed_copies_are_smaller_and_evaluated(bkray, small, reference):
         assert copy["bytes"] < 0.6 * original["bytes"]
     assert copies[1]["bytes"] < copies[0]["bytes"]
     assert copies[2]["parameters"] == original["parameters"] - 2 * 32 * 32  # of one layer's 128 channels
-    text = bkray("generate", copies[2]["path"], "--prompt", "the scan", "--tokens", "4")
+    text = bkray_here("generate", copies[2]["path"], "--prompt", "the scan", "--tokens", "4")
     assert text.stdout.startswith("the scan")
     made = {path: path.stat().st_mtime_ns for path in run.glob("compressed/*/*")}
-    again = bkray("compress", run, "int8", "prune:0.25+int8")
+    again = bkray_here("compress", run, "int8", "prune:0.25+int8")
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in run.glob("compressed/*/*")} == made
-    refused = bkray("compress", run, "prune:0.999")
+    refused = bkray_here("compress", run, "prune:0.999")
     assert refused.returncode == 2
     assert "leaves 0 of 128 channels" in refused.stderr
     assert not list(run.rglob(".partial-*"))

@@ -12,7 +12,7 @@ from bkray.evaluation import window_nats
 from bkray.runtime.pipeline import finished_run
 from bkray.training import load_model
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.ray]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
 
 WINDOW = 48
 LEAKED = 3  # of the target's held-out documents, put into the pool
@@ -70,9 +70,9 @@ def bits(model, windows):
     return nats / sum(rows["target_bytes"].to_pylist()) / math.log(2.0)
 
 
-def test_pretrain_and_tune(bkray, spec, tmp_path):
+def test_pretrain_and_tune(bkray_here, spec, tmp_path):
     out = tmp_path / "out"
-    finished = bkray("transfer", spec, "--out", out, "--cpus", 2)
+    finished = bkray_here("transfer", spec, "--out", out, "--cpus", 2)
     assert finished.returncode == 0, finished.stderr
     assert f"report    {out / 'tuned' / 'report.html'}" in finished.stdout
     (pretrained,) = (out / "phases").iterdir()
@@ -101,10 +101,10 @@ def test_pretrain_and_tune(bkray, spec, tmp_path):
     assert "Before tuning" in (out / "tuned" / "report.html").read_text()
 
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
-    again = bkray("transfer", spec, "--out", out, "--cpus", 2)
+    again = bkray_here("transfer", spec, "--out", out, "--cpus", 2)
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("already complete, nothing to do") == 2
-    other = bkray("transfer", spec, "name=other", "seed=1", "training.workers=9", "--out", out)
+    other = bkray_here("transfer", spec, "name=other", "seed=1", "training.workers=9", "--out", out)
     assert other.returncode == 2
     assert "training.workers 9" in other.stderr
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == times
