@@ -32,6 +32,10 @@ _LOCAL_RAY = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one machine of one's own is not taken away
     "RAY_event_stats": "false",  # every process of Ray's would keep and report figures that nobody reads
     "RAY_task_events_report_interval_ms": "0",
+    "RAY_enable_metrics_collection": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "3600000",
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",  # with the next: no look for new log files twice a second
+    "LOG_NAME_UPDATE_INTERVAL_S": "3600",
 }
 
 _OBJECT_STORE_BYTES = 1 << 30
