@@ -115,8 +115,8 @@ def difficulty_histogram(values: Sequence[float] | np.ndarray, name: str) -> str
     return render(draw, label=f"Histogram of the difficulty of the windows by {name}")
 
 
-def ledger_bars(table: Mapping[str, Mapping[str, Any]]) -> str:
-    """FLOPs and seconds by kind of work. table: {kind: {flops, seconds, …}}."""
+def ledger_bars(table: Mapping[str, Mapping[str, Any]], by: str = "kind of work") -> str:
+    """FLOPs and seconds by kind of work, or what else `by` says. table: {kind: {flops, seconds, …}}."""
     kinds = sorted(table, key=lambda kind: table[kind]["flops"])
     if not kinds:
         return ""
@@ -129,7 +129,7 @@ def ledger_bars(table: Mapping[str, Mapping[str, Any]]) -> str:
             amounts = [table[kind][key] for kind in kinds]
             texts = [f"{written(amount)}  ({share(amount, sum(amounts))})" for amount in amounts]
             _bars(axes, kinds, amounts, texts, [color] * len(kinds))
-            axes.set_title(f"{title} by kind of work")
+            axes.set_title(f"{title} by {by}")
 
     return render(draw, label="FLOPs and seconds by kind of work", height=1.2 + 0.56 * len(kinds))
 

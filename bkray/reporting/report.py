@@ -124,7 +124,10 @@ def write_transfer_report(path: str | Path, report: TransferReport) -> None:
             figures.comparison_bars({"tuned": target.after, BEFORE: target.before}),
             "The held-out text of the target under the model as it came and as it was tuned.",
         ),
-        (figures.ledger_bars(costs), "What each phase cost, its preparation and evaluation included."),
+        (
+            figures.ledger_bars(costs, "phase"),
+            "What each phase cost, its preparation and evaluation included.",
+        ),
     ]
     write_atomically(Path(path), page.render(report=report, figures=drawn))
 
