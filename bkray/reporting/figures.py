@@ -131,7 +131,7 @@ def ledger_bars(table: Mapping[str, Mapping[str, Any]], by: str = "kind of work"
             _bars(axes, kinds, amounts, texts, [color] * len(kinds))
             axes.set_title(f"{title} by {by}")
 
-    return render(draw, label="FLOPs and seconds by kind of work", height=1.2 + 0.56 * len(kinds))
+    return render(draw, label=f"FLOPs and seconds by {by}", height=1.2 + 0.56 * len(kinds))
 
 
 def comparison_bars(values: Mapping[str, float | None]) -> str:
