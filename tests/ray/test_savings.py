@@ -65,22 +65,22 @@ def test_a_run_starts_from_another_and_selects_tokens_by_the_proxy(small, tmp_pa
         "training.workers=1",
         f"training.start_from={started.relative_to(tmp_path)}",
         f"training.replay={{run: {pool.folder.relative_to(tmp_path)}, share: 0.5}}",
-        "training.tokens=8000",
+        "training.tokens=3000",
     ]
-    check_replay(load_recipe(small, [*PLAIN, *model, *third]), tmp_path / "third", pool)
+    prepared = done.folder / "artifacts"  # the same windows
+    check_replay(load_recipe(small, [*PLAIN, *model, *third]), tmp_path / "third", prepared, pool)
 
 
-def check_replay(recipe, out, pool):
+def check_replay(recipe, out, prepared, pool):
     """Forgetting is seen on the held-out windows of the pool, before and after, and is paid for."""
-    shared = pool.folder / "artifacts"
     done = run_pipeline(
-        recipe, out, until="forgetting", artifacts=shared, progress=Progress(Console(quiet=True))
+        recipe, out, until="forgetting", artifacts=prepared, progress=Progress(Console(quiet=True))
     )
     held_out = read_columns(pool.artifacts["windows"].parts, ["tokens", "target_bytes"], "test")
     tokens_WN1 = torch.from_numpy(tokens_array(held_out)).long()
     size = sum(held_out["target_bytes"].to_pylist())
     forgetting = done.artifacts["forgetting"]
-    found = _pool(plan_run(recipe, out, shared), forgetting)
+    found = _pool(plan_run(recipe, out, prepared), forgetting)
     for when, one in (("before", pool), ("after", done)):
         nats = window_nats(load_model(one.artifacts["model"].path), tokens_WN1).sum()
         assert found[when] == pytest.approx(float(nats) / size / np.log(2), rel=1e-6)
