@@ -216,10 +216,11 @@ class Recipe(Section):
                 "training.token_selection reducible cannot take training.replay, whose windows no proxy has "
                 "scored: remove one or select kind random"
             )
-        if training.replay and self.batch_windows and not self.replayed:
+        if training.replay and self.batch_windows and self.replayed in (0, self.steps * self.batch_windows):
+            which, mend = ("every", "lower") if self.replayed else ("no", "raise")
             faults.append(
-                f"training.replay.share {training.replay.share:g} is no window of {self.steps} batches of "
-                f"{self.batch_windows}: raise it"
+                f"training.replay.share {training.replay.share:g} is {which} window of {self.steps} batches "
+                f"of {self.batch_windows}: {mend} it"
             )
         return faults
 

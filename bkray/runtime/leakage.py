@@ -27,7 +27,8 @@ _NO_LIMIT = Cleaning(max_chars=2**40)  # of length: what a limit rejects here, a
 def decontaminated(work: Work) -> Outcome:
     """Take out training documents equal to, nearly equal to or overlapping with held-out ones of others.
 
-    One worker holds those held-out documents while it indexes them, each of the others the index.
+    One worker holds those held-out documents while it indexes them; the index lies once on each machine, in
+    the memory that its workers share.
     """
     fit: Any = _index.options(num_returns=2)
     index, counts = fit.remote(work.recipe, work.plan.held_out)
@@ -86,14 +87,13 @@ class _Leaks:
 
     def __call__(self, documents: pa.Table) -> Iterator[pa.Table]:
         held_out, named = ray.get(self.index)
-        corpora, ids = named["corpus"].to_pylist(), named["doc_id"].to_pylist()
         rows = [
             {
                 "doc_id": doc_id,
                 "source": source,
-                "reason": f"{leak.kind}, held out of {corpora[leak.row]}",
+                "reason": f"{leak.kind}, held out of {named['corpus'][leak.row].as_py()}",
                 "value": leak.value,
-                "twin_id": ids[leak.row],
+                "twin_id": named["doc_id"][leak.row].as_py(),
             }
             for doc_id, source, leak in zip(
                 documents["doc_id"].to_pylist(),

@@ -33,15 +33,16 @@ def find_pool(recipe: Recipe) -> Pool | None:
     run = Path(folder).absolute()
     try:
         manifest = json.loads((run / "model" / "manifest.json").read_text())
-        window, keys = manifest["configuration"]["window"], manifest["inputs"]
+        window = manifest["configuration"]["window"]
+        keys = {name: manifest["inputs"][name] for name in ("training_set", "windows")}
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{setting} {folder} holds no finished run ({error}): name the folder of one, with its model/"
         ) from None
     found = {}
-    for name in ("training_set", "windows"):
-        path = run / "artifacts" / f"{name}-{keys[name]}"
-        if not (artifact := Artifact.find(path, keys[name])):
+    for name, key in keys.items():
+        path = run / "artifacts" / f"{name}-{key}"
+        if not (artifact := Artifact.find(path, key)):
             raise UserError(f"{setting} {folder} has lost its windows, {path} is not there: run it again")
         found[name] = artifact
     if window != recipe.window:

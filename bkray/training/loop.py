@@ -443,7 +443,7 @@ class TrainingRun:
                 self.step,
                 tokens=self.tokens,
                 seconds=self.seconds,
-                lr=self.schedule.get_last_lr()[0] * self.recovery.rate_factor,
+                lr=max(self.schedule.get_last_lr()) * self.recovery.rate_factor,
                 share=self.sampler.share(self.step),
                 tokens_per_second=steps * self.recipe.batch_windows * self.recipe.window / max(seconds, 1e-9),
                 total_flops=self.ledger.total_flops,

@@ -133,7 +133,7 @@ def refusal(run: TrainingRun, batch: Batch, rng: Tensor, norm: float) -> Diverge
             "gradient_norm": norm,
             "first_not_finite": bad,
             "rng": rng,
-            "lr": run.schedule.get_last_lr()[0] * run.recovery.rate_factor,
+            "lr": max(run.schedule.get_last_lr()) * run.recovery.rate_factor,
         }
         message += f"; {_saved(run.evidence / f'diverged-step-{run.step}-rank-{rank}.pt', contents)}"
     return Diverged(message)

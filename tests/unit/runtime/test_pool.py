@@ -66,9 +66,10 @@ def test_what_is_no_pool_is_named_with_the_setting(tmp_path):
     (alike / "artifacts" / "windows-k1" / "manifest.json").unlink()
     with pytest.raises(UserError, match="has lost its windows"):
         find_pool(recipe(run, training=replay(alike)))
-    (alike / "model" / "manifest.json").write_text(json.dumps({"inputs": {}}))
-    with pytest.raises(UserError, match="holds no finished run"):
-        find_pool(recipe(run, training=replay(alike)))
+    for manifest in ({"inputs": {}}, {"inputs": {}, "configuration": {"window": 256}}):
+        (alike / "model" / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(UserError, match="holds no finished run"):
+            find_pool(recipe(run, training=replay(alike)))
 
 
 def test_the_model_depends_on_share_and_windows_and_the_evaluation_on_the_windows(tmp_path):
@@ -112,6 +113,10 @@ def test_the_model_depends_on_share_and_windows_and_the_evaluation_on_the_window
         (
             {"training": {**replay("r", share=1e-6), "tokens": 40_000}},
             r"training\.replay\.share 1e-06 is no window of 10 batches of 16: raise it",
+        ),
+        (
+            {"training": {**replay("r", share=0.999), "tokens": 40_000}},
+            r"training\.replay\.share 0\.999 is every window of 10 batches of 16: lower it",
         ),
         ({"training": replay("r", share=1.0)}, r"training\.replay\.share"),
     ],

@@ -86,6 +86,16 @@ def test_halting_is_reported_and_charged_by_its_depth(data, tmp_path):
     assert costs[1]["training"] < costs[0]["training"]
 
 
+def test_the_logged_rate_is_the_highest_of_the_layers(data, tmp_path):
+    """The halting units are in no layer, so theirs is the whole rate."""
+    training = {"start_from": "elsewhere", "layer_decay": 0.5, "schedule": "constant", "warmup": 0.0}
+    settings = recipe(**training, tokens=3 * 8 * WINDOW)
+    model = {"kind": "resnet_bk", "d_model": 32, "n_layers": 2, "n_heads": 4, "halting": {}}
+    log = RunLog(tmp_path / "metrics.jsonl")
+    run(parse_recipe({**settings.model_dump(), "model": model}), data, reporter=log)
+    assert RunLog.read(tmp_path / "metrics.jsonl")[-1]["lr"] == pytest.approx(1e-2)
+
+
 class Killed(Exception):
     pass
 

@@ -1,5 +1,7 @@
 """What a training text gives away of held-out ones."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -51,3 +53,13 @@ def test_of_several_the_most_similar_one_is_named_and_of_equal_ones_the_first():
     similar, nearer = (with_new_words(HELD_OUT[0], places) for places in ([3, 30, 50], [30]))
     found = HeldOutTexts([HELD_OUT[1], similar, nearer, nearer], 13, NEAR)
     assert [leak.row for leak in found.leaks([nearer, HELD_OUT[0]])] == [2, 2]
+
+
+def test_it_is_shared_as_arrays_whatever_their_number():
+    """What pickle writes beside the arrays' own memory is read again for every block of documents."""
+    texts = [f"{text} {number}" for number in range(40) for text in HELD_OUT]
+    sizes = [
+        len(pickle.dumps(HeldOutTexts(some, 13, NEAR), protocol=5, buffer_callback=lambda buffer: None))
+        for some in (HELD_OUT, texts)
+    ]
+    assert sizes[1] < sizes[0] + 100
