@@ -57,6 +57,11 @@ def load_active(path: Path, overrides: tuple[str, ...] = ()) -> tuple[ActiveLear
             f"{path}: the base recipe's {', '.join(given)} would select or order windows beside the loop: "
             "set it to null in overrides (training.token_selection, too, asks for a proxy)"
         )
+    if recipe.training.distillation:
+        raise UserError(
+            f"{path}: training.distillation would have the teacher read the whole pool before the first round: "
+            "remove it in overrides"
+        )
     if recipe.steps <= active.rounds:
         raise UserError(
             f"{path}: rounds {active.rounds} need more than the {recipe.steps} steps of training.tokens "

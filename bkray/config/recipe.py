@@ -84,8 +84,16 @@ class Recipe(Section):
             "training.start_from": self.training.start_from,
             "proxy.folder": self.proxy and self.proxy.folder,
             "difficulty.reference": self.difficulty and self.difficulty.reference,
+            **self.teachers,
         }
         return {setting: folder for setting, folder in named.items() if folder}
+
+    @property
+    def teachers(self) -> dict[str, str]:
+        """Folders of the models whose predictions are learnt, by the setting that names them."""
+        distillation = self.training.distillation
+        folders = distillation.teachers if distillation else ()
+        return {f"training.distillation.teachers[{place}]": folder for place, folder in enumerate(folders)}
 
     @model_validator(mode="before")
     @classmethod
@@ -202,6 +210,11 @@ class Recipe(Section):
             faults.append(
                 "training.token_selection cannot take model kind import, whose output head is not known: "
                 "remove it"
+            )
+        if training.token_selection and training.distillation:
+            faults.append(
+                "training.distillation cannot take training.token_selection, which never has the logits that "
+                "are held against the teacher's: remove one"
             )
         if self.given_models and self.tokenizer.changed("vocab_size"):
             faults.append(

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from bkray.config.distillation import Distillation
 from bkray.config.divergence import OnDivergence
 from bkray.config.gradient_cache import GradientReuse
 from bkray.config.parallel import GradientCompression, PowerSGD
@@ -73,6 +74,7 @@ class Training(Section):
     """The embedding, which is the output head too, and so many of the first blocks keep their weights."""
     activation_cache: ActivationCache | None = None
     token_selection: TokenSelection | None = None
+    distillation: Distillation | None = None
     skip: Skip | None = None
     gradient_cache: GradientReuse | None = None
     """Use the gradients of earlier batches again."""

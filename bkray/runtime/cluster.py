@@ -120,8 +120,12 @@ def disk_bytes(recipe: Recipe, corpus_bytes: int) -> int:
     """An upper estimate of what a run writes: text and tokens (4 bytes each) once a stage and once for the
     training windows as they are read; checkpoints."""
     copies = 1 + len(recipe.augmentation)
-    stages = 3 + bool(recipe.cleaning.near) + bool(recipe.cleaning.quality)
+    stages: float = 3 + bool(recipe.cleaning.near) + bool(recipe.cleaning.quality)
     stages += bool(recipe.difficulty or recipe.selection) + bool(recipe.selection)
+    if (
+        recipe.training.distillation
+    ):  # a token for 4 bytes; 2 or 4 bytes an id, 2 a number, twice as tokens are
+        stages += 2 * recipe.training.distillation.top_k * (4 + 2) / 4
     return int(corpus_bytes * copies * (1.5 + stages)) + (64 << 20) * (recipe.training.keep_checkpoints + 3)
 
 

@@ -37,6 +37,7 @@ from bkray.reporting.files import write_atomically
 from bkray.reporting.progress import Line, Progress
 from bkray.reporting.report import write_comparison_report
 from bkray.runtime.cluster import check_budget, cluster
+from bkray.runtime.distillation import map_soft_targets
 from bkray.runtime.pipeline import check_out, check_words, locked, make_folder
 from bkray.runtime.plan import Plan, make_plan
 from bkray.runtime.training import run_training
@@ -256,7 +257,11 @@ def _time_steps(runs: list[Run], rounds: int) -> dict[str, list[float]]:
     for run in runs:
         shutil.rmtree(run.folder, ignore_errors=True)
     reference = np.zeros_like(tokens[:, 1:], dtype=np.float16)  # which tokens are kept takes no other time
-    return interleaved_step_seconds(arms, WindowData(tokens, tokens[:0], reference), sampler, rounds)
+    data = {
+        run.arm: WindowData(tokens, tokens[:0], reference, map_soft_targets(job.soft_target_parts))
+        for run, job in zip(runs, jobs, strict=True)
+    }
+    return interleaved_step_seconds(arms, data, sampler, rounds)
 
 
 def _relative_time(seconds: dict[str, list[float]], arm: str, reference: str) -> float:

@@ -1,7 +1,7 @@
 """The plan of a run: its stages, what each depends on, and whether it is already there. No cluster needed.
 
-    documents ─► tokenizer ─► windows ─► scored ─► selected ─► training_set ─► model ─► evaluation
-        └─► augmented ──────────┘ └─► proxy ─┘                                    held_out_scores ─┘
+    documents ─► tokenizer ─► windows ─► scored ─► selected ─► training_set ────► model ─► evaluation
+        └─► augmented ──────────┘ └─► proxy ─┘                  └─► soft_targets ─┘   held_out_scores ─┘
 
 Between documents and the rest go deduplicated and filtered (`cleaning.near`, `cleaning.quality`).
 Stages that a recipe does not ask for are not in its plan.
@@ -115,7 +115,8 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
     if recipe.trains_proxy:
         proxy = recipe.proxy.model_dump(mode="json", exclude={"folder"}) if recipe.proxy else None
         add("proxy", [proxy, seed], ("windows", "tokenizer"), ("tokens", "split"))
-    scorers = {setting: files for setting, files in given.items() if setting != "training.start_from"}
+    others = ("training.start_from", *recipe.teachers)
+    scorers = {setting: files for setting, files in given.items() if setting not in others}
     chosen = chosen_scores(recipe)
     how = [chosen, seed, *_more(scorers, recipe)]
     if chosen:
@@ -141,6 +142,16 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
         ("window_id", "tokens"),
         builder.stages[windows].provides,
     )
+    if recipe.training.distillation:
+        teachers = [given[setting]["model.safetensors"] for setting in recipe.teachers]
+        order = ("difficulty", "window_id") if recipe.difficulty else ("window_id",)
+        add(
+            "soft_targets",
+            [teachers, recipe.training.distillation.top_k],
+            ("training_set", "tokenizer"),
+            (*order, "tokens"),
+            (*order, "soft_ids", "soft_log_probs"),
+        )
     training = [
         _training(recipe.training) | start,
         _section(recipe.curriculum),
@@ -148,7 +159,7 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
         seed,
         *([_section(recipe.sampling)] if recipe.sampling else []),
     ]
-    add("model", training, ("training_set", "windows", "tokenizer"), ("tokens",))
+    add("model", training, ("training_set", "soft_targets", "windows", "tokenizer"), ("tokens",))
     if chosen:
         add("held_out_scores", [*how, "test"], ("windows", "tokenizer", "proxy"), ("tokens", "split"))
     add("evaluation", "test", ("windows", "model", "tokenizer"), ("tokens", "target_bytes", "split"))
@@ -208,6 +219,8 @@ def _training(training: Training) -> Any:
     if not training.changed("gradient_as_bucket_view"):
         left_out.add("gradient_as_bucket_view")
     kept = _section(training.model_copy(update=defaults), *left_out)
+    if training.distillation:  # the rest is in the key of the soft targets
+        kept["distillation"] = _section(training.distillation, "teachers", "top_k")
     return {key: value for key, value in kept.items() if value is not None}
 
 
