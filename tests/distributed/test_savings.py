@@ -15,10 +15,14 @@ pytestmark = pytest.mark.distributed
 ARMS = {
     "reducible": {"length": {"start": 4}, "token_selection": {"keep": 0.3}},
     "random": {"token_selection": {"kind": "random", "keep": 0.3}},
-    "distilled": {
-        "length": {"start": 4},
-        "accumulate": 2,
-        "distillation": {"teachers": ["unread"], "top_k": 3, "weight": 0.9},
+    **{
+        f"distilled, {kind}": {
+            "length": {"start": 4},
+            "accumulate": 2,
+            "distillation": {"teachers": ["unread"], "top_k": 3, "weight": 0.9},
+            "parallel": kind,
+        }
+        for kind in ("ddp", "fsdp2")
     },
     "replayed": {"start_from": "unread", "replay": {"run": "unread", "share": 0.3}},
     "frozen": {"start_from": "unread", "freeze": 1, "activation_cache": {}},
