@@ -62,6 +62,11 @@ def load_active(path: Path, overrides: tuple[str, ...] = ()) -> tuple[ActiveLear
             f"{path}: the base recipe's {recipe.pool[0]} names another pool than the loop's: set it to "
             "null in overrides"
         )
+    if recipe.training.distillation:
+        raise UserError(
+            f"{path}: training.distillation would have the teachers read the whole pool before the first "
+            "round: set it to null in overrides"
+        )
     if recipe.steps <= active.rounds:
         raise UserError(
             f"{path}: rounds {active.rounds} need more than the {recipe.steps} steps of training.tokens "

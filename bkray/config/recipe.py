@@ -93,6 +93,7 @@ class Recipe(Section):
             "training.start_from": self.training.start_from,
             "proxy.folder": self.proxy and self.proxy.folder,
             "difficulty.reference": self.difficulty and self.difficulty.reference,
+            **self.teachers,
         }
         return {setting: folder for setting, folder in named.items() if folder}
 
@@ -108,6 +109,13 @@ class Recipe(Section):
         """Windows of the pool that the run draws."""
         replay = self.training.replay
         return round(self.steps * replay.share * self.batch_windows) if replay else 0
+
+    @property
+    def teachers(self) -> dict[str, str]:
+        """Folders of the models whose predictions are learnt, by the setting that names them."""
+        distillation = self.training.distillation
+        folders = distillation.teachers if distillation else ()
+        return {f"training.distillation.teachers[{place}]": folder for place, folder in enumerate(folders)}
 
     @model_validator(mode="before")
     @classmethod
@@ -216,6 +224,11 @@ class Recipe(Section):
                 "training.token_selection reducible cannot take training.replay, whose windows no proxy has "
                 "scored: remove one or select kind random"
             )
+        if training.replay and training.distillation:
+            faults.append(
+                "training.distillation cannot take training.replay, whose windows the teachers do not read: "
+                "remove one"
+            )
         if training.replay and self.batch_windows and self.replayed in (0, self.steps * self.batch_windows):
             which, mend = ("every", "lower") if self.replayed else ("no", "raise")
             faults.append(
@@ -266,6 +279,11 @@ class Recipe(Section):
             faults.append(
                 "training.token_selection cannot take model kind import, whose output head is not known: "
                 "remove it"
+            )
+        if training.token_selection and training.distillation:
+            faults.append(
+                "training.distillation cannot take training.token_selection, which never has the logits that "
+                "are held against the teachers': remove one"
             )
         if self.given_models and self.tokenizer.changed("vocab_size"):
             faults.append(

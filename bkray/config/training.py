@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from bkray.config.distillation import Distillation
 from bkray.config.divergence import OnDivergence
 from bkray.config.gradient_cache import GradientReuse
 from bkray.config.parallel import GradientCompression, PowerSGD
@@ -76,6 +77,7 @@ class Training(Section):
     activation_cache: ActivationCache | None = None
     replay: Replay | None = None
     token_selection: TokenSelection | None = None
+    distillation: Distillation | None = None
     skip: Skip | None = None
     gradient_cache: GradientReuse | None = None
     """Use the gradients of earlier batches again."""

@@ -1,4 +1,4 @@
-"""Windows as one memory-mapped Arrow file: rows are read by their positions, and nothing is held.
+"""A column of windows as one memory-mapped Arrow file: rows are read by their positions, nothing is held.
 
 part-*.parquet ─► tokens.arrow, written once, in bounded memory ─► MappedWindows[positions] ─► (B, N + 1)
 """
@@ -19,13 +19,17 @@ _BATCH_ROWS = 1024
 
 
 class MappedWindows:
-    """The column `tokens` of an Arrow file as rows (N + 1,) int32; what is read lies in the page cache."""
+    """The one column of an Arrow file, lists of a fixed length, as rows; what is read lies in the page cache.
+
+    Rows of `tokens` are (N + 1,) int32.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises FileNotFoundError, or pyarrow.ArrowInvalid where the file is not a whole one."""
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        width = reader.schema.field("tokens").type.list_size
-        columns = (reader.get_batch(number)["tokens"] for number in range(reader.num_record_batches))
+        kind = reader.schema.field(0).type
+        width, self._dtype = kind.list_size, kind.value_type.to_pandas_dtype()
+        columns = (reader.get_batch(number)[0] for number in range(reader.num_record_batches))
         self._batches = [column.flatten().to_numpy().reshape(-1, width) for column in columns]
         self._starts = np.cumsum([0, *map(len, self._batches)])
         self._width = width
@@ -34,15 +38,15 @@ class MappedWindows:
         return int(self._starts[-1])
 
     def __getitem__(self, positions: np.ndarray) -> np.ndarray:
-        """Windows (B, N + 1) int32 at `positions` (B,), a copy; IndexError where there is none."""
+        """The rows (B, width) at `positions` (B,), a copy; IndexError where there is none."""
         positions = np.asarray(positions)
         if len(positions) and not 0 <= positions.min() <= positions.max() < len(self):
             raise IndexError(f"positions {positions.min()} to {positions.max()} of {len(self)} windows")
-        tokens = np.empty((len(positions), self._width), dtype=np.int32)
+        rows = np.empty((len(positions), self._width), dtype=self._dtype)
         batches = np.searchsorted(self._starts, positions, side="right") - 1
         for row, (batch, position) in enumerate(zip(batches, positions, strict=True)):
-            tokens[row] = self._batches[batch][position - self._starts[batch]]
-        return tokens
+            rows[row] = self._batches[batch][position - self._starts[batch]]
+        return rows
 
 
 class JoinedWindows:
@@ -64,13 +68,13 @@ class JoinedWindows:
         return tokens
 
 
-def map_windows(parts: Sequence[Path]) -> MappedWindows:
-    """The windows of `parts` in order, through a file beside them that the first caller writes.
+def map_windows(parts: Sequence[Path], column: str = "tokens") -> MappedWindows:
+    """The rows of `column` of `parts` in order, through a file beside them that the first caller writes.
 
     Others who want it meanwhile wait. A kill leaves no file or a whole one; one that is not whole is written
     again.
     """
-    path = parts[0].parent / "tokens.arrow"
+    path = parts[0].parent / f"{column}.arrow"
     with _alone_in(path.parent):
         try:
             return MappedWindows(path)
@@ -81,11 +85,12 @@ def map_windows(parts: Sequence[Path]) -> MappedWindows:
 
 def _write(parts: Sequence[Path], path: Path) -> None:
     partial = path.with_name(f".partial-{path.name}")
-    schema = pa.schema([pq.read_schema(parts[0]).field("tokens")])
+    column = path.stem
+    schema = pa.schema([pq.read_schema(parts[0]).field(column)])
     with open(partial, "wb") as file:
         with pa.ipc.new_file(file, schema) as writer:
             for part in parts:
-                for batch in pq.ParquetFile(part).iter_batches(_BATCH_ROWS, columns=["tokens"]):
+                for batch in pq.ParquetFile(part).iter_batches(_BATCH_ROWS, columns=[column]):
                     writer.write_batch(batch.cast(schema))
         file.flush()
         os.fsync(file.fileno())

@@ -68,6 +68,15 @@ def score_array(values: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
+def soft_targets_fields(window: int, k: int, vocabulary: int) -> list[pa.Field]:
+    """`soft_ids` and `soft_log_probs`: of every target k tokens and their log-probabilities, nats, flat."""
+    ids = pa.uint16() if vocabulary <= 1 << 16 else pa.int32()
+    return [
+        pa.field("soft_ids", pa.list_(ids, window * k), nullable=False),
+        pa.field("soft_log_probs", pa.list_(pa.float16(), window * k), nullable=False),
+    ]
+
+
 def stable_id(*parts: str | int) -> int:
     """A 63-bit id (int64, not negative) that depends on `parts` alone."""
     text = "\0".join(str(part) for part in parts)

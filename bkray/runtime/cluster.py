@@ -126,6 +126,8 @@ def disk_bytes(recipe: Recipe, corpus_bytes: int) -> int:
     copies, cleaning = 1 + len(recipe.augmentation), recipe.cleaning
     stages = 3 + sum(map(bool, (cleaning.near, cleaning.quality, cleaning.leakage)))
     stages += bool(recipe.difficulty or recipe.selection) + bool(recipe.selection)
+    if distillation := recipe.training.distillation:  # 6 bytes for each of k, twice, where a token has 4
+        stages += 3 * distillation.top_k
     return int(corpus_bytes * copies * (1.5 + stages)) + (64 << 20) * (recipe.training.keep_checkpoints + 3)
 
 

@@ -28,6 +28,7 @@ from rich.table import Table
 from bkray.config import Recipe, UserError
 from bkray.config.comparison import Comparison, load_comparison
 from bkray.corpus import Shard, list_shards, load_tokenizer
+from bkray.corpus.mapped import map_windows
 from bkray.corpus.windows import read_columns, tokens_array
 from bkray.curriculum import CurriculumSampler
 from bkray.evaluation import paired_difference, window_nats
@@ -37,7 +38,8 @@ from bkray.reporting.files import write_atomically
 from bkray.reporting.progress import Line, Progress
 from bkray.reporting.report import write_comparison_report
 from bkray.runtime.cluster import check_budget, cluster
-from bkray.runtime.pipeline import check_out, check_words, locked, make_folder
+from bkray.runtime.distillation import map_soft_targets
+from bkray.runtime.pipeline import check_models, check_out, check_words, locked, make_folder
 from bkray.runtime.plan import Plan, make_plan
 from bkray.runtime.training import run_training
 from bkray.runtime.trials import prepare_data, running, trial_job
@@ -108,6 +110,7 @@ def run_comparison(
     folder = out / comparison.name
     check_out(out)
     _check_folder(folder, comparison, recipes)
+    check_models(recipes.values())
     check_words(recipes.values())
     runs = Runs(recipes, folder)
     tuning = [
@@ -250,13 +253,21 @@ def _time_steps(runs: list[Run], rounds: int) -> dict[str, list[float]]:
             build_model(run.recipe.model, load_tokenizer(job.tokenizer).get_vocab_size()),
             run.recipe,
         )
-    tokens = tokens_array(read_columns(jobs[0].training_parts, ["tokens"]))
-    batch = runs[0].recipe.batch_windows
-    sampler = CurriculumSampler(np.zeros(len(tokens)), batch, rounds + 10, start=1.0, seed=runs[0].seed)
+    windows = [map_windows(job.training_parts) for job in jobs]
+    count, recipe = min(map(len, windows)), runs[0].recipe
+    sampler = CurriculumSampler(
+        np.zeros(count), recipe.batch_windows, rounds + 10, start=1.0, seed=runs[0].seed
+    )
     for run in runs:
         shutil.rmtree(run.folder, ignore_errors=True)
-    reference = np.zeros_like(tokens[:, 1:], dtype=np.float16)  # which tokens are kept takes no other time
-    return interleaved_step_seconds(arms, WindowData(tokens, tokens[:0], reference), sampler, rounds)
+    # which tokens are kept takes no other time
+    reference = np.zeros((count, recipe.window), dtype=np.float16)
+    none = np.zeros((0, recipe.window + 1), dtype=np.int32)
+    data = {
+        run.arm: WindowData(there, none, reference, map_soft_targets(job.soft_target_parts))
+        for run, job, there in zip(runs, jobs, windows, strict=True)
+    }
+    return interleaved_step_seconds(arms, data, sampler, rounds)
 
 
 def _relative_time(seconds: dict[str, list[float]], arm: str, reference: str) -> float:

@@ -19,6 +19,7 @@ _RESOURCES = {
     "tokenizer": "1 task x 1 CPU",
     "proxy": "1 task x 1 CPU",
     "scored": "{cpus} actors x {task:g} CPU",
+    "soft_targets": "{cpus} actors x {task:g} CPU",
     "held_out_scores": "1 task x 1 CPU",
     "evaluation": "{cpus} actors x {task:g} CPU, 1 task x {task:g} CPU",
     "forgetting": "{cpus} actors x {task:g} CPU",

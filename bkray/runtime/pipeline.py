@@ -24,7 +24,7 @@ from bkray.corpus import list_shards
 from bkray.model import build_model
 from bkray.reporting.progress import Progress
 from bkray.reporting.trackers import check_trackers
-from bkray.runtime import cleaning, leakage, prepare, scoring
+from bkray.runtime import cleaning, distillation, leakage, prepare, scoring
 from bkray.runtime.artifacts import Artifact, write_manifest, writing
 from bkray.runtime.cluster import check_budget, cluster, inside_job, local_cpus
 from bkray.runtime.evaluation import evaluation, forgetting
@@ -38,6 +38,7 @@ from bkray.runtime.work import Outcome, Work
 from bkray.training import Checkpointer, GradientCache
 from bkray.training.hardware import check_compiler, check_compiles
 from bkray.training.state.start import check_scorer, check_start, check_vocabularies, vocabulary_size
+from bkray.training.state.teachers import check_teachers
 
 BUILDERS: dict[str, Callable[[Work], Outcome]] = {
     "documents": prepare.documents,
@@ -51,6 +52,7 @@ BUILDERS: dict[str, Callable[[Work], Outcome]] = {
     "scored": scoring.scored,
     "selected": selected,
     "training_set": prepare.training_set,
+    "soft_targets": distillation.soft_targets,
     "model": model,
     "held_out_scores": scoring.held_out_scores,
     "forgetting": forgetting,
@@ -90,7 +92,7 @@ def run_pipeline(
     run = out / recipe.name
     stages = _up_to(plan, until)
     _check_folder(run, recipe)
-    _check_model(recipe)
+    check_models([recipe])
     check_words([recipe])
     check_trackers(recipe.training.trackers)
     found = {name: stage.find() for name, stage in stages.items()}
@@ -258,16 +260,25 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"{folder} cannot be made ({error.strerror}): choose another --out") from None
 
 
+def check_models(recipes: Iterable[Recipe]) -> None:
+    """Raise UserError where a model cannot be built, cached or compiled, or one that is named cannot be used.
+
+    It takes no memory.
+    """
+    for recipe in recipes:
+        _check_model(recipe)
+
+
 def _check_model(recipe: Recipe) -> None:
-    """Refuse a model that cannot be built, cached or compiled, before data is prepared; takes no memory."""
     if recipe.training.start_from:
         check_start(Path(recipe.training.start_from), recipe.model)
     for setting, folder in recipe.given_models.items():
-        if setting != "training.start_from":
+        if setting != "training.start_from" and setting not in recipe.teachers:
             check_scorer(setting, Path(folder), setting == "proxy.folder" and recipe.needs_hidden)
     check_vocabularies(recipe.given_models)
     with torch.device("meta"):
         network = build_model(recipe.model, vocabulary_size(recipe))
+    check_teachers(recipe, network)
     if recipe.training.gradient_cache:
         GradientCache(network, recipe.training.gradient_cache)
     if not recipe.training.compile:

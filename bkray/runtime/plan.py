@@ -4,7 +4,7 @@
         └─► augmented ──────────┘ └─► proxy ─┘                                    held_out_scores ─┘
 
 Between documents and the rest go decontaminated, deduplicated and filtered (`cleaning.leakage`, `near`,
-`quality`).
+`quality`), between training_set and model soft_targets (`training.distillation`).
 Stages that a recipe does not ask for are not in its plan.
 """
 
@@ -121,7 +121,8 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
     if recipe.trains_proxy:
         proxy = recipe.proxy.model_dump(mode="json", exclude={"folder"}) if recipe.proxy else None
         add("proxy", [proxy, seed], ("windows", "tokenizer"), ("tokens", "split"))
-    scorers = {setting: files for setting, files in given.items() if setting != "training.start_from"}
+    others = ("training.start_from", *recipe.teachers)
+    scorers = {setting: files for setting, files in given.items() if setting not in others}
     chosen = chosen_scores(recipe)
     how = [chosen, seed, *_more(scorers, recipe)]
     if chosen:
@@ -147,6 +148,7 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
         ("window_id", "tokens"),
         builder.stages[windows].provides,
     )
+    _ask_teachers(builder, recipe, given)
     pool = find_pool(recipe)
     replay = recipe.training.replay
     replayed = {"replay": [replay.share, pool.training_set.manifest["key"]]} if replay and pool else {}
@@ -157,7 +159,7 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
         seed,
         *([_section(recipe.sampling)] if recipe.sampling else []),
     ]
-    add("model", training, ("training_set", "windows", "tokenizer"), ("tokens",))
+    add("model", training, ("training_set", "soft_targets", "windows", "tokenizer"), ("tokens",))
     if chosen:
         add("held_out_scores", [*how, "test"], ("windows", "tokenizer", "proxy"), ("tokens", "split"))
     if pool:
@@ -166,6 +168,20 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
     _check_columns(builder.stages)
     path = Path(recipe.training.start_from).absolute() if recipe.training.start_from else None
     return Plan(recipe, tuple(shards), builder.stages, path, tuple(trusted), pool, held_out)
+
+
+def _ask_teachers(builder: _Builder, recipe: Recipe, given: dict[str, dict[str, str]]) -> None:
+    """Add the stage of the soft targets, where there are teachers."""
+    if recipe.training.distillation:
+        teachers = [given[setting]["model.safetensors"] for setting in recipe.teachers]
+        order = ("difficulty", "window_id") if recipe.difficulty else ("window_id",)
+        builder.add(
+            "soft_targets",
+            [teachers, recipe.training.distillation.top_k],
+            ("training_set", "tokenizer"),
+            (*order, "tokens"),
+            (*order, "soft_ids", "soft_log_probs"),
+        )
 
 
 def _clean(
@@ -270,6 +286,8 @@ def _training(training: Training) -> Any:
     if not training.changed("gradient_as_bucket_view"):
         left_out.add("gradient_as_bucket_view")
     kept = _section(training.model_copy(update=defaults), *left_out)
+    if training.distillation:  # the rest is in the key of the soft targets
+        kept["distillation"] = _section(training.distillation, "teachers", "top_k")
     return {key: value for key, value in kept.items() if value is not None}
 
 

@@ -32,6 +32,7 @@ _EXTREMES = 4  # windows shown from either end of the difficulty order
 _KINDS = {
     "proxy": "proxy_training",
     "scored": "scoring",
+    "soft_targets": "teacher",
     "held_out_scores": "skill",
     "evaluation": "evaluation",
     "forgetting": "evaluation",

@@ -35,7 +35,7 @@ from bkray.reporting.report import write_sweep_report
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.beside import run_beside
 from bkray.runtime.cluster import check_budget, cluster
-from bkray.runtime.pipeline import check_out, check_words, locked, make_folder
+from bkray.runtime.pipeline import check_models, check_out, check_words, locked, make_folder
 from bkray.runtime.plan import Plan, make_plan
 from bkray.runtime.training import Job, run_training
 from bkray.runtime.trials import prepare_data, running, trial_job
@@ -75,6 +75,7 @@ def run_sweep(
     if (folder / "winner.yaml").exists() and _same_sweep(folder, sweep, values):
         progress.say(f"{folder}: already complete, nothing to do")
         return folder
+    check_models(one.recipe for one in candidates)
     check_words(one.recipe for one in candidates)
     make_folder(folder)
     with locked(folder), cluster(cpus) as there:

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from bkray.reporting.files import write_atomically
 from bkray.reporting.progress import Line
 from bkray.reporting.trackers import TrackedLog, tracked_log
 from bkray.runtime.beside import run_beside
+from bkray.runtime.distillation import map_soft_targets
 from bkray.runtime.drawing import build_sampler, order_columns
 from bkray.runtime.plan import Plan
 from bkray.runtime.work import Outcome, Work
@@ -70,6 +71,8 @@ class Job:
     tokenizer: Path
     run: Path
     export: Path
+    soft_target_parts: list[Path] = field(default_factory=list)
+    """Where a teacher's predictions of the training windows are, in their order; empty without one."""
     start: Path | None = None
     """The exported model to start from."""
     pool_parts: tuple[Path, ...] = ()
@@ -102,6 +105,7 @@ def job_of(work: Work) -> Job:
         key=work.stage.key,
         training_parts=work.inputs["training_set"].parts,
         window_parts=work.inputs["windows"].parts,
+        soft_target_parts=work.inputs["soft_targets"].parts if "soft_targets" in work.inputs else [],
         tokenizer=work.inputs["tokenizer"].path / "tokenizer.json",
         run=work.stage.path.parent,
         export=work.directory / "exported",
@@ -189,7 +193,8 @@ def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter |
     reference, chosen = None, recipe.training.token_selection
     if chosen and chosen.needs_proxy:
         reference = reference_array(read_columns(job.training_parts, ["reference_loss"]))
-    data = WindowData(windows, tokens_array(validation), reference)
+    soft = map_soft_targets(job.soft_target_parts)
+    data = WindowData(windows, tokens_array(validation), reference, soft)
     ledger = Ledger()
     with nullcontext(reporter) if reporter or rank else open_log(job) as log:
         result = train(

@@ -18,9 +18,9 @@ def prepare_data(plan: Plan, cpus: int, progress: Progress) -> dict[str, Artifac
     """The stages before the model; those that an earlier run shares are there already."""
     built: dict[str, Artifact] = {}
     for name, stage in plan.stages.items():
-        built[name] = build_stage(plan, stage, built, cpus, progress)
-        if name == "training_set":
+        if name == "model":
             break
+        built[name] = build_stage(plan, stage, built, cpus, progress)
     return built
 
 
@@ -30,7 +30,7 @@ def trial_job(plan: Plan, recipe: Recipe) -> Job:
     run = stages["model"].path.parent
     run.mkdir(parents=True, exist_ok=True)
     inputs: dict[str, Artifact] = {}
-    for name in ("training_set", "windows", "tokenizer"):
+    for name in stages["model"].inputs:
         artifact = stages[name].find()
         assert artifact, f"{stages[name].path} has vanished"
         inputs[name] = artifact
@@ -39,6 +39,7 @@ def trial_job(plan: Plan, recipe: Recipe) -> Job:
         key=f"{stages['model'].key}-{recipe.seed}",
         training_parts=inputs["training_set"].parts,
         window_parts=inputs["windows"].parts,
+        soft_target_parts=inputs["soft_targets"].parts if "soft_targets" in inputs else [],
         tokenizer=inputs["tokenizer"].path / "tokenizer.json",
         run=run,
         export=run / "model",

@@ -5,8 +5,9 @@ sampler.ids(step) ─► read ahead ─► (skipper: candidates ─► those tha
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ class WindowData:
     validation: np.ndarray
     reference: np.ndarray | None = None
     """(W, N): a reference model's loss of every training target, nats, where tokens are selected by it."""
+    soft_targets: tuple[Windows, Windows] | None = None
+    """k token ids of the teachers and their log-probabilities, nats, of every target: (W, N x k) each."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Batch:
     """(B / world size, N + 1) int64: the windows that are this rank's, in the order of `ids`."""
     reference: Tensor | None = None
     """(B / world size, N) float32: the reference losses of their targets, where there are any."""
-
+    soft_targets: tuple[Tensor, Tensor] | None = None
+    """(B / world size, N, k) int64 and float32: the teachers' tokens and log-probabilities, if asked for."""
     weights: np.ndarray | None = None
     """(B / world size,) of their losses, where a step skips some windows."""
     choice: Choice | None = None
@@ -54,10 +58,19 @@ class Batch:
 
     def parts(self, count: int) -> list[Batch]:
         """This rank's windows in `count` micro-batches of nearly one size."""
+        none = [None] * count
         tokens = self.tokens.tensor_split(count)
-        references = [None] * count if self.reference is None else self.reference.tensor_split(count)
-        weights = [None] * count if self.weights is None else np.array_split(self.weights, count)
-        return [Batch(self.ids, *part) for part in zip(tokens, references, weights, strict=True)]
+        references = none if self.reference is None else self.reference.tensor_split(count)
+        soft: Iterable[Any] = none
+        if self.soft_targets is not None:
+            soft = zip(*(each.tensor_split(count) for each in self.soft_targets), strict=True)
+        weights = none if self.weights is None else np.array_split(self.weights, count)
+        return [Batch(self.ids, *part) for part in zip(tokens, references, soft, weights, strict=True)]
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
+        """What `Objective` takes."""
+        return self.tokens, self.reference, self.soft_targets
 
 
 class Batches:
@@ -94,10 +107,17 @@ class Batches:
     def of(self, ids: np.ndarray, mine: np.ndarray) -> Batch:
         """The batch of the windows `ids`, those of this rank being `mine`."""
         tokens = torch.as_tensor(self.data.train[mine], dtype=torch.int64, device=self.device)
-        if self.data.reference is None:
-            return Batch(ids, tokens)
-        reference = torch.as_tensor(self.data.reference[mine]).float().to(self.device)
-        return Batch(ids, tokens, reference)
+        reference, soft_targets = None, None
+        if self.data.reference is not None:
+            reference = torch.as_tensor(self.data.reference[mine]).float().to(self.device)
+        if self.data.soft_targets is not None:
+            shape = len(mine), tokens.shape[1] - 1, -1
+            soft_ids, nats = (column[mine].reshape(shape) for column in self.data.soft_targets)
+            soft_targets = (
+                torch.as_tensor(soft_ids.astype(np.int64), device=self.device),
+                torch.as_tensor(nats.astype(np.float32), device=self.device),
+            )
+        return Batch(ids, tokens, reference, soft_targets)
 
     def _read(self, step: int) -> Batch:
         """What is known of `step` before the one before it is done: all candidates where it skips some."""

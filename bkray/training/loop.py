@@ -275,7 +275,7 @@ class TrainingRun:
     def _backward(self, batch: Batch, share: float) -> tuple[Tensor, dict[str, float]]:
         """Add `share` of the gradient of some windows; returns the loss of each and what was measured."""
         with self.clock.device_phase("forward"):
-            losses_BN: Tensor = self.parallel_objective(batch.tokens, batch.reference)
+            losses_BN: Tensor = self.parallel_objective(*batch.inputs)
         loss = losses_BN.mean()
         minimised = loss
         if self.skipper and batch.weights is not None:
@@ -354,7 +354,7 @@ class TrainingRun:
         rows = -(-self.recipe.batch_windows // (self.world.size * self.recipe.training.accumulate))
         first = np.arange(min(rows, len(self.data.train)))
         batch = self.batches.of(first, first)
-        self.parallel.settle(self.objective, batch.tokens, batch.reference)
+        self.parallel.settle(self.objective, *batch.inputs)
         windows = len(first) * self.world.size
         flops = windows * self.step_cost.flops(self.objective.length, None)
         return Cost(flops, windows * self.recipe.window, time.perf_counter() - started)

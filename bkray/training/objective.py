@@ -14,6 +14,7 @@ from bkray.config import Recipe
 from bkray.model import LanguageModel
 from bkray.model.head import head_losses
 from bkray.training.hardware import autocast, compile_errors, prepare
+from bkray.training.techniques.distillation import Distiller
 from bkray.training.techniques.frozen import FrozenPrefix
 from bkray.training.techniques.length import length_at, pieces
 from bkray.training.techniques.token_selection import TokenSelector
@@ -37,6 +38,8 @@ class Objective(nn.Module):
             self.prefix = FrozenPrefix(model, layers, recipe.training.activation_cache)
         tokens = recipe.training.token_selection
         self.selection = TokenSelector(tokens, recipe.seed) if tokens else None
+        distillation = recipe.training.distillation
+        self.distiller = Distiller(distillation) if distillation else None
         self.step = 0
 
     def begin(self, step: int) -> None:
@@ -45,8 +48,16 @@ class Objective(nn.Module):
         if self.settings.length:
             self.length = length_at(step / self.recipe.steps, self.settings.length, self.recipe.window)
 
-    def forward(self, tokens_BN1: Tensor, reference_BN: Tensor | None = None) -> Tensor:
-        """`reference` (B, N): the losses of a reference model, where tokens are selected by them."""
+    def forward(
+        self,
+        tokens_BN1: Tensor,
+        reference_BN: Tensor | None = None,
+        soft_targets: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """`reference` (B, N): the losses of a reference model, where tokens are selected by them.
+
+        `soft_targets`: a teacher's token ids and log-probabilities (B, N, k), where there is one.
+        """
         rows = pieces(tokens_BN1, self.length) if self.settings.length else tokens_BN1
         targets_BN = tokens_BN1[:, 1:]
         with self.compiling(), autocast(self.settings, rows.device):
@@ -54,6 +65,9 @@ class Objective(nn.Module):
                 losses = head_losses(*self._hidden(rows[:, :-1]), targets_BN.flatten())
                 return self.selection(losses.view_as(targets_BN), reference_BN, self.step)
             logits = self._logits(rows[:, :-1])
+        if self.distiller:
+            losses = self.distiller(logits.flatten(0, 1), targets_BN.flatten(), soft_targets)
+            return losses.view_as(targets_BN)
         return token_losses(logits, rows[:, 1:]).view_as(targets_BN)
 
     def _logits(self, tokens_RN: Tensor) -> Tensor:
@@ -87,6 +101,8 @@ class Objective(nn.Module):
             measured["activations_reused"] = self.prefix.reused
         if self.selection:
             measured["kept_loss"] = self.selection.kept_loss
+        if self.distiller:
+            measured["distillation_loss"] = self.distiller.loss
         return measured
 
     def compiling(self) -> AbstractContextManager[None]:

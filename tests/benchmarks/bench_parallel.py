@@ -121,7 +121,7 @@ def work(rank: int, ranks: int, rounds: int, folder: str) -> None:
     recipes = {name: recipe(ranks, training) for name, training in ARMS.items()}
     data, sampler = inputs(ranks)
     arms = {name: (model(settings), settings) for name, settings in recipes.items()}
-    times = interleaved_step_seconds(arms, data, sampler, rounds)
+    times = interleaved_step_seconds(arms, dict.fromkeys(arms, data), sampler, rounds)
     for name, values in times.items():
         ratio = statistics.median(value / base for value, base in zip(values, times["ddp"], strict=True))
         say(f"  {name:24} {1e3 * statistics.median(values):8.1f} ms   x {ratio:.2f}", flush=True)

@@ -1,4 +1,4 @@
-"""Pieces, kept tokens, frozen layers and layers' rates are the same for any number of ranks."""
+"""Pieces, kept tokens, soft targets, frozen layers and layers' rates are the same for any number of ranks."""
 
 import numpy as np
 import pytest
@@ -15,6 +15,15 @@ pytestmark = pytest.mark.distributed
 ARMS = {
     "reducible": {"length": {"start": 4}, "token_selection": {"keep": 0.3}},
     "random": {"token_selection": {"kind": "random", "keep": 0.3}},
+    **{
+        f"distilled, {kind}": {
+            "length": {"start": 4},
+            "accumulate": 2,
+            "distillation": {"teachers": ["unread"], "top_k": 3, "weight": 0.9},
+            "parallel": kind,
+        }
+        for kind in ("ddp", "fsdp2")
+    },
     "replayed": {"start_from": "unread", "replay": {"run": "unread", "share": 0.3}},
     "frozen": {"start_from": "unread", "freeze": 1, "activation_cache": {}},
     **{
@@ -47,13 +56,15 @@ def work(rank, world_size, folder):
         tokens, reference = rng.integers(0, 30, (48, 17)).astype(np.int32), rng.random((48, 16)) * 8
         if name == "reducible":  # one rank's tokens are all kept before any of another's
             reference[:, :] = np.where(np.arange(48) % 2, 0.0, 9.0)[:, None] + 0.1 * reference
+        soft = rng.integers(0, 30, (48, 16 * 3)), np.log(rng.dirichlet(np.ones(4), (48, 16))[..., :3])
+        soft = soft[0], soft[1].reshape(48, -1)
         torch.manual_seed(0)
         model, ledger = build_model(settings.model, 30), Ledger()
         sampler = CurriculumSampler(np.zeros(48), 8, settings.steps, start=1.0, seed=0)
         if settings.training.replay:  # of the same windows, the last 16 are the pool
             target = CurriculumSampler(np.zeros(32), 8, settings.steps, start=1.0, seed=0)
             sampler = ReplaySampler(target, 32, 16, settings.training.replay.share)
-        train(model, WindowData(tokens, tokens[:4], reference), sampler, settings, ledger=ledger)
+        train(model, WindowData(tokens, tokens[:4], reference, soft), sampler, settings, ledger=ledger)
         results[name] = {"model": model.state_dict(), "flops": ledger.table()["training"]["flops"]}
     if rank == 0:
         torch.save(results, f"{folder}/{world_size}.pt")

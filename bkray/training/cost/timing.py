@@ -17,11 +17,17 @@ _WARM_UP = 3  # steps of every arm that are not counted: they compile and alloca
 
 
 def interleaved_step_seconds(
-    arms: Mapping[str, tuple[nn.Module, Recipe]], data: WindowData, sampler: CurriculumSampler, rounds: int
+    arms: Mapping[str, tuple[nn.Module, Recipe]],
+    data: Mapping[str, WindowData],
+    sampler: CurriculumSampler,
+    rounds: int,
 ) -> dict[str, list[float]]:
-    """Seconds of `rounds` optimizer steps of every arm, all on the same batches; the arms take turns."""
+    """Seconds of `rounds` optimizer steps of every arm; the arms take turns.
+
+    All draw the positions that `sampler` gives, each from its own data.
+    """
     runs = {
-        name: TrainingRun(model, data, copy.deepcopy(sampler), recipe, None, Ledger(), None)
+        name: TrainingRun(model, data[name], copy.deepcopy(sampler), recipe, None, Ledger(), None)
         for name, (model, recipe) in arms.items()
     }
     times: dict[str, list[float]] = {name: [] for name in runs}

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bkray.config.parallel import PowerSGD
@@ -65,12 +65,15 @@ class Parallel:
         """
         return self._ddp is not None and (self.world.size > 2 or self.low_rank is not None)
 
-    def settle(self, objective: Objective, tokens_BN1: Tensor, reference_BN: Tensor | None) -> None:
-        """A pass whose gradients are thrown away, so that a resumed run goes on with the same bits."""
+    def settle(self, objective: Objective, *inputs: Any) -> None:
+        """A pass whose gradients are thrown away, so that a resumed run goes on with the same bits.
+
+        `inputs` are what `objective` takes.
+        """
         assert self._ddp is not None
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         self.model.train()
-        loss = self._ddp(tokens_BN1, reference_BN).mean()
+        loss = self._ddp(*inputs).mean()
         terms = objective.auxiliary_losses(1.0)
         with objective.compiling():
             sum(terms.values(), loss).backward()

@@ -49,15 +49,20 @@ def load_start(network: nn.Module, folder: Path, model: Model, tokenizer: Path) 
 
 def check_scorer(setting: str, folder: Path, needs_hidden: bool) -> None:
     """Raise UserError where `folder` holds no exported model, or, if needed, one without final states."""
-    config = _config(setting, folder)
-    exported = parse_section(Exported, {"model": config["model"]}, f"{folder}/config.json")
-    with torch.device("meta"):
-        network = build_model(exported.model, config["vocab_size"])
+    network = exported_network(setting, folder)
     if needs_hidden and not has_hidden(network):
         raise UserError(
             f"{setting} {folder}: {type(network).__name__} has no hidden(tokens) and head(hidden), which "
             "selection.diversity and selection kind variation_ratio need: give it both, or select otherwise"
         )
+
+
+def exported_network(setting: str, folder: Path) -> nn.Module:
+    """The network of an exported model without its weights; raises UserError where `folder` holds none."""
+    config = _config(setting, folder)
+    exported = parse_section(Exported, {"model": config["model"]}, f"{folder}/config.json")
+    with torch.device("meta"):
+        return build_model(exported.model, config["vocab_size"])
 
 
 def check_vocabularies(folders: Mapping[str, str]) -> None:

@@ -65,6 +65,10 @@ def test_overrides_find_the_loop_or_its_base_recipe(load):
             {"overrides": ["curriculum=null", "training.start_from=m", "evaluation.pool=r"]},
             r"base recipe's evaluation\.pool names another pool than the loop's",
         ),
+        (
+            {"overrides": ["curriculum=null", "training.distillation={teachers: [m]}"]},
+            r"training\.distillation would have the teachers read the whole pool",
+        ),
         ({"overrides": ["curriculum=null", "training.tokens=3000"]}, "rounds 3 need more than the 3 steps"),
         ({"selection": {"kind": "entropi"}}, "entropy"),
         ({"round": 3}, "rounds"),

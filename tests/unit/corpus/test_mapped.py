@@ -9,6 +9,7 @@ import pytest
 
 from bkray.corpus import mapped
 from bkray.corpus.mapped import JoinedWindows, map_windows
+from bkray.corpus.schema import soft_targets_fields
 from bkray.corpus.windows import first_rows, read_columns, tokens_array
 
 
@@ -44,6 +45,22 @@ def test_rows_are_those_of_the_parts_in_order(tmp_path, monkeypatch):
     for beyond in (-1, 68):
         with pytest.raises(IndexError, match="of 68 windows"):
             there[np.array([beyond])]
+
+
+def test_each_column_is_a_file_of_its_own_in_its_own_type(tmp_path):
+    fields, rows = soft_targets_fields(3, 2, 40), np.arange(5 * 6)
+    lists = [
+        pa.FixedSizeListArray.from_arrays(pa.array(rows.astype(field.type.value_type.to_pandas_dtype())), 6)
+        for field in fields
+    ]
+    part = tmp_path / "part-00000.parquet"
+    pq.write_table(pa.Table.from_arrays(lists, schema=pa.schema(fields)), part)
+    for field, dtype in zip(fields, (np.uint16, np.float16), strict=True):
+        read = map_windows([part], field.name)[np.array([4, 0])]
+        assert read.dtype == dtype
+        assert np.array_equal(read, rows.reshape(5, 6)[[4, 0]])
+    assert soft_targets_fields(3, 2, 1 + (1 << 16))[0].type.value_type == pa.int32()
+    assert sorted(os.listdir(tmp_path)) == [part.name, "soft_ids.arrow", "soft_log_probs.arrow"]
 
 
 def test_it_is_written_once_however_many_want_it(tmp_path, monkeypatch):

@@ -25,3 +25,12 @@ def test_too_little_memory_is_refused_with_the_arithmetic(tmp_path, monkeypatch)
     monkeypatch.setattr(cluster, "available_memory", lambda: 1 << 30)
     with pytest.raises(UserError, match="3,072 MiB of memory, but 1,024 MiB are available"):
         cluster.check_budget(RECIPE, 2, tmp_path, 0)
+
+
+def test_soft_targets_take_six_bytes_for_each_of_k_twice_where_a_token_takes_four():
+    def needed(**training):
+        recipe = parse_recipe({**RECIPE.model_dump(mode="json"), "training": training})
+        return cluster.disk_bytes(recipe, 4000)  # about 1000 tokens
+
+    distilled = needed(distillation={"teachers": ["t"], "top_k": 5})
+    assert distilled - needed() == 1000 * 2 * 5 * 6

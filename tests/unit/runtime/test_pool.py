@@ -111,6 +111,10 @@ def test_the_model_depends_on_share_and_windows_and_the_evaluation_on_the_window
             r"token_selection reducible cannot take training\.replay",
         ),
         (
+            {"training": {**replay("r"), "distillation": {"teachers": ["t"]}}},
+            r"training\.distillation cannot take training\.replay",
+        ),
+        (
             {"training": {**replay("r", share=1e-6), "tokens": 40_000}},
             r"training\.replay\.share 1e-06 is no window of 10 batches of 16: raise it",
         ),

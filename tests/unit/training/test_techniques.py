@@ -17,6 +17,7 @@ TECHNIQUES = {
     "activation_cache": {"start_from": "elsewhere", "freeze": 1, "activation_cache": {}},
     "average": {"average": {"decay": 0.9}},
     "control_variate": {"gradient_cache": {"kind": "control_variate", "threshold": 0.9}},
+    "distillation": {"distillation": {"teachers": ["elsewhere"], "top_k": 3}},
     "every": {"gradient_cache": {"kind": "every", "first_audits": 2, "most_rise": 1.0}},
     "fall_back": {"on_divergence": "fall_back"},
     "layer_decay": {"start_from": "elsewhere", "layer_decay": 0.7},
@@ -40,10 +41,21 @@ TECHNIQUES["together"] = {
     "precision": "bf16",
     "activation_checkpointing": True,
 }
+TECHNIQUES["distilled together"] = {
+    "accumulate": 2,
+    "length": {"start": 6},
+    "distillation": {"teachers": ["elsewhere"], "top_k": 3, "weight": 0.7},
+    "skip": {"share": 0.4},
+    "gradient_cache": {"kind": "stale", "threshold": 0.9, "first_audits": 2},
+    "start_from": "elsewhere",
+    "freeze": 1,
+    "precision": "bf16",
+}
 CHARGED = {
     "average": "averaging",
     "control_variate": "gradient_cache",
     "every": "gradient_cache",
+    "distilled together": "predictor",
     "skip": "predictor",
     "stale": "gradient_cache",
     "together": "predictor",
@@ -78,7 +90,12 @@ def windows(count, seed):
 
 TRAINING = windows(64, 0)
 REFERENCE = np.random.default_rng(2).random((64, WINDOW)).astype(np.float16)
-DATA = WindowData(TRAINING, windows(16, 1), REFERENCE)
+FOLLOWING = (5 * TRAINING[:, :-1, None] + np.array([3, 4, 5])) % VOCAB
+SOFT_TARGETS = (
+    FOLLOWING.reshape(64, -1).astype(np.uint16),
+    np.log(np.tile([0.8, 0.1, 0.02], (64, WINDOW))).astype(np.float16),
+)
+DATA = WindowData(TRAINING, windows(16, 1), REFERENCE, SOFT_TARGETS)
 POOL = windows(40, 4)
 WITH_POOL = WindowData(np.concatenate([TRAINING, POOL]), DATA.validation)
 SCORES = np.random.default_rng(3).random((2, 64)) + 0.1

@@ -29,9 +29,8 @@ def test_arms_take_turns_on_the_same_batches():
         arms[name] = (model, recipe)
     before = {name: model.embedding.weight.clone() for name, (model, _) in arms.items()}
     tokens = np.random.default_rng(0).integers(0, 50, (40, 17))
-    times = interleaved_step_seconds(
-        arms, WindowData(tokens, tokens[:0]), CurriculumSampler(np.zeros(40), 4, 9), 5
-    )
+    data = dict.fromkeys(arms, WindowData(tokens, tokens[:0]))
+    times = interleaved_step_seconds(arms, data, CurriculumSampler(np.zeros(40), 4, 9), 5)
     assert [len(values) for values in times.values()] == [5, 5]
     assert min(min(values) for values in times.values()) > 0
     steps = [(name, batch) for name, batch in seen if np.any(batch)]  # zeros are there to count FLOPs
