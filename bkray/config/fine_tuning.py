@@ -9,12 +9,28 @@ from bkray.config.training import Training
 def unsuitable_fine_tuning(training: Training, model: Model) -> list[str]:
     """Every fault of `training` for fine-tuning `model`, each with its mend."""
     faults = []
+    if training.start_vocabulary == "overlap":
+        faults += _unsuitable_overlap(training, model)
     if training.layer_decay:
         faults += _unsuitable_layer_decay(training, model)
     if training.freeze:
         faults += _unsuitable_freeze(f"training.freeze {training.freeze}", training.freeze, training, model)
     elif training.activation_cache:
         faults.append("training.activation_cache has no effect without training.freeze: remove it")
+    return faults
+
+
+def _unsuitable_overlap(training: Training, model: Model) -> list[str]:
+    faults, what = [], "training.start_vocabulary overlap"
+    if not training.start_from:
+        faults.append(
+            f"{what} has no effect without training.start_from: set that to a trained model or remove this"
+        )
+    if isinstance(model, ImportModel):
+        faults.append(
+            f"{what} cannot take model kind import, whose embedding is not known: set it to same, or take "
+            "another kind"
+        )
     return faults
 
 

@@ -88,7 +88,7 @@ class Recipe(Section):
 
     @property
     def given_models(self) -> dict[str, str]:
-        """Folders of exported models by the setting that names them; the corpus gets their tokenizer."""
+        """Folders of exported models by the setting that names them."""
         named = {
             "training.start_from": self.training.start_from,
             "proxy.folder": self.proxy and self.proxy.folder,
@@ -96,6 +96,12 @@ class Recipe(Section):
             **self.teachers,
         }
         return {setting: folder for setting, folder in named.items() if folder}
+
+    @property
+    def tokenizer_models(self) -> dict[str, str]:
+        """Those of the given models whose tokenizer, the same for all, the corpus gets."""
+        own = "training.start_from" if self.training.start_vocabulary == "overlap" else None
+        return {setting: folder for setting, folder in self.given_models.items() if setting != own}
 
     @property
     def pool(self) -> tuple[str, str] | None:
@@ -210,6 +216,11 @@ class Recipe(Section):
                 f"{self.pool[0]} {self.pool[1]} has no effect without training.start_from: a model that "
                 "learnt nothing forgets nothing: set it or remove this"
             )
+        if self.pool and training.start_vocabulary == "overlap":
+            faults.append(
+                f"{self.pool[0]} {self.pool[1]} cannot take training.start_vocabulary overlap: the pool's "
+                "windows are in the start model's vocabulary: set it to same, or remove one"
+            )
         if training.replay and self.evaluation:
             faults.append(
                 "evaluation.pool has no effect beside training.replay, whose run is evaluated: remove it"
@@ -285,10 +296,10 @@ class Recipe(Section):
                 "training.distillation cannot take training.token_selection, which never has the logits that "
                 "are held against the teachers': remove one"
             )
-        if self.given_models and self.tokenizer.changed("vocab_size"):
+        if self.tokenizer_models and self.tokenizer.changed("vocab_size"):
             faults.append(
-                f"tokenizer.vocab_size has no effect beside {next(iter(self.given_models))}, whose tokenizer "
-                "is taken: remove it"
+                f"tokenizer.vocab_size has no effect beside {next(iter(self.tokenizer_models))}, whose "
+                "tokenizer is taken: remove it"
             )
         for key in ("freeze", "token_selection", "gradient_cache", "average"):
             if training.parallel == "fsdp2" and getattr(training, key):

@@ -70,6 +70,8 @@ class Training(Section):
     """Length curriculum."""
     start_from: str | None = None
     """Folder of an exported model: its weights, and its tokenizer for the corpus."""
+    start_vocabulary: Literal["same", "overlap"] = "same"
+    """overlap: the corpus has a tokenizer of its own, and the embedding what both vocabularies share."""
     freeze: Annotated[int, Field(ge=1)] | None = None
     """The embedding, which is the output head too, and so many of the first blocks keep their weights."""
     layer_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None

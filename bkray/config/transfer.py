@@ -78,8 +78,8 @@ def load_transfer(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Transfer
 def next_recipe(values: Mapping[str, Any], before: Recipe, run: Path, origin: str) -> Recipe:
     """The recipe of a phase that starts from the model of `before`, whose run is in the folder `run`.
 
-    It has that model's architecture and vocabulary. `training.replay` is of that run, and held-out loss on
-    its text is looked at before and after, unless `evaluation` is null or windows are of another length.
+    It has that model's architecture. `training.replay` is of that run, and held-out loss on its text is
+    looked at before and after, unless `evaluation` is null or windows are of another length or vocabulary.
     """
     training = dict(values.get("training") or {})
     if training.get("start_from"):
@@ -98,7 +98,8 @@ def next_recipe(values: Mapping[str, Any], before: Recipe, run: Path, origin: st
                 f"and that of the phase before {before.window}: set it alike"
             )
     elif "evaluation" not in values and values["window"] == before.window:
-        values["evaluation"] = {"pool": str(run)}
+        same = training.get("start_vocabulary", "same") == "same"
+        values["evaluation"] = {"pool": str(run)} if same else None
     recipe = parse_recipe({**values, "training": training}, origin)
     now, then = _dump(recipe.model), _dump(before.model)
     if differing := [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]:

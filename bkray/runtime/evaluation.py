@@ -40,7 +40,7 @@ _SCHEMA = pa.schema(
 def evaluation(work: Work) -> Outcome:
     """Nats of every test window; held-out bits per byte of the model and of the baselines; samples.
 
-    Of a model that started from another also the bits per byte of that other.
+    Of a model that started from another of the same vocabulary also the bits per byte of that other.
     """
     windows, exported = work.inputs["windows"], work.inputs["model"].path
     baselines = _fit_baselines.remote(windows.parts, work.inputs["tokenizer"].path / "tokenizer.json", _SPLIT)
@@ -51,7 +51,8 @@ def evaluation(work: Work) -> Outcome:
         "baselines": ray.get(baselines),
         "samples": _samples(load_model(exported), work),
     }
-    if start := work.plan.start:
+    start = work.plan.start
+    if start and work.recipe.training.start_vocabulary == "same":
         before = _held_out(work, windows, start, work.directory / "start", ledger)
         details["start"] = before.as_dict(_SPLIT)
     rows = held_out.windows

@@ -275,7 +275,7 @@ def _check_model(recipe: Recipe) -> None:
     for setting, folder in recipe.given_models.items():
         if setting != "training.start_from" and setting not in recipe.teachers:
             check_scorer(setting, Path(folder), setting == "proxy.folder" and recipe.needs_hidden)
-    check_vocabularies(recipe.given_models)
+    check_vocabularies(recipe.tokenizer_models)
     with torch.device("meta"):
         network = build_model(recipe.model, vocabulary_size(recipe))
     check_teachers(recipe, network)

@@ -111,8 +111,8 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
     documents = _clean(builder, recipe, held_out, trusted)
     given = {setting: digests(setting, folder) for setting, folder in recipe.given_models.items()}
     start = given.get("training.start_from", {})
-    taken = next(iter(given.values()), None)
-    vocabulary = {"taken": taken["tokenizer.json"]} if taken else _section(recipe.tokenizer)
+    taken = next(iter(recipe.tokenizer_models), None)
+    vocabulary = {"taken": given[taken]["tokenizer.json"]} if taken else _section(recipe.tokenizer)
     add("tokenizer", vocabulary, (documents,), ("text", "split"))
     if recipe.augmentation:
         kinds = [_section(kind) for kind in recipe.augmentation]
@@ -283,8 +283,8 @@ def _training(training: Training) -> Any:
         "start_from",
         "replay",
     }
-    if not training.changed("gradient_as_bucket_view"):
-        left_out.add("gradient_as_bucket_view")
+    named = ("gradient_as_bucket_view", "start_vocabulary")
+    left_out |= {key for key in named if not training.changed(key)}
     kept = _section(training.model_copy(update=defaults), *left_out)
     if training.distillation:  # the rest is in the key of the soft targets
         kept["distillation"] = _section(training.distillation, "teachers", "top_k")

@@ -127,7 +127,7 @@ def _check_rejects(reasons: Counter[str], accepted: int, recipe: Recipe, path: P
 def tokenizer(work: Work) -> Outcome:
     """Train the byte-level BPE on the training documents, or take that of a model that the recipe names."""
     target = work.directory / "tokenizer.json"
-    if start := next(iter(work.recipe.given_models.values()), None):
+    if start := next(iter(work.recipe.tokenizer_models.values()), None):
         shutil.copy(Path(start) / "tokenizer.json", target)
         size = load_tokenizer(target).get_vocab_size()
         return Outcome(size, f"{size:,} tokens, of {start}")

@@ -75,7 +75,7 @@ def summarise(plan: Plan, built: dict[str, Artifact]) -> dict[str, Any]:
         **({"pool": _pool(plan, built["forgetting"])} if "forgetting" in built else {}),
         **({"removed": removed} if (removed := _removed(built)) else {}),
         "steps": training["steps"],
-        **({"divergences": training["divergences"]} if training.get("divergences") else {}),
+        **{key: training[key] for key in ("divergences", "start_vocabulary") if training.get(key)},
         "world_size": plan.recipe.training.workers,
         "seed": plan.recipe.seed,
         "versions": versions(),

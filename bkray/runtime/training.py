@@ -23,6 +23,7 @@ import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from torch import nn
 
 from bkray.config import Recipe, UserError
 from bkray.corpus import load_tokenizer
@@ -34,7 +35,7 @@ from bkray.curriculum import (
     GrowingSampler,
     ReplaySampler,
 )
-from bkray.model import build_model
+from bkray.model import LanguageModel, build_model
 from bkray.reporting.files import write_atomically
 from bkray.reporting.progress import Line
 from bkray.reporting.trackers import TrackedLog, tracked_log
@@ -45,7 +46,7 @@ from bkray.runtime.plan import Plan
 from bkray.runtime.work import Outcome, Work
 from bkray.training import Checkpointer, Ledger, Reporter, WindowData, export_model, train
 from bkray.training.batches import Windows
-from bkray.training.state.start import load_start
+from bkray.training.state.start import load_overlapping, load_start
 
 _HEALTH_CHECK_S = "1"  # Ray's 2 s are spent once more at the end; each check takes the workers 1 to 2 ms
 
@@ -157,6 +158,8 @@ def collect(work: Work, job: Job) -> Outcome:
     summary = (
         f"{result['steps']:,} steps, {result['tokens']:,} tokens, loss {result['loss']:.3f} nats a token"
     )
+    if counts := result.get("start_vocabulary"):
+        summary += f"; {counts['shared']:,} tokens of the start model's vocabulary, {counts['new']:,} new"
     return Outcome(result["tokens"], summary, ledger=ledger, details=result)
 
 
@@ -185,8 +188,7 @@ def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter |
     vocab_size = load_tokenizer(job.tokenizer).get_vocab_size()
     torch.manual_seed(recipe.seed)
     network = build_model(recipe.model, vocab_size)
-    if job.start:
-        load_start(network, job.start, recipe.model, job.tokenizer)
+    started = _start(network, job) if job.start else {}
     network = network.to(device)
     windows, sampler = _windows_and_sampler(job)
     validation = first_rows(job.window_parts, ["tokens"], "validation", recipe.training.eval_windows)
@@ -210,8 +212,19 @@ def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter |
             until=job.round.until if job.round else None,
         )
     if rank == 0:
-        details = {**asdict(result), "ledger": ledger.table()}
+        details = {**asdict(result), **started, "ledger": ledger.table()}
         export_model(job.export, network, recipe, job.tokenizer, vocab_size, {"training": details})
+
+
+def _start(network: nn.Module, job: Job) -> dict[str, Any]:
+    """Load the weights to start from; returns what there is to say of the vocabulary."""
+    assert job.start
+    given = job.start, job.recipe.model, job.tokenizer
+    if job.recipe.training.start_vocabulary == "same":
+        load_start(network, *given)
+        return {}
+    assert isinstance(network, LanguageModel)  # the recipe refuses others
+    return {"start_vocabulary": load_overlapping(network, *given)}
 
 
 def _windows_and_sampler(job: Job) -> tuple[Windows, CurriculumSampler]:

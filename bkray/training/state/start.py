@@ -14,9 +14,11 @@ from torch import nn
 from bkray.config import Recipe, UserError
 from bkray.config.loading import parse_section
 from bkray.config.model import Model
+from bkray.corpus import load_tokenizer
 from bkray.difficulty import has_hidden
-from bkray.model import build_model
+from bkray.model import LanguageModel, build_model
 from bkray.training.state.export import Exported, load_model
+from bkray.training.techniques.vocabulary import embed, token_pieces
 
 
 def check_start(folder: Path, model: Model) -> None:
@@ -45,6 +47,20 @@ def load_start(network: nn.Module, folder: Path, model: Model, tokenizer: Path) 
             "belong to other tokens; prepare the corpus with its tokenizer"
         )
     network.load_state_dict(load_model(folder).state_dict())
+
+
+def load_overlapping(network: LanguageModel, folder: Path, model: Model, tokenizer: Path) -> dict[str, int]:
+    """As `load_start`, for another tokenizer: the embedding is made of the folder's rows (`token_pieces`).
+
+    Returns how many tokens are `shared` and how many are `new`. Raises UserError where the architecture is
+    another.
+    """
+    check_start(folder, model)
+    pieces = token_pieces(load_tokenizer(folder / "tokenizer.json"), load_tokenizer(tokenizer))
+    state = load_model(folder).state_dict()
+    network.load_state_dict({**state, "embedding.weight": embed(state["embedding.weight"], pieces)})
+    shared = sum(len(rows) == 1 for rows in pieces)
+    return {"shared": shared, "new": len(pieces) - shared}
 
 
 def check_scorer(setting: str, folder: Path, needs_hidden: bool) -> None:
@@ -82,7 +98,7 @@ def check_vocabularies(folders: Mapping[str, str]) -> None:
 
 def vocabulary_size(recipe: Recipe) -> int:
     """Token ids at most: the recipe's, or those of the exported model whose tokenizer it takes."""
-    for setting, folder in recipe.given_models.items():
+    for setting, folder in recipe.tokenizer_models.items():
         return int(_config(setting, Path(folder))["vocab_size"])
     return recipe.tokenizer.vocab_size
 

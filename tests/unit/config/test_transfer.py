@@ -87,6 +87,8 @@ def test_a_phase_takes_model_start_and_pool_from_the_one_before():
     assert replay.evaluation is None  # the replayed run is looked at anyway
     assert following(evaluation=None).evaluation is None
     assert following(window=64).evaluation is None
+    own = following(training={"start_vocabulary": "overlap"}, tokenizer={"vocab_size": 400})
+    assert (own.evaluation, own.tokenizer.vocab_size) == (None, 400)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from bkray.config import UserError, parse_recipe
+from bkray.corpus.tokenizer import train_tokenizer
 from bkray.model import build_model
 from bkray.runtime.plan import make_plan
 from bkray.training import export_model
-from bkray.training.state.start import check_start, load_start, vocabulary_size
+from bkray.training.state.start import check_start, load_overlapping, load_start, vocabulary_size
 
 VOCABULARY = 40
 
@@ -90,3 +91,66 @@ def test_the_plan_depends_on_what_is_in_the_folder_and_not_on_its_place(folder, 
     assert keys(moved)[0] != first[0]
     with pytest.raises(UserError, match=r"training.start_from .*nothing holds no exported model"):
         keys(tmp_path / "nothing")
+
+
+def test_another_vocabulary_changes_the_rows_of_the_embedding_alone(tmp_path):
+    """A token of both keeps its row under its new id; with the same tokenizer nothing changes at all."""
+    paths, settings, tokenizers = [], recipe(), []
+    for number, texts in enumerate((["the cat sat", "the mat"], ["das Rat sat", "the Rat"])):
+        tokenizers.append(train_tokenizer(texts * 2, 270))
+        paths.append(tmp_path / f"{number}.json")
+        tokenizers[-1].save(str(paths[-1]))
+    old, new = tokenizers
+    started = build_model(settings.model, old.get_vocab_size())
+    folder = tmp_path / "model"
+    export_model(folder, started, settings, paths[0], old.get_vocab_size(), {})
+    model = build_model(settings.model, new.get_vocab_size())
+    counts = load_overlapping(model, folder, settings.model, paths[1])
+    shared = old.get_vocab().keys() & new.get_vocab().keys()
+    assert counts == {"shared": len(shared), "new": new.get_vocab_size() - len(shared)}
+    assert counts["new"] > 0
+    before, after = started.state_dict(), model.state_dict()
+    for token in shared:
+        row = after["embedding.weight"][new.token_to_id(token)]
+        assert torch.equal(row, before["embedding.weight"][old.token_to_id(token)])
+    assert all(torch.equal(after[name], before[name]) for name in before if name != "embedding.weight")
+    again = build_model(settings.model, old.get_vocab_size())
+    assert load_overlapping(again, folder, settings.model, paths[0]) == {
+        "shared": old.get_vocab_size(),
+        "new": 0,
+    }
+    assert all(torch.equal(again.state_dict()[name], before[name]) for name in before)
+
+
+def test_with_overlap_the_tokenizer_depends_on_the_corpus_and_the_model_on_both(folder, tmp_path):
+    def keys(**training):
+        stages = make_plan(recipe(**training), (), tmp_path / "run").stages
+        return stages["tokenizer"].key, stages["model"].key
+
+    plain = keys()
+    overlap = keys(start_from=str(folder), start_vocabulary="overlap")
+    assert overlap[0] == plain[0]
+    assert len({overlap[1], plain[1], keys(start_from=str(folder))[1]}) == 3
+    assert keys(start_vocabulary="same") == plain
+    settings = recipe(start_from=str(folder), start_vocabulary="overlap")
+    assert vocabulary_size(settings) == settings.tokenizer.vocab_size
+    values = settings.model_dump(mode="json")
+    assert parse_recipe({**values, "tokenizer": {"vocab_size": 300}}).tokenizer.vocab_size == 300
+    (folder / "tokenizer.json").write_text('{"model": {"vocab": {"b": 0}}}')
+    assert keys(start_from=str(folder), start_vocabulary="overlap")[1] != overlap[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"training": {"start_from": None}}, r"overlap has no effect without training.start_from"),
+        ({"training": {"replay": {"run": "r"}}}, r"training.replay.run r cannot take .* set it to same"),
+        ({"evaluation": {"pool": "r"}}, r"evaluation.pool r cannot take training.start_vocabulary overlap"),
+        ({"model": {"kind": "import", "target": "a:b"}}, r"overlap cannot take model kind import"),
+    ],
+)
+def test_what_cannot_take_another_vocabulary_is_refused(changes, fault):
+    values = recipe(start_from="m", start_vocabulary="overlap").model_dump(mode="json")
+    training = {**values["training"], **changes.pop("training", {})}
+    with pytest.raises(UserError, match=fault):
+        parse_recipe({**values, **changes, "training": training})
