@@ -37,7 +37,8 @@ def find_pool(recipe: Recipe) -> Pool | None:
         keys = {name: manifest["inputs"][name] for name in ("training_set", "windows")}
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"{setting} {folder} holds no finished run ({error}): name the folder of one, with its model/"
+            f"{setting} {folder} holds no finished run ({error}): name the folder that holds its model/ and "
+            "artifacts/"
         ) from None
     found = {}
     for name, key in keys.items():
