@@ -1,7 +1,7 @@
 """The embedding of a new vocabulary, made of the rows of the one that a model was trained with.
 
-    new token ─┬─► in both vocabularies, by its bytes ─► its row ──────────────────┬─► row of the new embedding
-               └─► its pieces under the old tokenizer ─► the mean of their rows ───┘
+    new token ─┬─► in both vocabularies, by its bytes ─► its row ─────────────────┬─► row of the new embedding
+               └─► its pieces under the old tokenizer ─► the mean of their rows ──┘
 
 A simple variant of FOCUS (arXiv 2305.14481) and WECHSEL (arXiv 2112.06598), which weigh many similar tokens,
 found by auxiliary embeddings, where this takes the pieces of the token itself.
