@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bkray.config.model import ImportModel, Model, ResNetBKModel
+from bkray.config.parallel import PowerSGD
 from bkray.config.training import Training
 
 
@@ -15,8 +16,32 @@ def unsuitable_fine_tuning(training: Training, model: Model) -> list[str]:
         faults += _unsuitable_layer_decay(training, model)
     if training.freeze:
         faults += _unsuitable_freeze(f"training.freeze {training.freeze}", training.freeze, training, model)
-    elif training.activation_cache:
+    elif training.activation_cache and not training.unfreeze:
         faults.append("training.activation_cache has no effect without training.freeze: remove it")
+    if unfreeze := training.unfreeze:
+        layers = len(unfreeze.at)
+        what = f"training.unfreeze of {layers} layers"
+        faults += _unsuitable_freeze(what, layers, training, model) + _unsuitable_phases(training)
+    return faults
+
+
+def _unsuitable_phases(training: Training) -> list[str]:
+    """What cannot take parameters that are trained from some step on."""
+    others = {
+        "freeze": "whose layers are frozen for good",
+        "activation_cache": "which keeps what the same layers give in every epoch",
+        "gradient_cache": "which keeps gradients of the same parameters",
+    }
+    faults = [
+        f"training.unfreeze cannot take training.{key}, {why}: remove one"
+        for key, why in others.items()
+        if getattr(training, key)
+    ]
+    if isinstance(training.gradient_compression, PowerSGD):
+        faults.append(
+            "training.unfreeze cannot take training.gradient_compression powersgd, which keeps errors of the "
+            "same parameters: remove one, or set it to fp16 or bf16"
+        )
     return faults
 
 

@@ -301,7 +301,12 @@ class Recipe(Section):
                 f"tokenizer.vocab_size has no effect beside {next(iter(self.tokenizer_models))}, whose "
                 "tokenizer is taken: remove it"
             )
-        for key in ("freeze", "token_selection", "gradient_cache", "average"):
+        if training.unfreeze and self.batch_windows:
+            try:
+                training.unfreeze.begins(self.steps)
+            except ValueError as error:
+                faults.append(str(error))
+        for key in ("freeze", "unfreeze", "token_selection", "gradient_cache", "average"):
             if training.parallel == "fsdp2" and getattr(training, key):
                 faults.append(
                     f"training.{key} cannot take training.parallel fsdp2, which keeps no whole parameter: "

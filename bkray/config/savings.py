@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -28,6 +29,28 @@ class Length(Section):
                 f"training.length.start {self.start} must be window {window} halved once or more: {choice}"
             )
         return possible[possible.index(self.start) :: -1]
+
+
+class Unfreeze(Section):
+    """Gradual unfreezing, from the top block down (arXiv 1801.06146)."""
+
+    at: Annotated[tuple[Share, ...], Field(min_length=1)]
+    """Shares of the steps after which one block more is trained, the embedding with the last of them; as many
+    blocks are frozen at first."""
+
+    def begins(self, steps: int) -> list[int]:
+        """The first steps of the later phases of `steps`; raises ValueError where a phase has no step."""
+        begins = [round(share * steps) for share in self.at]
+        if any(here >= after for here, after in pairwise([0, *begins, steps])):
+            raise ValueError(
+                f"training.unfreeze.at {list(self.at)} are the steps {begins} of {steps}: let them rise so "
+                "that every phase, the first and the last too, has a step"
+            )
+        return begins
+
+    def frozen(self, step: int, steps: int) -> int:
+        """Frozen blocks at `step`, counted from 0."""
+        return sum(step < begin for begin in self.begins(steps))
 
 
 class ActivationCache(Section):

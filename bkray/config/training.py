@@ -10,7 +10,7 @@ from bkray.config.distillation import Distillation
 from bkray.config.divergence import OnDivergence
 from bkray.config.gradient_cache import GradientReuse
 from bkray.config.parallel import GradientCompression, PowerSGD
-from bkray.config.savings import ActivationCache, Length, Replay, TokenSelection
+from bkray.config.savings import ActivationCache, Length, Replay, TokenSelection, Unfreeze
 from bkray.config.schedule import OneCycle, PlainSchedule, Schedule
 from bkray.config.section import Count, Section
 from bkray.config.skip import Skip
@@ -74,6 +74,7 @@ class Training(Section):
     """overlap: the corpus has a tokenizer of its own, and the embedding what both vocabularies share."""
     freeze: Annotated[int, Field(ge=1)] | None = None
     """The embedding, which is the output head too, and so many of the first blocks keep their weights."""
+    unfreeze: Unfreeze | None = None
     layer_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Layer-wise learning rates: block i of L, counted from 0 at the bottom, has lr layer_decay^(L - i)."""
     activation_cache: ActivationCache | None = None

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from bkray.config import Recipe
 from bkray.config.divergence import FallBack
 from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
-from bkray.model import LanguageModel
 from bkray.training.batches import Batch, Batches, WindowData
 from bkray.training.cost.flops import forward_cost
 from bkray.training.cost.ledger import Cost, Ledger
@@ -31,19 +30,17 @@ from bkray.training.cost.step_cost import StepCost
 from bkray.training.cost.telemetry import PhaseClock, memory, peak_flops
 from bkray.training.divergence.finite import first_non_finite
 from bkray.training.divergence.recovery import Diverged, Recovery, fall_back, refusal, scaled_rates, spread
-from bkray.training.hardware import autocast
-from bkray.training.objective import Objective, token_losses
+from bkray.training.objective import Objective
 from bkray.training.optimization.schedules import LossTrendLR, PlateauLR, build_schedule
 from bkray.training.parallel.strategy import Parallel
 from bkray.training.parallel.world import World
 from bkray.training.state.checkpoint import Checkpointer
 from bkray.training.state.rng import rng_state, set_rng_state
 from bkray.training.techniques.averaging import AVERAGING_FLOPS, averaged
-from bkray.training.techniques.frozen import freeze
+from bkray.training.techniques.frozen import freeze, frozen_layers
 from bkray.training.techniques.gradient_cache import GradientCache
 from bkray.training.techniques.skipping import build_skipper
-
-_EVAL_BATCH = 16
+from bkray.training.validation import validated
 
 
 class Reporter(Protocol):
@@ -180,10 +177,10 @@ class TrainingRun:
             self.sampler = sampler.drawing(self.skipper.candidates)
         self.batches = Batches(data, self.sampler, self.skipper, self.device, recipe.steps)
         self.forward_cost = forward_cost(model, recipe.window)
-        if recipe.training.freeze:
-            assert isinstance(model, LanguageModel)  # the recipe refuses others
-            freeze(model, recipe.training.freeze)
-        self.step_cost = StepCost(model, recipe.window, recipe.training)
+        self.frozen = frozen_layers(recipe, 0)
+        if self.frozen:
+            freeze(model, self.frozen)
+        self.step_cost = StepCost(model, recipe.window, recipe.training, self.frozen)
         self.parallel = Parallel(model, recipe.training, recipe.steps)
         self.model = self.parallel.model
         average = recipe.training.average
@@ -224,8 +221,9 @@ class TrainingRun:
         Raises Diverged where loss or gradient is not finite, with the weights as they were, unless the recipe
         skips such steps; and where the update leaves a parameter that is not.
         """
-        self.step_started = time.perf_counter()
         self.objective.begin(self.step)
+        self.unfreeze()
+        self.step_started = time.perf_counter()
         batch, rng = self.draw(), rng_state(self.device)
         loss = self.gradient(batch)
         with self.clock.device_phase("optimizer"):
@@ -238,6 +236,20 @@ class TrainingRun:
             self.refuse(refusal(self, batch, rng, norm))
         self.step += 1
         self.account(batch, loss, norm, time.perf_counter() - self.step_started)
+
+    def unfreeze(self) -> None:
+        """Where the layers of this step are others than those trained so far, go on with these."""
+        frozen = frozen_layers(self.recipe, self.step)
+        if frozen == self.frozen:
+            return
+        self.frozen = frozen
+        freeze(self.model, frozen)
+        self.objective.freeze(frozen)
+        self.step_cost = StepCost(self.model, self.recipe.window, self.recipe.training, frozen)
+        self.optimizer_flops = self.parallel.optimizer_flops(self.optimizer)
+        self.parallel_objective = self.parallel.wrap(self.objective)
+        self.settling = self._settle()
+        self.charge_settling()
 
     def draw(self) -> Batch:
         """The batch of this step; the next one is read meanwhile."""
@@ -375,31 +387,13 @@ class TrainingRun:
         if bad := first_non_finite(self.model.named_parameters()):
             raise Diverged(f"parameter {bad} is not finite {when} step {self.step}: {remedy}")
 
-    @torch.no_grad()
     def validate(self) -> None:
-        """Mean loss in nats a token over the first `eval_windows` validation windows, shared by the ranks.
-
-        It is not compiled: the batches have other shapes, and each would be compiled for itself.
-        """
+        """Mean loss in nats a token over the first `eval_windows` validation windows, shared by the ranks."""
         started = time.perf_counter()
         windows = self.data.validation[: self.recipe.training.eval_windows]
-        mine = windows[self.world.rank :: self.world.size]
         model = self.average.module if self.average else self.model
-        model.eval()
-        nats = torch.zeros(1, dtype=torch.float64)
-        passes = range(0, -(-len(windows) // self.world.size), _EVAL_BATCH)
-        for begin in passes:
-            own = mine[begin : begin + _EVAL_BATCH]
-            given = own if len(own) else windows[:1]  # every rank goes through as many passes as the others
-            tokens = torch.as_tensor(given, dtype=torch.int64, device=self.device)
-            with autocast(self.recipe.training, self.device):
-                logits_BNV = model(tokens[:, :-1])
-            losses_BN = token_losses(logits_BNV, tokens[:, 1:])[: len(own)]
-            nats += losses_BN.sum(dtype=torch.float64).cpu()
-        idle = sum(len(windows[rank :: self.world.size]) <= passes[-1] for rank in range(self.world.size))
-        depth = model.measurements().get("depth") if isinstance(model, LanguageModel) else None
-        tokens_seen = len(windows) * self.recipe.window
-        self.validation_loss = float(self.world.total(nats)) / tokens_seen
+        found = validated(model, windows, self.recipe.training, self.world)
+        self.validation_loss = found.loss
         self.logged["validation_loss"] = self.validation_loss
         if isinstance(self.schedule, PlateauLR):
             self.schedule.observe_validation(self.validation_loss)
@@ -408,8 +402,8 @@ class TrainingRun:
             self.sampler.advance(self.step, self.adjuster.update(self.validation_loss))
         self.ledger.charge(
             "validation",
-            flops=self.forward_cost.at(depth) * (len(windows) + idle),
-            tokens=tokens_seen,
+            flops=self.forward_cost.at(found.depth) * found.passed,
+            tokens=len(windows) * self.recipe.window,
             seconds=time.perf_counter() - started,
         )
 

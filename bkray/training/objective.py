@@ -15,7 +15,7 @@ from bkray.model import LanguageModel
 from bkray.model.head import head_losses
 from bkray.training.hardware import autocast, compile_errors, prepare
 from bkray.training.techniques.distillation import Distiller
-from bkray.training.techniques.frozen import FrozenPrefix
+from bkray.training.techniques.frozen import FrozenPrefix, frozen_layers
 from bkray.training.techniques.length import length_at, pieces
 from bkray.training.techniques.token_selection import TokenSelector
 
@@ -33,14 +33,20 @@ class Objective(nn.Module):
         self.length = recipe.window
         self._given = (model,)  # in a tuple, where its parameters are not registered a second time
         self.prefix: FrozenPrefix | None = None
-        if layers := recipe.training.freeze:
-            assert isinstance(model, LanguageModel)  # the recipe refuses others
-            self.prefix = FrozenPrefix(model, layers, recipe.training.activation_cache)
+        self.freeze(frozen_layers(recipe, 0))
         tokens = recipe.training.token_selection
         self.selection = TokenSelector(tokens, recipe.seed) if tokens else None
         distillation = recipe.training.distillation
         self.distiller = Distiller(distillation) if distillation else None
         self.step = 0
+
+    def freeze(self, layers: int) -> None:
+        """From the next pass on so many layers are frozen, and the embedding with them."""
+        self.prefix = None
+        if layers:
+            model = self._options
+            assert model is not None  # the recipe refuses others
+            self.prefix = FrozenPrefix(model, layers, self.settings.activation_cache)
 
     def begin(self, step: int) -> None:
         """Set what a pass of this step depends on."""
@@ -99,6 +105,8 @@ class Objective(nn.Module):
             measured["length"] = self.length
         if self.settings.activation_cache and self.prefix:
             measured["activations_reused"] = self.prefix.reused
+        if self.settings.unfreeze:
+            measured["frozen_layers"] = self.prefix.layers if self.prefix else 0
         if self.selection:
             measured["kept_loss"] = self.selection.kept_loss
         if self.distiller:

@@ -2,7 +2,8 @@
 
 Whole steps (forward, backward, clip, Muon) of the loop on random tokens, d = 192, 4 layers, V = 4096,
 4 windows of 256: frozen layers with and without the cache of what they give, tokens selected, windows cut.
-The arms take turns; beside the ratio of times stands the ratio of what the ledger is charged for training.
+The arms take turns; beside the ratio of times stand the ratio of what the ledger is charged for training and
+what the optimizer keeps.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from bkray.curriculum import CurriculumSampler
 from bkray.model import build_model
 from bkray.training import Ledger, WindowData
 from bkray.training.loop import TrainingRun
+from bkray.training.optimization.optimizers import optimizers_of
 
 BATCH, WINDOW, LAYERS, VOCABULARY, ROUNDS = 4, 256, 4, 4096, 9
 FROZEN: dict[str, dict[str, Any]] = {"plain": {}}
@@ -60,14 +62,23 @@ def arm(model: dict[str, Any], training: dict[str, Any]) -> TrainingRun:
     return run
 
 
+def optimizer_mib(run: TrainingRun) -> float:
+    """MiB of the optimizer's state."""
+    kept = [state for one in optimizers_of(run.optimizer) for state in one.state.values()]
+    return sum(value.nbytes for state in kept for value in state.values()) / 2**20
+
+
 def table(title: str, model: dict[str, Any], settings: dict[str, dict[str, Any]]) -> None:
     runs = {name: arm(model, training) for name, training in settings.items()}
     times = medians({name: run.train_step for name, run in runs.items()}, ROUNDS)
     charged = {name: run.ledger.table()["training"]["flops"] for name, run in runs.items()}
-    print(f"{title}: ms, ratio, ratio of FLOPs", flush=True)
+    print(f"{title}: ms, ratio, ratio of FLOPs, optimizer MiB", flush=True)
     for name, (seconds, ratio) in times.items():
         flops = charged[name] / charged["plain"]
-        print(f"  {name:28} {1e3 * seconds:8.1f}   {ratio:.2f}   {flops:.2f}", flush=True)
+        print(
+            f"  {name:28} {1e3 * seconds:8.1f}   {ratio:.2f}   {flops:.2f}   {optimizer_mib(runs[name]):.1f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

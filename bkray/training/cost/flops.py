@@ -104,10 +104,12 @@ def recomputed_flops(model: LanguageModel, window: int) -> float:
 
 
 def optimizer_flops(optimizer: torch.optim.Optimizer, adamw_times: int = 1, muon_times: int = 1) -> float:
-    """FLOPs of one optimizer step, where so many ranks compute the same update."""
+    """FLOPs of one optimizer step, where so many ranks compute the same update; frozen ones take none."""
     total = 0.0
     for group in optimizer.param_groups:
         for parameter in group["params"]:
+            if not parameter.requires_grad:
+                continue
             if is_muon(group):
                 total += muon_times * _muon_flops(parameter)
             else:

@@ -17,12 +17,18 @@ class StepCost:
     Frozen layers below the trained ones have no backward pass; the frozen head has half of one, which gives
     the gradient of its input. Where tokens are selected the head is computed for all of them, and once more,
     with its backward pass, for those that are kept.
+
+    `frozen` is how many layers are, by default those of `training.freeze`.
     """
 
-    def __init__(self, model: nn.Module, window: int, training: Training) -> None:
+    def __init__(self, model: nn.Module, window: int, training: Training, frozen: int | None = None) -> None:
         self.window = window
+        layers = (training.freeze or 0) if frozen is None else frozen
         lengths = training.length.lengths(window) if training.length else [window]
-        self._by_length = {length: _Pass(model, length, training) for length in lengths}
+        self._by_length = {length: _Pass(model, length, training, layers) for length in lengths}
+        if isinstance(model, LanguageModel):  # what the counted passes left, which frozen blocks never renew
+            model.auxiliary_losses()
+            model.measurements()
 
     def flops(
         self, length: int, depth: float | None, reused: float = 0.0, *, recomputed: bool = True
@@ -38,14 +44,14 @@ class StepCost:
 class _Pass:
     """The cost of one piece."""
 
-    def __init__(self, model: nn.Module, length: int, training: Training) -> None:
+    def __init__(self, model: nn.Module, length: int, training: Training, frozen: int) -> None:
         self.forward = forward_cost(model, length, training_mode=True)
         self.recomputed = self.prefix = self.head = 0.0
         if isinstance(model, LanguageModel) and training.activation_checkpointing:
             self.recomputed = recomputed_flops(model, length) / self.forward.full
         if isinstance(model, LanguageModel):
-            self.prefix, self.head = _parts(model, length, training.freeze or 0)
-        backward = 1 if training.freeze else 2
+            self.prefix, self.head = _parts(model, length, frozen)
+        backward = 1 if frozen else 2
         self.head_passes: float = 1 + backward
         if training.token_selection:
             self.head_passes = 1 + training.token_selection.keep * (1 + backward)

@@ -61,7 +61,8 @@ def is_muon(group: dict[str, Any]) -> bool:
 def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
     """AdamW for every parameter, or Muon for the matrices and AdamW for the rest.
 
-    Weight decay applies to matrices and embeddings, not to vectors and scalars.
+    Weight decay applies to matrices and embeddings, not to vectors and scalars. What is frozen for good is
+    left out; what `training.unfreeze` frees later is in it, and has no state before its first gradient.
     """
     rates: dict[int, float] = {}
     if training.layer_decay:
@@ -78,7 +79,7 @@ def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimiz
             for rate in sorted(by_rate, reverse=True)
         ]
 
-    matrices, embeddings, vectors = _split_parameters(model)
+    matrices, embeddings, vectors = _split_parameters(model, frozen_too=training.unfreeze is not None)
     if training.optimizer == "muon" and matrices:
         muon = Muon(groups(matrices, training.weight_decay), training.lr)
         if not embeddings + vectors:  # frozen
@@ -104,7 +105,9 @@ def _adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, betas=_BETAS, fused=True)
 
 
-def _split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+def _split_parameters(
+    model: nn.Module, frozen_too: bool
+) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
     """(weights of linear, recurrent and expert layers, other matrices and tables, vectors and scalars).
 
     The output head, the one linear layer as wide as the vocabulary, counts as a table.
@@ -120,7 +123,7 @@ def _split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
     linear |= {id(p) for m in model.modules() if isinstance(m, Experts) for p in (m.up, m.down)}
     matrices, others, vectors = [], [], []
     for parameter in model.parameters():
-        if not parameter.requires_grad:
+        if not (parameter.requires_grad or frozen_too):
             continue
         if id(parameter) in linear:
             matrices.append(parameter)

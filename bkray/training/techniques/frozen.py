@@ -1,4 +1,5 @@
 """A frozen prefix: the embedding and the first blocks keep their weights; what they give can be kept too.
+Gradual unfreezing is a prefix that gets shorter, phase by phase.
 
     tokens (R, N) ─┬─► kept before ───────────────────┬─► stream (R, N, d), no gradient ─► the rest
                    └─► embedding, blocks, row by row ─┘
@@ -19,23 +20,32 @@ from collections.abc import Iterator, MutableMapping
 import torch
 from torch import Tensor, nn
 
+from bkray.config import Recipe
 from bkray.config.savings import ActivationCache
 from bkray.model import LanguageModel
 
 logger = logging.getLogger(__name__)
 
 
-def freeze(model: LanguageModel, layers: int) -> None:
-    """Take gradients, optimizer state and decay from the embedding and the first `layers` blocks.
+def frozen_layers(recipe: Recipe, step: int) -> int:
+    """How many of the first blocks keep their weights at `step`; with one of them the embedding does."""
+    training = recipe.training
+    return training.unfreeze.frozen(step, recipe.steps) if training.unfreeze else training.freeze or 0
 
-    The head is the embedding's own matrix, so it keeps its weights as well.
+
+def freeze(model: nn.Module, layers: int) -> None:
+    """Take gradients, optimizer state and decay from the embedding and the first `layers` blocks alone.
+
+    The head is the embedding's own matrix, so it keeps its weights as well; with 0 everything is trained.
     """
+    assert isinstance(model, LanguageModel)  # the recipe refuses others
+    model.requires_grad_(True)
     for module in _frozen(model, layers):
         module.requires_grad_(False)
 
 
 def _frozen(model: LanguageModel, layers: int) -> list[nn.Module]:
-    return [model.embedding, *(block for block in model.blocks[:layers])]
+    return [model.embedding, *(block for block in model.blocks[:layers])] if layers else []
 
 
 class FrozenPrefix:

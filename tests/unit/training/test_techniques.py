@@ -27,6 +27,7 @@ TECHNIQUES = {
     "skip": {"skip": {"share": 0.4}},
     "stale": {"gradient_cache": {"kind": "stale", "threshold": 0.9, "first_audits": 2}},
     "token_selection": {"token_selection": {"keep": 0.6}},
+    "unfreeze": {"start_from": "elsewhere", "unfreeze": {"at": [0.4]}, "layer_decay": 0.9},
     "wsd": {"schedule": "wsd"},
 }
 TECHNIQUES["together"] = {
