@@ -35,6 +35,10 @@ OPTIONS = {
     "halting": {"halting": {"threshold": 0.94}},
     "bare": {},
 }
+WITH_MEMORY = {
+    "powersgd": {"gradient_compression": "powersgd"},
+    "unfrozen": {"start_from": "unread", "unfreeze": {"at": [0.25]}},
+}
 HARDWARE = {"precision": "bf16", "activation_checkpointing": True}
 
 
@@ -193,10 +197,10 @@ def runs(size, folder):
     for kind, before in zip(KINDS, (*KINDS[1:], "alone"), strict=True):
         yield f"{kind}, after {before}", functools.partial(taken_over, kind, folder / before)
         yield f"{kind}, resumed", functools.partial(trained, recipe(parallel=kind), folder / kind)
-    low_rank = recipe(gradient_compression="powersgd")
-    yield "powersgd, through", functools.partial(trained, low_rank)
-    yield "powersgd, killed", functools.partial(killed, low_rank, folder / "powersgd")
-    yield "powersgd, resumed", functools.partial(trained, low_rank, folder / "powersgd")
+    for name, training in WITH_MEMORY.items():
+        yield f"{name}, through", functools.partial(trained, recipe(**training))
+        yield f"{name}, killed", functools.partial(killed, recipe(**training), folder / name)
+        yield f"{name}, resumed", functools.partial(trained, recipe(**training), folder / name)
     yield "errors", errors_of_three_ranks
     if size > 2:
         return
@@ -301,9 +305,11 @@ def test_the_ledger_counts_what_all_ranks_compute(world, alone):
     assert first["fsdp2, adamw"]["flops"]["optimizer"] == first["zero1, adamw"]["flops"]["optimizer"]
     assert ("settling" in flops["ddp"]) == (size > 2)
     assert "settling" not in flops["fsdp2"]
+    settled = [first[f"{name}, through"]["flops"].get("settling", 0.0) for name in ("ddp", "unfrozen")]
+    assert settled[0] < settled[1] < 2 * settled[0] if size > 2 else settled == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "powersgd"])
+@pytest.mark.parametrize("kind", [*KINDS, *WITH_MEMORY])
 def test_a_killed_run_ends_with_the_same_bits(world, kind):
     _, _, (first, *_) = world
     assert len(first[f"{kind}, resumed"]["losses"]) < len(first[f"{kind}, through"]["losses"])
