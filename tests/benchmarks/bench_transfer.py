@@ -22,7 +22,15 @@ from bkray.runtime.cluster import cluster
 from bkray.runtime.pipeline import RunResult, run_pipeline
 from bkray.runtime.transfer import plan_phases
 
-OF_TUNING = ("start_from", "freeze", "layer_decay", "replay", "activation_cache")
+OF_TUNING = (
+    "start_from",
+    "start_vocabulary",
+    "freeze",
+    "unfreeze",
+    "layer_decay",
+    "replay",
+    "activation_cache",
+)
 
 
 class Bench:
