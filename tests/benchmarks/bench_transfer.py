@@ -30,6 +30,7 @@ OF_TUNING = (
     "layer_decay",
     "replay",
     "activation_cache",
+    "distillation",
 )
 
 
