@@ -51,7 +51,7 @@ class Target(Section):
 
 
 def load_transfer(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Transfer, dict[str, dict[str, Any]]]:
-    """The transfer at `path` and the values of every phase's recipe, each checked by itself.
+    """The transfer at `path` and the values of every phase's recipe, all of them checked.
 
     An override that begins with a phase's name belongs to its recipe; of the others, those that begin with a
     key of the file change it, the rest belong to the recipe of the last phase, the target.
@@ -72,7 +72,15 @@ def load_transfer(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Transfer
         for phase in transfer.phases
     }
     recipes[target]["name"] = transfer.name
+    before: tuple[Recipe, Path] | None = None
+    for name, own_values in recipes.items():  # before anything is looked for in a network
+        before = phase_recipe(own_values, before, f"{path}, phase {name}"), Path(name)
     return transfer, recipes
+
+
+def phase_recipe(values: Mapping[str, Any], before: tuple[Recipe, Path] | None, origin: str) -> Recipe:
+    """The recipe of the first phase, or `next_recipe` where there is one before: its recipe and its run."""
+    return next_recipe(values, *before, origin) if before else parse_recipe(values, origin)
 
 
 def next_recipe(values: Mapping[str, Any], before: Recipe, run: Path, origin: str) -> Recipe:

@@ -15,10 +15,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from bkray.config import Recipe, UserError, parse_recipe
+from bkray.config import Recipe, UserError
 from bkray.config.corpus import AnyCorpus
 from bkray.config.training import PLACEMENT
-from bkray.config.transfer import held_out_of, load_transfer, next_recipe, target_of
+from bkray.config.transfer import held_out_of, load_transfer, phase_recipe, target_of
 from bkray.corpus import Shard, list_shards
 from bkray.reporting import TransferPhase, TransferReport
 from bkray.reporting.files import write_atomically
@@ -85,10 +85,8 @@ def plan_phases(path: Path, overrides: tuple[str, ...], out: Path) -> list[Phase
     key = ""
     for name, given in values.items():
         origin = f"{path}, phase {name}"
-        if phases:
-            recipe = next_recipe(given, phases[-1].recipe, phases[-1].run, origin)
-        else:
-            recipe = parse_recipe(given, origin)
+        before = (phases[-1].recipe, phases[-1].run) if phases else None
+        recipe = phase_recipe(given, before, origin)
         shards = _shards(recipe.corpus, origin)
         folder, called = out, transfer.name
         if name != last:

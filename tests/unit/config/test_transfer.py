@@ -65,6 +65,10 @@ def test_phases_that_are_none_are_named(load, phases, message):
 
 
 def test_a_key_that_is_not_known_is_named(load):
+    with pytest.raises(UserError, match=r"phase pretrain:\n.*training\.lrr: unknown key; did you mean lr"):
+        load("pretrain.training.lrr=1")
+    with pytest.raises(UserError, match=r"phase tune:\n.*training\.lrr: unknown key; did you mean lr"):
+        load("training.lrr=1")
     with pytest.raises(UserError, match=r"phases\.0\.recip: unknown key; did you mean recipe"):
         load(phases=[{"name": "a", "recip": "pool.yaml"}])
     with pytest.raises(UserError, match="did you mean phases"):
