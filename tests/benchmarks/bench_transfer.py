@@ -1,4 +1,4 @@
-"""What transfer saves: bench_transfer.py FILE [--epochs 0.25 …] [--tuned 0.03 …] [--seeds 0 …] [KEY=VALUE …]
+"""What transfer saves: bench_transfer.py FILE [KEY=VALUE …] [--epochs 0.25 …] [--tuned 0.03 …] [--seeds 0 …]
 
 Trains the target of a transfer file from scratch for some shares of an epoch of its text (the levels), and
 from the pretrained model for others, every run with a completed schedule. Prints for each level what it cost
