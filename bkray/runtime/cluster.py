@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,7 +57,7 @@ def local_cpus(asked: int | None = None) -> int:
 @contextmanager
 def cluster(cpus: int | None = None) -> Iterator[int]:
     """Join or start a cluster, yield its CPUs, and leave it; one that is already joined is used and kept."""
-    owned = not ray.is_initialized()
+    owned, terminate = not ray.is_initialized(), signal.getsignal(signal.SIGTERM)
     if owned and inside_job():
         environment = {"env_vars": _WORKER_ENVIRONMENT}
         ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env=environment)
@@ -71,6 +73,8 @@ def cluster(cpus: int | None = None) -> Iterator[int]:
             logging_level=logging.ERROR,
             object_store_memory=_OBJECT_STORE_BYTES,
         )
+    if owned and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)  # Ray's own aborts the process
     _configure_data()
     try:
         alone = owned and not inside_job()
