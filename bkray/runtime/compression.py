@@ -146,7 +146,8 @@ def _make(
         for file in (directory / "exported").iterdir():
             file.rename(directory / file.name)
         (directory / "exported").rmdir()
-        held_out = held_out_windows(built["windows"], directory, directory, "test", config["window"], cpus)
+        models, window = {"nats": directory}, config["window"]
+        held_out = held_out_windows(built["windows"], models, directory, "test", window, cpus)["nats"]
         write_manifest(
             directory,
             {"key": key, "method": method.name, "held_out": held_out.as_dict("test"), "versions": versions()},

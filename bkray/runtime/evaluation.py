@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,6 @@ _SPLIT = "test"
 _BLOCK_ROWS = 128
 _BATCH = 32
 _BASELINE_TOKENS = 10_000_000  # training tokens that the n-gram baselines count at most
-_SCHEMA = pa.schema(
-    [
-        pa.field("window_id", pa.int64(), nullable=False),
-        pa.field("nats", pa.float64(), nullable=False),  # summed over the targets
-        pa.field("target_bytes", pa.int32(), nullable=False),
-    ]
-)
 
 
 def evaluation(work: Work) -> Outcome:
@@ -44,17 +38,19 @@ def evaluation(work: Work) -> Outcome:
     """
     windows, exported = work.inputs["windows"], work.inputs["model"].path
     baselines = _fit_baselines.remote(windows.parts, work.inputs["tokenizer"].path / "tokenizer.json", _SPLIT)
+    models = {"nats": exported}
+    start = work.plan.start
+    if start and work.recipe.training.start_vocabulary == "same":
+        models["start_nats"] = start
     ledger = Ledger()
-    held_out = _held_out(work, windows, exported, work.directory, ledger)
-    details = {
+    held_out, *before = _held_out(work, windows, models, ledger).values()
+    details: dict[str, Any] = {
         "held_out": held_out.as_dict(_SPLIT),
         "baselines": ray.get(baselines),
         "samples": _samples(load_model(exported), work),
     }
-    start = work.plan.start
-    if start and work.recipe.training.start_vocabulary == "same":
-        before = _held_out(work, windows, start, work.directory / "start", ledger)
-        details["start"] = before.as_dict(_SPLIT)
+    if before:
+        details["start"] = before[0].as_dict(_SPLIT)
     rows = held_out.windows
     summary = f"{held_out.bits_per_byte:.4f} bits per byte on {rows:,} {_SPLIT} windows"
     return Outcome(rows, summary, ledger=ledger, details=details)
@@ -65,59 +61,70 @@ def forgetting(work: Work) -> Outcome:
     pool, start = work.plan.pool, work.plan.start
     assert pool
     assert start
-    ledger, found = Ledger(), {}
-    for when, exported in (("before", start), ("after", work.inputs["model"].path)):
-        found[when] = _held_out(work, pool.windows, exported, work.directory / when, ledger)
+    ledger, models = Ledger(), {"before": start, "after": work.inputs["model"].path}
+    found = _held_out(work, pool.windows, models, ledger)
     before, after = (found[when].bits_per_byte for when in ("before", "after"))
     summary = f"held-out text of the pool: before {before:.4f}, after {after:.4f} bits per byte"
     details = {when: held_out.as_dict(_SPLIT) for when, held_out in found.items()}
     return Outcome(found["after"].windows, summary, ledger=ledger, details=details)
 
 
-def _held_out(work: Work, windows: Artifact, exported: Path, directory: Path, ledger: Ledger) -> HeldOut:
-    """What the exported model loses on the held-out windows, charged to `ledger`."""
-    directory.mkdir(exist_ok=True)
+def _held_out(
+    work: Work, windows: Artifact, models: Mapping[str, Path], ledger: Ledger
+) -> dict[str, HeldOut]:
+    """What the exported models lose on the held-out windows, charged to `ledger`."""
     window = work.recipe.window
-    held_out = held_out_windows(windows, exported, directory, _SPLIT, window, work.cpus)
-    flops = held_out.windows * forward_flops(load_model(exported), window)
-    ledger.charge("evaluation", flops=flops, tokens=held_out.windows * window)
-    return held_out
+    found = held_out_windows(windows, models, work.directory, _SPLIT, window, work.cpus)
+    for column, exported in models.items():
+        seen = found[column].windows
+        flops = seen * forward_flops(load_model(exported), window)
+        ledger.charge("evaluation", flops=flops, tokens=seen * window)
+    return found
 
 
 def held_out_windows(
-    windows: Artifact, exported: Path, directory: Path, split: str, window: int, cpus: int
-) -> HeldOut:
-    """What the exported model loses on a split; the nats of every window go to parts in `directory`."""
+    windows: Artifact, models: Mapping[str, Path], directory: Path, split: str, window: int, cpus: int
+) -> dict[str, HeldOut]:
+    """What exported models lose on a split.
+
+    `models` maps the column of parts in `directory` that gets a model's nats of every window, summed over its
+    targets, to the model. One pool of actors holds them all.
+    """
     dataset = map_tables(
         read_parts(windows.parts, split).repartition(target_num_rows_per_block=_BLOCK_ROWS),
         _WindowNats,
         TASK_CPUS,
-        fn_constructor_args=(exported,),
+        fn_constructor_args=(dict(models),),
         compute=actors(cpus, windows.splits[split], _BLOCK_ROWS),
         batch_size=_BATCH,
     )
-    rows = write_parts(dataset, directory, _SCHEMA, ["window_id"])
-    table = read_columns(sorted(directory.glob("part-*")), ["nats", "target_bytes"])
-    return HeldOut(
-        nats=math.fsum(table["nats"].to_pylist()),
-        tokens=rows * window,
-        bytes=sum(table["target_bytes"].to_pylist()),
-        windows=rows,
-    )
+    columns = [("window_id", pa.int64()), *((column, pa.float64()) for column in models)]
+    columns.append(("target_bytes", pa.int32()))
+    schema = pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns])
+    rows = write_parts(dataset, directory, schema, ["window_id"])
+    table = read_columns(sorted(directory.glob("part-*")), [*models, "target_bytes"])
+    target_bytes = sum(table["target_bytes"].to_pylist())
+    return {
+        column: HeldOut(math.fsum(table[column].to_pylist()), rows * window, target_bytes, rows)
+        for column in models
+    }
 
 
 class _WindowNats:
-    """An actor that holds the trained model and adds its loss on each window."""
+    """An actor that holds models and adds their losses on each window."""
 
-    def __init__(self, exported: Path) -> None:
+    def __init__(self, exported: dict[str, Path]) -> None:
         torch.set_num_threads(1)
-        self.model = load_model(exported)
+        self.models = {column: load_model(folder) for column, folder in exported.items()}
 
     def __call__(self, table: pa.Table) -> pa.Table:
         # Window by window: a window's loss must not depend, in its last bits, on its neighbours in the batch.
         tokens_WN1 = torch.from_numpy(tokens_array(table)).long()
-        nats = [window_nats(self.model, window[None]).item() for window in tokens_WN1]
-        return table.select(["window_id", "target_bytes"]).append_column("nats", pa.array(nats, pa.float64()))
+        scored = table.select(["window_id", "target_bytes"])
+        for column, model in self.models.items():
+            nats = [window_nats(model, window[None]).item() for window in tokens_WN1]
+            scored = scored.append_column(column, pa.array(nats, pa.float64()))
+        return scored
 
 
 @ray.remote(num_cpus=TASK_CPUS)

@@ -261,7 +261,9 @@ def _less(ledger: Ledger, before: dict[str, dict[str, Any]]) -> Ledger:
 
 def _evaluation(work: Work) -> Outcome:
     windows, exported = work.inputs["windows"], work.inputs["model"].path
-    held_out = held_out_windows(windows, exported, work.directory, SPLIT, work.recipe.window, work.cpus)
+    window = work.recipe.window
+    found = held_out_windows(windows, {"nats": exported}, work.directory, SPLIT, window, work.cpus)
+    held_out = found["nats"]
     ledger = Ledger()
     flops = held_out.windows * forward_flops(load_model(exported), work.recipe.window)
     ledger.charge("evaluation", flops=flops, tokens=held_out.windows * work.recipe.window)

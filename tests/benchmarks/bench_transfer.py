@@ -67,7 +67,8 @@ class Bench:
 
     def tuned_run(self, tokens: int, seed: int) -> tuple[float, float, float]:
         """Cost and bits per byte of the last phase, and the cost of those before."""
-        name = f"name={self.path.stem}-tuned-{tokens}-{seed}"
+        transfer, _ = load_transfer(self.path, self.overrides)
+        name = f"name={transfer.name}-tuned-{tokens}-{seed}"
         given = (*self.overrides, name, f"seed={seed}", f"training.tokens={tokens}")
         *before, last = plan_phases(self.path, given, self.out)
         shared = [run_pipeline(phase.recipe, phase.out, progress=self.progress) for phase in before]

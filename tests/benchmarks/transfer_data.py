@@ -1,0 +1,85 @@
+"""Text for bench_transfer.py: transfer_data.py SHARED OUT
+
+From the corpora in the folder SHARED: OUT/pool.jsonl.gz, a general pool of web pages, a share of the film
+reviews and of the novels (about 33 MB), and three targets of which nothing is in the pool: OUT/wikitext-2,
+OUT/reviews.jsonl.gz (other reviews) and OUT/novelist.jsonl.gz (one novelist's chapters).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+NOVELIST = "Dickens"
+REVIEWS = 2_500
+POOL_BYTES = {"imdb-train": 11_000_000, "english-novels-100": 12_000_000}
+CHAPTER = 6_000
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def chapters(text: str) -> Iterator[str]:
+    """Parts of a novel of CHAPTER characters or a line more."""
+    part = ""
+    for line in text.removeprefix("\ufeff").replace("\r\n", "\n").splitlines(keepends=True):
+        part += line
+        if len(part) >= CHAPTER:
+            yield part
+            part = ""
+    if part:
+        yield part
+
+
+def up_to(size: int, texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        size -= len(text)
+        if size < 0:
+            return
+        yield text
+
+
+def write(file: Path, texts: Iterable[str]) -> None:
+    with gzip.GzipFile(file, "wb", mtime=0) as out:
+        for text in texts:
+            out.write((json.dumps({"text": text}) + "\n").encode())
+    print(f"{file}: {file.stat().st_size:,} bytes")
+
+
+def main(shared: Path, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(shared / "wikitext-2", out / "wikitext-2", dirs_exist_ok=True)
+    draw = random.Random(0)
+    reviews = sorted({row["text"].replace("<br />", "\n") for row in rows(shared / "imdb-train.jsonl.gz")})
+    draw.shuffle(reviews)
+    write(out / "reviews.jsonl.gz", reviews[:REVIEWS])
+    novels = rows(shared / "english-novels-100.jsonl.gz")
+    own = [part for row in novels if row["author"] == NOVELIST for part in chapters(row["text"])]
+    write(out / "novelist.jsonl.gz", own)
+    others = [part for row in novels if row["author"] != NOVELIST for part in chapters(row["text"])]
+    draw.shuffle(others)
+    pool = [
+        row["text"]
+        for name in ("c4-en-1000", "openwebtext-1000")
+        for row in rows(shared / f"{name}.jsonl.gz")
+    ]
+    pool += [row["prefix"] + row["gold_completion"] for row in rows(shared / "c4-prefix-1480.jsonl.gz")]
+    pool += up_to(POOL_BYTES["imdb-train"], reviews[REVIEWS:])
+    pool += up_to(POOL_BYTES["english-novels-100"], others)
+    draw.shuffle(pool)
+    write(out / "pool.jsonl.gz", pool)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("shared", type=Path)
+    parser.add_argument("out", type=Path)
+    given = parser.parse_args()
+    main(given.shared, given.out)
