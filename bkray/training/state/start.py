@@ -82,11 +82,9 @@ def exported_network(setting: str, folder: Path) -> nn.Module:
 
 
 def check_vocabularies(folders: Mapping[str, str]) -> None:
-    """Raise UserError where the exported models that a recipe names, by setting, have other vocabularies."""
-    read = [
-        (setting, folder, json.loads((Path(folder) / "tokenizer.json").read_text()))
-        for setting, folder in folders.items()
-    ]
+    """Raise UserError where the exported models that a recipe names, by setting, have other vocabularies, or
+    none that can be read."""
+    read = [(setting, folder, _tokenizer(setting, folder)) for setting, folder in folders.items()]
     for setting, folder, tokenizer in read[1:]:
         first, other, expected = read[0]
         if tokenizer != expected:
@@ -94,6 +92,16 @@ def check_vocabularies(folders: Mapping[str, str]) -> None:
                 f"{setting} {folder} has another vocabulary than {first} {other}, whose tokenizer the corpus "
                 "gets: name a model that was trained with the same tokenizer"
             )
+
+
+def _tokenizer(setting: str, folder: str) -> Any:
+    try:
+        return json.loads((Path(folder) / "tokenizer.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{setting} {folder}: tokenizer.json cannot be read ({type(error).__name__}: {error}): name the "
+            "folder model/ of a run"
+        ) from None
 
 
 def vocabulary_size(recipe: Recipe) -> int:

@@ -54,6 +54,9 @@ def test_what_is_missing_damaged_or_of_another_vocabulary_is_named_by_its_settin
     with pytest.raises(UserError, match=r"teachers\[1\] .*two holds no exported model \(SafetensorError"):
         check_models([recipe(*folders)])
     weights.write_bytes(whole)
+    (folders[1] / "tokenizer.json").write_text('{"model": {"vo')
+    with pytest.raises(UserError, match=r"teachers\[1\] .*two: tokenizer\.json cannot be read \(JSONDecode"):
+        check_models([recipe(*folders)])
     (folders[1] / "tokenizer.json").write_text('{"model": {"vocab": {"b": 0}}}')
     with pytest.raises(UserError, match=r"teachers\[1\] .*two has another vocabulary than .*teachers\[0\]"):
         check_models([recipe(*folders)])
