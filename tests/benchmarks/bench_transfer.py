@@ -158,12 +158,14 @@ def sharing(phase: str, corpora: dict[str, str], seeds: list[int]) -> str:
 
 def main(given: argparse.Namespace) -> None:
     def bench(*overrides: str) -> Bench:
-        return Bench(given.file, [*given.overrides, *overrides], given.scratch, given.out.absolute())
+        return Bench(given.file, [*overrides, *given.overrides], given.scratch, given.out.absolute())
 
-    benches = [bench()]
     if corpora := dict(text.split("=", 1) for text in given.targets):
-        shared = sharing(benches[0].transfer.phases[0].name, corpora, given.seeds)
+        transfer, _ = load_transfer(given.file)
+        shared = sharing(transfer.phases[0].name, corpora, given.seeds)
         benches = [bench(shared, f"name={name}", f"corpus={text}") for name, text in corpora.items()]
+    else:
+        benches = [bench()]
     with cluster():
         found = [list(levels(one, given.epochs, given.tuned, given.seeds)) for one in benches]
     print(f"{len(given.seeds)} seeds")
