@@ -12,13 +12,14 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import ray
 from ray.data.context import DataContext, ShuffleStrategy
 
 from bkray.config import Recipe, UserError
+from bkray.runtime.watch import watching
 
 TASK_CPUS = 0.5
 """CPUs a data task or scoring actor asks for: an actor a core leaves room for the tasks that feed it."""
@@ -73,12 +74,14 @@ def cluster(cpus: int | None = None) -> Iterator[int]:
             logging_level=logging.ERROR,
             object_store_memory=_OBJECT_STORE_BYTES,
         )
-    if owned and threading.current_thread() is threading.main_thread():
+    interruptible = threading.current_thread() is threading.main_thread()
+    if owned and interruptible:
         signal.signal(signal.SIGTERM, terminate)  # Ray's own aborts the process
     _configure_data()
     try:
         alone = owned and not inside_job()
-        yield local_cpus(cpus) if alone else int(ray.cluster_resources().get("CPU", 0))
+        with watching() if alone and interruptible else nullcontext():
+            yield local_cpus(cpus) if alone else int(ray.cluster_resources().get("CPU", 0))
     finally:
         if owned:
             ray.shutdown()
