@@ -63,17 +63,7 @@ def cluster(cpus: int | None = None) -> Iterator[int]:
         environment = {"env_vars": _WORKER_ENVIRONMENT}
         ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env=environment)
     elif owned:
-        os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", **_WORKER_ENVIRONMENT})  # workers inherit it
-        for name, value in _LOCAL_RAY.items():
-            os.environ.setdefault(name, value)
-        ray.init(
-            address="local",
-            num_cpus=max(_LEAST_CPUS, local_cpus(cpus)),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=_OBJECT_STORE_BYTES,
-        )
+        _start(cpus)
     interruptible = threading.current_thread() is threading.main_thread()
     if owned and interruptible:
         signal.signal(signal.SIGTERM, terminate)  # Ray's own aborts the process
@@ -85,6 +75,29 @@ def cluster(cpus: int | None = None) -> Iterator[int]:
     finally:
         if owned:
             ray.shutdown()
+
+
+def _start(cpus: int | None) -> None:
+    """Start a Ray of one's own on this machine; raises UserError where the machine is too busy for it."""
+    os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", **_WORKER_ENVIRONMENT})  # workers inherit it
+    for name, value in _LOCAL_RAY.items():
+        os.environ.setdefault(name, value)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(_LEAST_CPUS, local_cpus(cpus)),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=_OBJECT_STORE_BYTES,
+        )
+    except Exception as error:  # Ray raises no narrower one
+        if "timed out during startup" not in str(error):
+            raise
+        raise UserError(
+            "Ray did not start within the 30 s that it waits: this machine is too busy: close other "
+            "programs and run the same command again"
+        ) from error
 
 
 def _configure_data() -> None:

@@ -19,8 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
-import torch
 
 from bkray.config import Recipe, UserError
 from bkray.corpus.schema import windows_schema
@@ -31,7 +29,7 @@ from bkray.runtime.evaluation import held_out_windows
 from bkray.runtime.pipeline import build_stage
 from bkray.runtime.plan import Plan, Stage
 from bkray.runtime.stages import map_tables, read_parts, write_parts
-from bkray.runtime.training import Job, Round, collect, run_training, show_while, train_job
+from bkray.runtime.training import Job, Round, train_job
 from bkray.runtime.work import Outcome, Work
 from bkray.selection import ActiveLearningLoop
 from bkray.training import Checkpointer, Ledger, load_model
@@ -229,25 +227,12 @@ def _round(work: Work, run: LoopRun, part: Round) -> Outcome:
         round=part,
     )
     Checkpointer(job.checkpoints, job.key).drop_after(part.until)
-    outcome = train_job(work, job) if work.recipe.training.workers > 1 else _train_alone(work, job)
+    outcome = train_job(work, job)
     assert outcome.ledger
     if before := work.inputs.get("before"):
         config = json.loads((before.path / "config.json").read_text())
         outcome.ledger = _less(outcome.ledger, config["training"]["ledger"])
     return outcome
-
-
-def _train_alone(work: Work, job: Job) -> Outcome:
-    """One worker is a plain task, which starts sooner than Ray Train: a round may be short."""
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
-    task = _train_task.options(num_gpus=gpus, max_retries=job.recipe.training.max_failures)
-    show_while(lambda: ray.get(task.remote(job)), job, work.line)
-    return collect(work, job)
-
-
-@ray.remote(num_cpus=1)
-def _train_task(job: Job) -> None:
-    run_training(job, 0, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _less(ledger: Ledger, before: dict[str, dict[str, Any]]) -> Ledger:

@@ -1,4 +1,4 @@
-"""The training stage: Ray Train starts the workers, `bkray.training.train` is what each of them runs.
+"""The training stage: Ray Train starts the workers (one alone is a task), each runs `bkray.training.train`.
 
 Checkpoints, the log and the exported model are files under the run's folder, which every node must reach.
 They, and not Ray's own state, decide where a run goes on; so the loop is the same with and without Ray.
@@ -126,25 +126,44 @@ def model(work: Work) -> Outcome:
 
 
 def train_job(work: Work, job: Job) -> Outcome:
-    """Have Ray Train's workers do `job` and collect what rank 0 exported."""
-    state = job.ray_state
-    shutil.rmtree(state, ignore_errors=True)
+    """Have `training.workers` workers do `job`, and collect what rank 0 exported.
+
+    Several are Ray Train's. One alone is a task: it needs no process group, and starts without the five
+    processes that Ray Train puts around its workers.
+    """
+    shutil.rmtree(job.ray_state, ignore_errors=True)
+    show_while(_by_ray_train(job) if job.recipe.training.workers > 1 else _alone(job), job, work.line)
+    shutil.rmtree(job.ray_state, ignore_errors=True)
+    return collect(work, job)
+
+
+def _by_ray_train(job: Job) -> Callable[[], Any]:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _HEALTH_CHECK_S)
     gpus = ray.cluster_resources().get("GPU", 0) >= job.recipe.training.workers
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(num_workers=job.recipe.training.workers, use_gpu=gpus),
         run_config=RunConfig(
             name="run",
-            storage_path=str(state.absolute()),
+            storage_path=str(job.ray_state.absolute()),
             failure_config=FailureConfig(max_failures=job.recipe.training.max_failures),
         ),
-    )
-    show_while(trainer.fit, job, work.line)
-    shutil.rmtree(state, ignore_errors=True)
-    return collect(work, job)
+    ).fit
+
+
+def _alone(job: Job) -> Callable[[], Any]:
+    gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+    task = _train_task.options(num_gpus=gpus, max_retries=job.recipe.training.max_failures)
+    return lambda: ray.get(task.remote(job))
+
+
+@ray.remote(
+    num_cpus=1, max_calls=1
+)  # its process ends with it and leaves the memory to the stages that follow
+def _train_task(job: Job) -> None:
+    run_training(job, 0, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def collect(work: Work, job: Job) -> Outcome:

@@ -30,7 +30,10 @@ def spec(tmp_path_factory, texts):
     pool.write_text((texts / "b.jsonl").read_text() + "".join(lines[45 : 45 + LEAKED]))
     common = {
         "window": WINDOW,
-        "training": {"tokens": 8000, "batch_tokens": 384, "eval_windows": 8, "eval_every": 10},
+        "training": {
+            **{"tokens": 8000, "batch_tokens": 384, "workers": 1},
+            **{"eval_windows": 8, "eval_every": 10},
+        },
         "samples": {"prompts": ["the scan"], "tokens": 8},
     }
     recipes = {
@@ -91,7 +94,8 @@ def test_pretrain_and_tune(bkray_here, spec, tmp_path):
     assert last["pool"]["before"] == pytest.approx(bits(start, pool_made["windows"]), rel=1e-6)
     assert last["pool"]["after"] == pytest.approx(bits(tuned, pool_made["windows"]), rel=1e-6)
     assert last["pool"]["replayed_tokens"] == target.recipe.steps * 4 * WINDOW
-    assert results["shared_flops"] == first["flops"] > last["flops"] == results["target_flops"] > 0
+    assert results["shared_flops"] == first["flops"] > 0
+    assert results["target_flops"] == last["flops"] > 0
     looked = made["windows"].splits["test"] + pool_made["windows"].splits["test"]
     charged = [made[name].manifest["ledger"]["evaluation"]["tokens"] for name in ("evaluation", "forgetting")]
     assert sum(charged) == 2 * looked * WINDOW

@@ -52,31 +52,34 @@ PLAIN += ["augmentation=[]"]
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A run of a recipe without techniques, made once: call with that recipe."""
-    made = []
+    """A run of a recipe without techniques, made once for each number of workers: call with that recipe."""
+    made = {}
 
     def get(recipe):
-        if not made:
-            made.append(run(recipe, tmp_path_factory.mktemp("undisturbed"), "model"))
-        return made[0]
+        workers, folder = recipe.training.workers, tmp_path_factory.mktemp("undisturbed")
+        if workers not in made:
+            data = data_of(next(iter(made.values())), folder) if made else None
+            made[workers] = run(recipe, folder, "model", data)
+        return made[workers]
 
     return get
 
 
 def data_of(finished, folder):
     """A copy of the data artifacts of a run, for another that trains on the same."""
-    source = finished.folder / "artifacts"
+    source = finished.artifacts["training_set"].path.parent
     return shutil.copytree(source, folder / "artifacts", ignore=shutil.ignore_patterns("model-*"))
 
 
-def often(small):
+def often(small, workers=2):
     """It logs every step, so that a lost one is missed."""
     steps = ["training.tokens=100_000", "training.log_every=1", "training.checkpoint_every=50"]
-    return load_recipe(small, [*PLAIN, *steps])
+    return load_recipe(small, [*PLAIN, *steps, f"training.workers={workers}"])
 
 
-def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(small, undisturbed, tmp_path):
-    recipe = often(small)
+@pytest.mark.parametrize("workers", [2, 1])
+def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(small, undisturbed, tmp_path, workers):
+    recipe = often(small, workers)
     expected = undisturbed(recipe)
     folder = tmp_path / "small"
     killer = threading.Thread(target=kill_a_worker_after_a_checkpoint, args=(folder,), daemon=True)
@@ -127,7 +130,7 @@ def training_workers():
             mine = os.getpid() in ancestors(int(path.parent.name))
         except OSError:
             continue  # it has just ended
-        if mine and name.startswith("ray::") and "TrainWorker" in name:
+        if mine and name.startswith(("ray::RayTrainWorker", "ray::_train_task")):
             found.append(int(path.parent.name))
     return sorted(found)
 

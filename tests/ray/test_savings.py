@@ -21,6 +21,7 @@ from bkray.training.techniques.distillation import soft_targets
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
 
 PLAIN = ["difficulty=null", "selection=null", "curriculum=null", "augmentation=[]", "training.trackers=[]"]
+PLAIN += ["training.workers=1"]
 
 
 def run(recipe, out, **options):
@@ -70,6 +71,7 @@ def teach(small, teachers, out, shared):
     changes = [
         *("name=third", "tokenizer={}", "difficulty={kind: compression}", "selection=null", "proxy=null"),
         *("augmentation=[]", "training.trackers=[]", "training.tokens=8000", "training.log_every=1"),
+        "training.workers=1",
         "model={kind: resnet_bk, d_model: 16, n_layers: 1}",
         f"training.distillation={{teachers: [{named}], top_k: 5}}",
     ]

@@ -1,0 +1,81 @@
+"""How a process ends whose local Ray is disturbed."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.ray
+
+TERMINATED = """
+import os, signal, time
+from bkray.runtime.cluster import cluster
+from bkray.runtime.exits import exit_codes
+with exit_codes(), cluster(2):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+"""
+
+LOST = """
+import time
+import ray
+from ray._private import worker
+from bkray.runtime.cluster import cluster
+from bkray.runtime.exits import exit_codes
+with exit_codes(), cluster(2):
+    worker._global_node.all_processes["raylet"][0].process.kill()
+    ray.get(ray.remote(lambda: time.sleep(3600)).remote())
+"""
+
+TOO_SLOW = """
+import os, signal, threading, time
+from pathlib import Path
+from bkray.runtime.cluster import cluster
+from bkray.runtime.exits import exit_codes
+
+def children():
+    for file in Path("/proc/self/task").glob("*/children"):
+        yield from file.read_text().split()
+
+def stop_the_node():
+    while not (nodes := [p for p in children() if Path(f"/proc/{p}/comm").read_text() == "raylet\\n"]):
+        time.sleep(0.01)
+    os.kill(int(nodes[0]), signal.SIGSTOP)
+    print(nodes[0], flush=True)
+
+threading.Thread(target=stop_the_node, daemon=True).start()
+with exit_codes(), cluster(2):
+    print("started")
+"""
+
+
+def ended(program):
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
+
+
+def test_sigterm_is_taken_like_an_interrupt():
+    """Ray's own handler would abort."""
+    process = ended(TERMINATED)
+    assert process.returncode == 130, process.stderr
+    assert "run the same command again to go on" in process.stderr
+
+
+def test_a_lost_node_ends_it_with_one_message():
+    process = ended(LOST)
+    assert process.returncode == 2, process.stderr
+    assert "Ray's raylet was killed by SIGKILL: what is finished is kept" in process.stderr
+    assert process.stderr.count("\n") == 1
+
+
+def test_a_node_that_does_not_start_in_time_is_no_fault_of_the_program():
+    process = ended(TOO_SLOW)
+    node = int(process.stdout)  # alone: nothing has started
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(node, signal.SIGKILL)
+    assert process.returncode == 2, process.stderr
+    assert "run the same command again" in process.stderr
+    assert "Traceback" not in process.stderr
