@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from ray._private import worker
 
@@ -24,7 +25,8 @@ def watching() -> Iterator[None]:
     For the main thread, which alone can be interrupted: Ray's own waiting ends for a KeyboardInterrupt only,
     and SIGINT may be ignored below a background job.
     """
-    raylet, ended = worker._global_node.all_processes["raylet"][0].process, threading.Event()
+    node: Any = worker._global_node
+    raylet, ended = node.all_processes["raylet"][0].process, threading.Event()
 
     def watch() -> None:
         while not ended.wait(_INTERVAL_S):
