@@ -33,10 +33,11 @@ def exit_codes() -> Iterator[None]:
 def find_user_error(error: BaseException | None) -> UserError | None:
     """The UserError behind `error`, through causes and what Ray wraps around a worker's exception.
 
-    A full disk is one, whoever met it.
+    A full disk is one, whoever met it, and so is a process or a machine that was lost too often.
     """
-    from ray.exceptions import RayTaskError  # late: a mere --help need not wait for ray
+    from ray import exceptions as ray  # late: a mere --help need not wait for ray
 
+    lost = (ray.WorkerCrashedError, ray.OutOfMemoryError, ray.NodeDiedError, ray.LocalRayletDiedError)
     seen: set[int] = set()
     waiting = [error]
     while waiting:
@@ -44,10 +45,16 @@ def find_user_error(error: BaseException | None) -> UserError | None:
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
-        if isinstance(current, UserError) and not isinstance(current, RayTaskError):
+        if isinstance(current, UserError) and not isinstance(current, ray.RayTaskError):
             return current  # Ray's own class of both says it with the worker's traceback
         if isinstance(current, OSError) and current.errno in (errno.ENOSPC, errno.EDQUOT):
             return UserError(f"{current}: free some space and run the same command again")
+        if isinstance(current, lost):
+            first, *_ = str(current).partition("\n")
+            return UserError(
+                f"{type(current).__name__}: {first} What is finished is kept: run the same command again to "
+                "go on; where memory ran out, close other programs or set --cpus lower"
+            )
         waiting += [
             getattr(current, name, None) for name in ("cause", "__cause__", "__context__", "_base_exc")
         ]
