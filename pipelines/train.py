@@ -1,4 +1,4 @@
-"""Train the model of a recipe with Ray Train, preparing its data first where needed."""
+"""Train the model of a recipe on Ray, preparing its data first where needed."""
 
 from bkray.runtime.submission import main
 

@@ -159,9 +159,7 @@ def _alone(job: Job) -> Callable[[], Any]:
     return lambda: ray.get(task.remote(job))
 
 
-@ray.remote(
-    num_cpus=1, max_calls=1
-)  # its process ends with it and leaves the memory to the stages that follow
+@ray.remote(num_cpus=1, max_calls=1)  # the process, and so its memory, ends with the call
 def _train_task(job: Job) -> None:
     run_training(job, 0, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
