@@ -16,6 +16,11 @@ def unsuitable_fine_tuning(training: Training, model: Model) -> list[str]:
         faults += _unsuitable_layer_decay(training, model)
     if training.freeze:
         faults += _unsuitable_freeze(f"training.freeze {training.freeze}", training.freeze, training, model)
+        if training.embedding_lr:
+            faults.append(
+                f"training.embedding_lr {training.embedding_lr:g} has no effect: training.freeze keeps the "
+                "embedding as it is: remove one"
+            )
     elif training.activation_cache and not training.unfreeze:
         faults.append("training.activation_cache has no effect without training.freeze: remove it")
     if unfreeze := training.unfreeze:

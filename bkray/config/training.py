@@ -42,6 +42,8 @@ class Training(Section):
     """Target tokens of a global batch, whatever the number of workers."""
     optimizer: Literal["adamw", "muon"] = "muon"
     lr: Annotated[float, Field(gt=0.0)] = 3e-3
+    embedding_lr: Annotated[float, Field(gt=0.0)] | None = None
+    """Of the embedding and the output head; null: `lr`."""
     schedule: Schedule = PlainSchedule(kind="linear")
     """What follows the warm-up."""
     warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05

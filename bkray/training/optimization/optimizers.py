@@ -3,7 +3,8 @@
 matrices ─► Muon          (or AdamW for everything)
 embeddings, output head, vectors, scalars ─► AdamW
 
-A learning rate, one for all or one a layer (`training.layer_decay`), is one group of each.
+A learning rate is one group of each: one for all, or one more for the embedding (`training.embedding_lr`), or
+one a layer (`training.layer_decay`).
 """
 
 from __future__ import annotations
@@ -64,10 +65,10 @@ def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimiz
     Weight decay applies to matrices and embeddings, not to vectors and scalars. What is frozen for good is
     left out; what `training.unfreeze` frees later is in it, and has no state before its first gradient.
     """
-    rates: dict[int, float] = {}
+    rates = dict.fromkeys(_tables(model), training.embedding_lr or training.lr)
     if training.layer_decay:
         assert isinstance(model, LanguageModel)  # the recipe refuses others
-        rates = layer_rates(model, training.lr, training.layer_decay)
+        rates |= layer_rates(model, training.lr, training.layer_decay, training.embedding_lr)
 
     def groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
         """One for each learning rate, the highest first."""
@@ -88,14 +89,17 @@ def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimiz
     return _adamw(groups(matrices + embeddings, training.weight_decay) + groups(vectors, 0.0))
 
 
-def layer_rates(model: LanguageModel, lr: float, decay: float) -> dict[int, float]:
+def layer_rates(
+    model: LanguageModel, lr: float, decay: float, embedding_lr: float | None = None
+) -> dict[int, float]:
     """The learning rate of every layer's parameters, by their id: the lower the layer, the smaller.
 
-    Block i of L, counted from 0, has lr decay^(L - i), the embedding lr decay^(L + 1). It is the head
-    too, which has no rate of its own. Discriminative fine-tuning, arXiv 1801.06146.
+    Block i of L, counted from 0, has lr decay^(L - i), the embedding decay^(L + 1) of its own rate, or of
+    lr. It is the head too, which has no rate of its own. Discriminative fine-tuning, arXiv 1801.06146.
     """
     layers = len(model.blocks)
-    rates = {id(parameter): lr * decay ** (layers + 1) for parameter in model.embedding.parameters()}
+    lowest = (embedding_lr or lr) * decay ** (layers + 1)
+    rates = {id(parameter): lowest for parameter in model.embedding.parameters()}
     for number, block in enumerate(model.blocks):
         rates |= {id(parameter): lr * decay ** (layers - number) for parameter in block.parameters()}
     return rates
@@ -105,18 +109,20 @@ def _adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, betas=_BETAS, fused=True)
 
 
+def _tables(model: nn.Module) -> set[int]:
+    """Ids of the embeddings and of the output head, the one linear layer as wide as the vocabulary."""
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    rows = {embedding.num_embeddings for embedding in embeddings}
+    heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features in rows]
+    return {id(module.weight) for module in (*embeddings, *heads)}
+
+
 def _split_parameters(
     model: nn.Module, frozen_too: bool
 ) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """(weights of linear, recurrent and expert layers, other matrices and tables, vectors and scalars).
-
-    The output head, the one linear layer as wide as the vocabulary, counts as a table.
-    """
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    rows = {m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)}
-    linear = {
-        id(m.weight) for m in model.modules() if isinstance(m, nn.Linear) and m.out_features not in rows
-    } - tables
+    """(weights of linear, recurrent and expert layers, other matrices and tables, vectors and scalars)."""
+    tables = _tables(model)
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)} - tables
     linear |= {
         id(p) for m in model.modules() if isinstance(m, nn.RNNBase) for p in m.parameters() if p.ndim == 2
     }

@@ -18,6 +18,7 @@ TECHNIQUES = {
     "average": {"average": {"decay": 0.9}},
     "control_variate": {"gradient_cache": {"kind": "control_variate", "threshold": 0.9}},
     "distillation": {"distillation": {"teachers": ["elsewhere"], "top_k": 3}},
+    "embedding_lr": {"embedding_lr": 0.02},
     "every": {"gradient_cache": {"kind": "every", "first_audits": 2, "most_rise": 1.0}},
     "fall_back": {"on_divergence": "fall_back"},
     "layer_decay": {"start_from": "elsewhere", "layer_decay": 0.7},

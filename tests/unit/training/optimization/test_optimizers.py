@@ -90,6 +90,32 @@ def test_layer_decay_gives_every_layer_its_rate(name):
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 / 2)  # the log shows the highest
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("kind", ["resnet_bk", "gru"])
+def test_the_embedding_has_a_rate_of_its_own(name, kind):
+    model = build_model(SMALL if kind == "resnet_bk" else GRUModel(kind="gru", d_model=16, n_layers=1), 40)
+    optimizer = build_optimizer(model, Training(optimizer=name, lr=0.1, embedding_lr=0.4))
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for parameter_name, parameter in model.named_parameters():
+        expected = 0.4 if parameter_name.startswith("embedding") else 0.1
+        assert rates[id(parameter)] == expected, parameter_name
+    assert {g["weight_decay"] for g in optimizer.param_groups if g["lr"] == 0.4} == {0.01}
+
+
+def test_the_embeddings_own_rate_decays_with_its_layer():
+    model = build_model(SMALL, 40)
+    optimizer = build_optimizer(model, Training(lr=0.1, embedding_lr=0.4, layer_decay=0.5))
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates[id(model.embedding.weight)] == pytest.approx(0.4 * 0.5 ** (len(model.blocks) + 1))
+    assert rates[id(next(model.blocks[-1].parameters()))] == pytest.approx(0.05)
+
+
+def test_a_frozen_embedding_has_no_rate():
+    training = {"embedding_lr": 0.1, "freeze": 1, "start_from": "model"}
+    with pytest.raises(UserError, match=r"embedding_lr 0.1 has no effect: training.freeze keeps"):
+        parse_recipe({"name": "t", "corpus": {"kind": "docstrings"}, "training": training})
+
+
 @pytest.mark.parametrize("schedule", ["linear", "one_cycle", "plateau", "loss_trend"])
 def test_schedules_keep_the_ratio_of_the_layers_rates(schedule):
     model = build_model(SMALL, 40)
