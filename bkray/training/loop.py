@@ -27,9 +27,9 @@ from bkray.training.cost.flops import forward_cost
 from bkray.training.cost.ledger import Cost, Ledger
 from bkray.training.cost.profiling import Tracer
 from bkray.training.cost.step_cost import StepCost
-from bkray.training.cost.telemetry import PhaseClock, memory, peak_flops
 from bkray.training.divergence.finite import first_non_finite
 from bkray.training.divergence.recovery import Diverged, Recovery, fall_back, refusal, scaled_rates, spread
+from bkray.training.metrics import StepMetrics
 from bkray.training.objective import Objective
 from bkray.training.optimization.schedules import LossTrendLR, PlateauLR, build_schedule
 from bkray.training.parallel.strategy import Parallel
@@ -203,17 +203,12 @@ class TrainingRun:
         torch.manual_seed(recipe.seed * 1009 + self.world.rank)
         self.step = 0
         self.seconds = self.step_started = 0.0
-        self.clock = PhaseClock(self.device)
+        self.metrics = StepMetrics(self.device, recipe.training.precision, self.world)
+        self.clock = self.metrics.clock
         self.reused = 0.0
         """Share of the frozen layers' work that the last step found done."""
-        self.model_flops = 0.0
-        """Of forward and backward passes since the last line, without what is computed again."""
         self.seen = np.zeros(len(data.train), dtype=bool)
-        self.loss_sum, self.loss_steps = torch.zeros((), dtype=torch.float64), 0
-        self.logged: dict[str, float] = {}
-        self.last_loss = math.nan
         self.validation_loss: float | None = None
-        self._logged_at = (0, 0.0)
 
     def train_step(self) -> None:
         """One global batch: forward, backward, clip, update; charges the ledger.
@@ -280,7 +275,7 @@ class TrainingRun:
             loss += share * losses_B.mean()
             of_windows.append(losses_B)
             figures.update({name: share * value for name, value in measured.items()})
-        self.logged.update(figures)
+        self.metrics.values.update(figures)
         self.window_losses = torch.cat(of_windows)
         return loss
 
@@ -321,11 +316,10 @@ class TrainingRun:
         """Note what the step learnt from, and charge what it cost; `loss` is None where no pass was made."""
         learnt = math.isfinite(norm)
         if learnt:
-            self.logged["grad_norm"] = norm
+            self.metrics.values["grad_norm"] = norm
         if learnt and loss is not None:
             self.seen[batch.ids] = True
-            self.loss_sum += loss.double().cpu()
-            self.loss_steps += 1
+            self.metrics.observe(loss)
         self.seconds += seconds
         if self.skipper and batch.choice:
             seconds -= self.skipper.charge(self.ledger, self.recipe.window, self.world.size)
@@ -339,8 +333,8 @@ class TrainingRun:
                 count = sum(parameter.numel() for parameter in self.model.parameters())
                 self.ledger.charge("averaging", flops=AVERAGING_FLOPS * count * self.world.size)
         windows = 0 if loss is None else len(batch.ids)
-        self.reused = self._over_ranks(self.logged.get("activations_reused"))
-        self.model_flops += self.step_flops(windows, recomputed=False)
+        self.reused = self._over_ranks(self.metrics.values.get("activations_reused"))
+        self.metrics.model_flops += self.step_flops(windows, recomputed=False)
         flops, tokens = self.step_flops(windows), windows * self.recipe.window
         self.ledger.charge("training", flops=flops, tokens=tokens, seconds=seconds)
         if windows and (compressing := self.parallel.compression_flops()):
@@ -349,7 +343,7 @@ class TrainingRun:
     def step_flops(self, windows: int, recomputed: bool = True) -> float:
         """FLOPs of a forward and backward pass, with what activation checkpointing computes again."""
         return windows * self.step_cost.flops(
-            self.objective.length, self.logged.get("depth"), self.reused, recomputed=recomputed
+            self.objective.length, self.metrics.values.get("depth"), self.reused, recomputed=recomputed
         )
 
     def _over_ranks(self, share: float | None) -> float:
@@ -394,7 +388,7 @@ class TrainingRun:
         model = self.average.module if self.average else self.model
         found = validated(model, windows, self.recipe.training, self.world)
         self.validation_loss = found.loss
-        self.logged["validation_loss"] = self.validation_loss
+        self.metrics.values["validation_loss"] = self.validation_loss
         if isinstance(self.schedule, PlateauLR):
             self.schedule.observe_validation(self.validation_loss)
         if self.adjuster:
@@ -418,20 +412,15 @@ class TrainingRun:
 
     def log(self) -> None:
         """Write one line: the mean over the steps since the last line, over all ranks."""
-        total = self.world.total(self.loss_sum.reshape(1).clone()).item()
-        loss = math.nan  # no step had one: all were left out, or took a cached gradient
-        if self.loss_steps:
-            loss = self.last_loss = total / self.loss_steps / self.world.size
-            if isinstance(self.schedule, LossTrendLR):
-                self.schedule.observe(loss)
-        self.loss_sum, self.loss_steps = torch.zeros((), dtype=torch.float64), 0
-        self.logged["loss"] = loss
+        loss = self.metrics.take_loss()
+        if loss is not None and isinstance(self.schedule, LossTrendLR):
+            self.schedule.observe(loss)
+        values = self.metrics.values
+        values["loss"] = math.nan if loss is None else loss
         if self.skipper:
-            self.logged.update(self.skipper.measurements(self.step))
+            values.update(self.skipper.measurements(self.step))
         if self.cache:
-            self.logged.update(self.cache.measurements())
-        steps, seconds = self.step - self._logged_at[0], self.seconds - self._logged_at[1]
-        self._logged_at = (self.step, self.seconds)
+            values.update(self.cache.measurements())
         if self.reporter:
             self.reporter.log(
                 self.step,
@@ -439,20 +428,10 @@ class TrainingRun:
                 seconds=self.seconds,
                 lr=max(self.schedule.get_last_lr()) * self.recovery.rate_factor,
                 share=self.sampler.share(self.step),
-                tokens_per_second=steps * self.recipe.batch_windows * self.recipe.window / max(seconds, 1e-9),
                 total_flops=self.ledger.total_flops,
-                **self.logged,
-                **self._telemetry(seconds),
+                **self.metrics.line(self.tokens, self.seconds),
             )
-        self.logged = {}
-        self.model_flops = 0.0
-
-    def _telemetry(self, seconds: float) -> dict[str, float]:
-        """Utilisation over `seconds` of training steps, memory, and the share of the time by phase."""
-        peak = peak_flops(self.device, self.recipe.training.precision, torch.get_num_threads())
-        mfu = self.model_flops / max(seconds, 1e-9) / peak / self.world.size
-        times = {f"time_{name}": share for name, share in self.clock.shares().items()}
-        return {"mfu": mfu, **memory(self.device), **times}
+        self.metrics.begin(self.tokens, self.seconds)
 
     @property
     def tokens(self) -> int:
@@ -461,7 +440,7 @@ class TrainingRun:
     def result(self) -> TrainResult:
         return TrainResult(
             steps=self.step,
-            loss=self.last_loss,
+            loss=self.metrics.last_loss,
             validation_loss=self.validation_loss,
             tokens=self.tokens,
             unique_tokens=int(self.seen.sum()) * self.recipe.window,
@@ -474,6 +453,7 @@ class TrainingRun:
         parts: dict[str, Stateful | None] = {
             **self.parallel.parts(self.optimizer),
             "schedule": self.schedule,
+            "metrics": self.metrics,
             "sampler": self.sampler,
             "ledger": self.ledger,
             "adjuster": self.adjuster,
@@ -492,10 +472,6 @@ class TrainingRun:
             "rng": self.world.gather(rng_state(self.device)),
             "seen": torch.from_numpy(np.packbits(self.seen)),
             "seconds": self.seconds,
-            "loss_sums": self.world.gather(self.loss_sum.reshape(1)),
-            "loss_steps": self.loss_steps,
-            "logged": dict(self.logged),
-            "last_loss": self.last_loss,
             "validation_loss": self.validation_loss,
         }
 
@@ -508,18 +484,11 @@ class TrainingRun:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.batches.drop()
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.metrics.begin(self.tokens, self.seconds)
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
-        self.step = state["step"]
         if self.world.rank < len(state["rng"]):
             set_rng_state(self.device, state["rng"][self.world.rank])
-        sums = torch.cat(state["loss_sums"])  # at another world size their mean, which the log shows
-        self.loss_sum = sums[self.world.rank].clone() if len(sums) == self.world.size else sums.mean()
-        self.loss_steps = state["loss_steps"]
         self.seen = np.unpackbits(state["seen"].numpy(), count=len(self.seen)).astype(bool)
-        self.seconds = state["seconds"]
-        self._logged_at = (self.step, self.seconds)
-        self.model_flops = 0.0
-        self.logged = dict(state["logged"])
-        self.last_loss = state["last_loss"]
         self.validation_loss = state["validation_loss"]
