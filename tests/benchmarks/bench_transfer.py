@@ -1,5 +1,5 @@
 """What transfer saves: bench_transfer.py FILE [KEY=VALUE …] [--targets NAME=CORPUS …] [--epochs 0.25 …]
-[--tuned 0.03 …] [--seeds 0 …] [--scratch KEY=VALUE …]
+[--tuned 0.03 …] [--seeds 0 …] [--scratch KEY=VALUE …] [--cpus 2]
 
 Trains each target from scratch for some shares of an epoch of its text (the levels), and from the one
 pretrained model of a transfer file for others, every run with a completed schedule. Prints for each level
@@ -166,7 +166,7 @@ def main(given: argparse.Namespace) -> None:
         benches = [bench(shared, f"name={name}", f"corpus={text}") for name, text in corpora.items()]
     else:
         benches = [bench()]
-    with cluster():
+    with cluster(given.cpus):
         found = [list(levels(one, given.epochs, given.tuned, given.seeds)) for one in benches]
     print(f"{len(given.seeds)} seeds")
     print(
@@ -189,5 +189,6 @@ if __name__ == "__main__":
     parser.add_argument("--tuned", type=float, nargs="+", default=[0.03, 0.06, 0.12, 0.25])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--scratch", nargs="+", default=[], metavar="KEY=VALUE", help="of runs from scratch")
+    parser.add_argument("--cpus", type=int)
     parser.add_argument("--out", type=Path, default=Path("runs"))
     main(parser.parse_args())

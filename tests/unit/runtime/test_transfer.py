@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from bkray.config import UserError
+from bkray.runtime import transfer
 from bkray.runtime.transfer import plan_phases
 
 
@@ -47,6 +48,16 @@ def test_what_was_pretrained_is_found_again_unless_something_of_it_changes(plan,
         assert not {pool, middle} & set(earlier), override
     (tmp_path / "pool.jsonl").write_text(json.dumps({"text": "another"}))
     assert plan()[0].run != pool
+
+
+def test_what_is_off_is_in_no_phases_key(plan, monkeypatch):
+    """A key of the recipe that is new, and off, pretrains nothing anew."""
+    described = []
+    monkeypatch.setattr(transfer, "key_of", lambda *parts: described.append(parts) or "key")
+    plan()
+    for _, _, _, kept, *_ in described:
+        assert kept["training"]["lr"] == 3e-3
+        assert None not in kept["training"].values()
 
 
 def test_a_corpus_that_is_not_there_is_named_with_its_phase(plan):
