@@ -41,6 +41,7 @@ from bkray.runtime.cluster import check_budget, cluster
 from bkray.runtime.distillation import map_soft_targets
 from bkray.runtime.pipeline import check_models, check_out, check_words, locked, make_folder
 from bkray.runtime.plan import Plan, make_plan
+from bkray.runtime.results import spent
 from bkray.runtime.training import run_training
 from bkray.runtime.trials import prepare_data, running, trial_job
 from bkray.training import Ledger, WindowData, interleaved_step_seconds, load_model
@@ -122,14 +123,13 @@ def run_comparison(
     with locked(folder), cluster(cpus) as there:
         check_budget(tuning[0].recipe, there, out, tuning[0].plan.corpus_bytes)
         write_atomically(folder / "comparison.json", _identity(comparison, recipes))
-        for run in tuning:
-            prepare_data(run.plan, there, progress)
+        data = {run.arm: spent(prepare_data(run.plan, there, progress).values())[0] for run in tuning}
         _execute("tuning", tuning, progress)
         rates = {arm: _best_rate([run for run in tuning if run.arm == arm]) for arm in recipes}
         seconds = _step_seconds(comparison, runs, rates, folder, progress)
         planned = _planned(comparison, runs, rates, seconds)
         _execute("runs", list({run.folder: run for _, _, run in planned}.values()), progress)
-    report = _report(comparison, planned, tuning, rates, seconds)
+    report = _report(comparison, planned, tuning, rates, seconds, data)
     write_atomically(folder / "results.json", json.dumps(report.as_dict(), indent=2))
     write_comparison_report(folder / "report.html", report)
     for kind in dict.fromkeys(row.kind for row in report.rows):
@@ -300,6 +300,7 @@ def _report(
     tuning: list[Run],
     rates: dict[str, float],
     seconds: dict[str, list[float]],
+    data: dict[str, Ledger],
 ) -> ComparisonReport:
     arms = []
     for arm, lr in rates.items():
@@ -319,7 +320,9 @@ def _report(
     for kind, steps in dict.fromkeys((kind, steps) for kind, steps, _ in planned):
         group = [run for k, s, run in planned if (k, s) == (kind, steps)]
         reference = [run for run in group if run.arm == comparison.reference]
-        rows += [_row(kind, steps, [run for run in group if run.arm == arm], reference) for arm in rates]
+        rows += [
+            _row(kind, steps, [run for run in group if run.arm == arm], reference, data[arm]) for arm in rates
+        ]
     curves = {
         f"{run.arm}": RunLog.read(run.folder / "metrics.jsonl")
         for kind, steps, run in planned
@@ -334,7 +337,8 @@ def _parameters(recipe: Recipe) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _row(kind: str, steps: int, runs: list[Run], reference: list[Run]) -> ComparisonRow:
+def _row(kind: str, steps: int, runs: list[Run], reference: list[Run], data: Ledger) -> ComparisonRow:
+    """A line of the table; `data` is what the stages before the arm's models spent, which each run pays."""
     results, others = [_read(run) for run in runs], [_read(run) for run in reference]
     row = ComparisonRow(kind=kind, reference_steps=steps, arm=runs[0].arm, steps=runs[0].steps)
     failed = next((result["error"] for result in (*results, *others) if "error" in result), "")
@@ -346,7 +350,7 @@ def _row(kind: str, steps: int, runs: list[Run], reference: list[Run]) -> Compar
         bits_per_byte=statistics.fmean(bits),
         by_seed=bits,
         seconds=statistics.fmean(result["training_seconds"] for result in results),
-        flops=statistics.fmean(result["flops"] for result in results),
+        flops=data.total_flops + statistics.fmean(result["flops"] for result in results),
     )
     if runs[0].arm == reference[0].arm:
         return row

@@ -112,8 +112,9 @@ def _key(recipe: Recipe, shards: list[Shard], before: str) -> str:
         training = training.model_copy(update={"start_from": None, "replay": None})
     alone = recipe.model_copy(update={"training": training, "evaluation": None})
     made = make_plan(alone, shards, Path()).stages["evaluation"].key
-    apart = {"name": True, "training": set(PLACEMENT)}
-    kept = alone.model_dump(mode="json", exclude=apart, exclude_none=True)
+    kept = alone.model_dump(
+        mode="json", exclude={"name": True, "training": set(PLACEMENT)}, exclude_none=True
+    )
     return key_of("phase", before, made, kept, replay and replay.share, bool(recipe.evaluation))
 
 

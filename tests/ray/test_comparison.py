@@ -32,7 +32,11 @@ def spec(tmp_path_factory, texts):
         "recipe": "base.yaml",
         "arms": {
             "bk": {"model": {"kind": "resnet_bk", "d_model": 32, "n_layers": 1}},
-            "gru": {"model": {"kind": "gru", "d_model": 96, "n_layers": 2}},
+            "gru": {
+                "model": {"kind": "gru", "d_model": 96, "n_layers": 2},
+                "selection": {"kind": "entropy", "keep": 0.9},
+                "proxy": {"d_model": 16, "n_layers": 1, "tokens": 4000},
+            },
         },
         "reference": "bk",
         "learning_rates": [1e-4, 1e-2],
@@ -58,6 +62,13 @@ def compared(spec, two_cpus, tmp_path_factory):
 def out(compared, tmp_path):
     """A copy of it."""
     return shutil.copytree(compared, tmp_path / "out")
+
+
+def charged(folder, *stages):
+    """FLOPs by kind of what the comparison's artifacts of these stages cost."""
+    manifests = [path for stage in stages for path in folder.glob(f"artifacts/{stage}-*/manifest.json")]
+    ledgers = [json.loads(path.read_text())["ledger"] for path in manifests]
+    return {kind: cost["flops"] for ledger in ledgers for kind, cost in ledger.items()}
 
 
 def finished(folder):
@@ -94,6 +105,11 @@ def test_the_whole_comparison(spec, out):
     interval = paired_difference(nats["gru"], nats["bk"], bytes_W)
     assert rows["steps", "gru"]["difference"] == [interval.bits_per_byte, interval.low, interval.high]
     assert not np.array_equal(nats["bk"][0], nats["bk"][1])
+    selecting = charged(folder, "proxy", "scored")
+    assert {"proxy_training", "scoring"} <= selecting.keys()
+    for arm, data in (("bk", 0.0), ("gru", sum(selecting.values()))):
+        trained = np.mean([one["flops"] for one in read[arm]])
+        assert rows["steps", arm]["flops"] == pytest.approx(data + trained), arm
     assert "models" in (folder / "report.html").read_text()
     assert not list(folder.glob("runs/*/*/checkpoints"))
 
