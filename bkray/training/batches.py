@@ -67,6 +67,12 @@ class Batch:
         weights = none if self.weights is None else np.array_split(self.weights, count)
         return [Batch(self.ids, *part) for part in zip(tokens, references, soft, weights, strict=True)]
 
+    def rows(self, rows: list[int]) -> Batch:
+        """Some of the windows, in this order; `ids` stay."""
+        soft_targets = self.soft_targets and (self.soft_targets[0][rows], self.soft_targets[1][rows])
+        reference = None if self.reference is None else self.reference[rows]
+        return replace(self, tokens=self.tokens[rows], reference=reference, soft_targets=soft_targets)
+
     @property
     def inputs(self) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
         """What `Objective` takes."""
@@ -97,8 +103,10 @@ class Batches:
             return drawn
         assert self.skipper
         choice = self.skipper.choose(step, drawn.ids, drawn.tokens.cpu().numpy())
-        kept = self.of(choice.ids, self.world.part(choice.ids))
-        return replace(kept, weights=self.world.part(choice.weights), choice=choice)
+        place = {number: row for row, number in enumerate(drawn.ids.tolist())}
+        kept = drawn.rows([place[number] for number in self.world.part(choice.ids).tolist()])
+        weights = self.world.part(choice.weights)
+        return replace(kept, ids=choice.ids, weights=weights, choice=choice)
 
     def drop(self) -> None:
         """Forget what was read ahead."""

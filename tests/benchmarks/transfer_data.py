@@ -17,7 +17,7 @@ from pathlib import Path
 
 NOVELIST = "Dickens"
 REVIEWS = 2_500
-POOL_BYTES = {"imdb-train": 11_000_000, "english-novels-100": 12_000_000}
+POOL_BYTES = {"imdb-train": 22_000_000, "english-novels-100": 32_000_000}
 CHAPTER = 6_000
 
 

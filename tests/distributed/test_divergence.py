@@ -43,7 +43,7 @@ class Table(nn.Module):
         return torch.cat([logits_BNV[..., :1] + impossible_B[:, None, None], logits_BNV[..., 1:]], -1)
 
 
-def work(rank, world_size, folder):
+def work(rank, world_size, folder, kind):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
     windows = np.random.default_rng(0).integers(1, VOCAB - 1, (48, WINDOW + 1)).astype(np.int32)
@@ -53,15 +53,18 @@ def work(rank, world_size, folder):
     model = Table()
     sampler = CurriculumSampler(np.zeros(48), 4, RECIPE.steps, start=1.0)
     saver = Checkpointer(folder / "checkpoints", "key")
-    result = train(model, WindowData(windows, windows[:0]), sampler, RECIPE, checkpointer=saver)
+    training = RECIPE.training.model_copy(update={"parallel": kind})
+    settings = RECIPE.model_copy(update={"training": training})
+    result = train(model, WindowData(windows, windows[:0]), sampler, settings, checkpointer=saver)
     steps = [event["step"] for event in result.divergences]
     torch.save({"weight": model.table.weight.detach(), "steps": steps}, folder / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
-def test_all_ranks_refuse_the_step_that_one_cannot_take(spawn, tmp_path):
-    spawn(work, (2, tmp_path), 2)
+@pytest.mark.parametrize("kind", ["ddp", "zero1", "fsdp2"])
+def test_all_ranks_refuse_the_step_that_one_cannot_take(spawn, tmp_path, kind):
+    spawn(work, (2, tmp_path, kind), 2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert torch.equal(ranks[0]["weight"], ranks[1]["weight"])
     assert ranks[0]["weight"].isfinite().all()

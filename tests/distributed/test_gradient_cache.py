@@ -23,6 +23,7 @@ CACHES = {
     "divided": {"kind": "stale", "audit": 0.3},  # rank 0 alone would hit
     "half": {"kind": "stale"},  # rank 0's part is always the same, rank 1's is not
     "off": {"kind": "every", "steps": 3, "least_cosine": 1.0},
+    "zero1": {"kind": "stale", "audit": 0.3},
 }
 
 
@@ -55,6 +56,7 @@ def start(name):
                 "tokens": STEPS * BATCH * WINDOW,
                 "batch_tokens": BATCH * WINDOW,
                 "optimizer": "adamw",
+                "parallel": "zero1" if name == "zero1" else "ddp",
                 "gradient_cache": settings,
             },
         }

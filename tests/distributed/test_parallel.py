@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch.nn import functional
 
 from bkray.config import UserError, parse_recipe
 from bkray.config.parallel import PowerSGD
@@ -35,18 +36,21 @@ OPTIONS = {
     "halting": {"halting": {"threshold": 0.94}},
     "bare": {},
 }
+NOISY = "noisy"
+"""A recipe of this name trains a model with dropout."""
 WITH_MEMORY = {
     "powersgd": {"gradient_compression": "powersgd"},
     "unfrozen": {"start_from": "unread", "unfreeze": {"at": [0.25]}},
+    NOISY: {},
 }
 HARDWARE = {"precision": "bf16", "activation_checkpointing": True}
 
 
-def recipe(model=None, steps=12, **training):
+def recipe(model=None, steps=12, name="t", **training):
     given = {"tokens": steps * BATCH * WINDOW, "batch_tokens": BATCH * WINDOW, "workers": 2, "log_every": 3}
     return parse_recipe(
         {
-            "name": "t",
+            "name": name,
             "corpus": {"kind": "docstrings"},
             "window": WINDOW,
             "model": {**MODEL, **(model or {})},
@@ -63,6 +67,9 @@ def parts(settings):
         data.train[:] = data.train[:, :1]
     torch.manual_seed(0)
     model = build_model(settings.model, VOCABULARY)
+    if settings.name == NOISY:
+        noisy = lambda module, _, embedded: functional.dropout(embedded, 0.2, module.training)  # noqa: E731
+        model.embedding.register_forward_hook(noisy)
     return model, data, CurriculumSampler(rng.random(100), BATCH, settings.steps, seed=0), settings
 
 
@@ -134,15 +141,21 @@ def state_bytes(settings):
     return sum(local(t).nbytes for state in states for t in state.values() if t.ndim)
 
 
-def sendings():
+def sendings(kind):
     """How often gradients were sent in two steps of three micro-batches."""
-    settings = recipe(accumulate=3, gradient_compression="powersgd")
+    settings = recipe(accumulate=3, parallel=kind, gradient_compression="powersgd")
     model, data, sampler, _ = parts(settings)
     run = TrainingRun(model, data, sampler, settings, None, Ledger(), None)
     before = run.parallel.low_rank.state.iter
     run.train_step()
     run.train_step()
     return run.parallel.low_rank.state.iter - before
+
+
+def buckets(settings):
+    """What DDP was told of its buckets: their bytes, and whether the gradients lie in them."""
+    run = TrainingRun(*parts(settings), None, Ledger(), None)
+    return run.parallel_objective.bucket_bytes_cap, run.parallel_objective.gradient_as_bucket_view
 
 
 def low_rank_buckets():
@@ -189,6 +202,7 @@ def runs(size, folder):
         yield f"{kind}, muon", functools.partial(trained, recipe(steps=50, parallel=kind))
         adamw = recipe(steps=50, parallel=kind, optimizer="adamw")
         yield f"{kind}, adamw", functools.partial(trained, adamw, dtype=torch.float64)
+        yield f"{kind}, adamw, float32", functools.partial(trained, adamw)
         for optimizer in ("muon", "adamw"):
             settings = recipe(parallel=kind, optimizer=optimizer)
             yield f"{kind}, {optimizer}, bytes", functools.partial(state_bytes, settings)
@@ -198,9 +212,10 @@ def runs(size, folder):
         yield f"{kind}, after {before}", functools.partial(taken_over, kind, folder / before)
         yield f"{kind}, resumed", functools.partial(trained, recipe(parallel=kind), folder / kind)
     for name, training in WITH_MEMORY.items():
-        yield f"{name}, through", functools.partial(trained, recipe(**training))
-        yield f"{name}, killed", functools.partial(killed, recipe(**training), folder / name)
-        yield f"{name}, resumed", functools.partial(trained, recipe(**training), folder / name)
+        settings = recipe(name=name, **training)
+        yield f"{name}, through", functools.partial(trained, settings)
+        yield f"{name}, killed", functools.partial(killed, settings, folder / name)
+        yield f"{name}, resumed", functools.partial(trained, settings, folder / name)
     yield "errors", errors_of_three_ranks
     if size > 2:
         return
@@ -211,12 +226,15 @@ def runs(size, folder):
             yield f"{kind}, {name}", functools.partial(trained, settings)
         yield f"{kind}, accumulated", functools.partial(trained, recipe(parallel=kind, accumulate=3))
         yield f"{kind}, broken", functools.partial(broken, kind)
-    yield "sendings", sendings
+    for kind in ("ddp", "zero1"):
+        yield f"{kind}, sendings", functools.partial(sendings, kind)
     yield "low-rank buckets", low_rank_buckets
     for kind in ("fp16", "bf16"):
         yield f"{kind}, through", functools.partial(trained, recipe(gradient_compression=kind))
-    buckets = recipe(bucket_mb=0.001, gradient_as_bucket_view=False)
-    yield "buckets, through", functools.partial(trained, buckets)
+    small = recipe(bucket_mb=0.001, gradient_as_bucket_view=False)
+    yield "buckets, through", functools.partial(trained, small)
+    yield "buckets", functools.partial(buckets, small)
+    yield "usual buckets", functools.partial(buckets, recipe())
 
 
 def work(rank, size, folder):
@@ -252,7 +270,8 @@ def world(request):
 
 @pytest.fixture(scope="module")
 def alone():
-    return {steps: trained(recipe(steps=steps)) for steps in (12, 50)}
+    runs = {steps: trained(recipe(steps=steps)) for steps in (12, 50)}
+    return {**runs, "adamw": trained(recipe(steps=50, optimizer="adamw"), dtype=torch.float64)}
 
 
 def distance(one, other):
@@ -267,9 +286,12 @@ def same_bits(one, other):
 
 
 def test_all_worlds_and_kinds_end_with_the_same_weights(world, alone):
-    """AdamW in float64: it divides gradients near 0 by themselves, so in float32 the order of a sum shows."""
+    """AdamW divides gradients near 0 by themselves, so in float32 the order of fsdp2's sums shows."""
     _, _, (first, *_) = world
     assert distance(first["ddp, muon"], alone[50]) < 1e-5
+    assert distance(first["ddp, adamw"], alone["adamw"]) < 1e-5
+    assert same_bits(first["zero1, adamw, float32"], first["ddp, adamw, float32"])
+    assert distance(first["fsdp2, adamw, float32"], first["ddp, adamw, float32"]) < 5e-6
     for optimizer in ("muon", "adamw"):
         assert same_bits(first[f"zero1, {optimizer}"], first[f"ddp, {optimizer}"])
         assert distance(first[f"fsdp2, {optimizer}"], first[f"ddp, {optimizer}"]) < 1e-6
@@ -359,7 +381,8 @@ def test_options_and_hardware_train_alike(two, kind, option):
 @pytest.mark.parametrize("kind", KINDS)
 def test_accumulated_micro_batches_are_the_whole_step(two, kind):
     assert distance(two[f"{kind}, accumulated"], two["ddp, through"]) < 1e-6
-    assert two["sendings"] == 2
+    if kind != "fsdp2":
+        assert two[f"{kind}, sendings"] == 2
     losses = two["ddp, through"]["losses"]
     np.testing.assert_allclose(two[f"{kind}, accumulated"]["losses"], losses, atol=1e-6)
 
@@ -374,3 +397,5 @@ def test_gradients_of_16_bits_are_rounded_and_buckets_change_nothing(two):
     for kind in ("fp16", "bf16"):
         assert 1e-6 < distance(two[f"{kind}, through"], two["ddp, through"]) < 0.05
     assert same_bits(two["buckets, through"], two["ddp, through"])
+    assert two["buckets"] == (int(0.001 * 2**20), False)
+    assert two["usual buckets"] == (25 * 2**20, True)

@@ -81,19 +81,20 @@ class Checkpointer:
         return final
 
     def load(self) -> dict[str, Any] | None:
-        """The state of the newest whole checkpoint, or None where there is none.
+        """The state of this run's newest whole checkpoint, or None where there is none.
 
-        Raises UserError where the checkpoints belong to another run.
+        Raises UserError where there are checkpoints of another run alone.
         """
         self.wait()
+        self.check()
         for path in reversed(self._all()):
             try:
                 manifest = self._own_manifest(path)
                 if manifest["sha256"] != _digest(path / "state.pt"):
                     raise ValueError("its contents do not match its manifest")
                 return torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-            except UserError:
-                raise
+            except UserError as error:
+                logger.warning("%s. Trying the one before it", error)
             except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
                 logger.warning("checkpoint %s is damaged (%s): trying the one before it", path, error)
         return None
@@ -117,14 +118,18 @@ class Checkpointer:
         return min(losses, key=lambda path: losses[path]) if losses else None
 
     def check(self) -> None:
-        """Raise UserError where the newest checkpoint belongs to another run; reads no state."""
-        for path in self._all()[-1:]:
+        """Raise UserError where there are checkpoints of another run alone; reads no state."""
+        foreign: UserError | None = None
+        for path in reversed(self._all()):
             try:
                 self._own_manifest(path)
-            except UserError:
-                raise
+                return
+            except UserError as error:
+                foreign = foreign or error
             except (OSError, ValueError, KeyError):
-                return  # damaged: `load` names it and takes the one before
+                continue  # damaged: `load` names it
+        if foreign:
+            raise foreign
 
     def _write(self, folder: Path, step: int, state: dict[str, Any], validation_loss: float | None) -> None:
         with open(folder / "state.pt", "wb") as file:

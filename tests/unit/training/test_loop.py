@@ -96,6 +96,22 @@ def test_the_logged_rate_is_the_highest_of_the_layers(data, tmp_path):
     assert RunLog.read(tmp_path / "metrics.jsonl")[-1]["lr"] == pytest.approx(1e-2)
 
 
+def test_the_loop_tells_the_schedules_of_its_losses(data, tmp_path):
+    """The training loss falls from line to line; validation does not, at a rate of next to nothing."""
+    rates = {}
+    for kind, told in (
+        ("loss_trend", {"patience": 1, "up": 1.5, "decay": 0.0}),
+        ("plateau", {"patience": 0, "factor": 0.5, "floor": 0.1}),
+    ):
+        training = {"schedule": {"kind": kind, **told}, "lr": 1e-3 if kind == "loss_trend" else 1e-6}
+        log = RunLog(tmp_path / f"{kind}.jsonl")
+        run(recipe(**training, warmup=0.0, log_every=5), data, reporter=log)
+        rates[kind] = [line["lr"] / training["lr"] for line in RunLog.read(log.path)]
+    assert rates["loss_trend"][0] == pytest.approx(1.0)
+    assert max(rates["loss_trend"]) > 1.4
+    assert min(rates["plateau"]) == pytest.approx(0.1)
+
+
 class Killed(Exception):
     pass
 

@@ -70,7 +70,10 @@ def test_every_line_says_where_the_time_went(tmp_path):
     peak = peak_flops(CPU, "fp32", torch.get_num_threads())
     flops = 3 * forward_flops(model, WINDOW, training_mode=True) * 4 * 2
     for before, line in pairwise(lines):
-        assert line["mfu"] * peak * (line["seconds"] - before["seconds"]) == pytest.approx(flops)
+        seconds = line["seconds"] - before["seconds"]
+        assert line["mfu"] * peak * seconds == pytest.approx(flops)
+        assert line["tokens_per_second"] * seconds == pytest.approx(line["tokens"] - before["tokens"])
+        assert line["memory_bytes"] > 2**20
 
 
 def test_the_peak_is_of_this_precision_and_leaves_the_random_state_alone(monkeypatch):

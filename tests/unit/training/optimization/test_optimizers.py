@@ -77,6 +77,12 @@ def test_muon_takes_the_experts_matrices_one_by_one_and_no_convolution():
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_adamw_takes_its_step_in_one_pass(name):
+    groups = build_optimizer(build_model(SMALL, 40), Training(optimizer=name)).param_groups
+    assert all(group["fused"] for group in groups if "momentum" not in group)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_layer_decay_gives_every_layer_its_rate(name):
     model = build_model(SMALL.model_copy(update={"n_layers": 3}), 40)
     optimizer = build_optimizer(model, Training(optimizer=name, lr=0.1, layer_decay=0.5))

@@ -135,6 +135,15 @@ def test_a_restart_begins_anew_with_its_warm_up():
     assert seen[:10] == pytest.approx(seen[10:])
 
 
+def test_restarts_lie_under_the_decay():
+    """Told of no fall, the trend halves within a cycle; the decay takes the last 10 of 20 steps."""
+    settings = {**TREND, "restart_every": 6, "decay": 0.5}
+    seen = rates(settings, 20, 0.1, lambda driver, step: driver.observe(4.0))
+    cycle = [0.5, 1.0, 1.0, 1.0, 0.5, 0.5]
+    decay = [1.0] * 10 + [1 - i / 10 for i in range(10)]
+    assert seen == pytest.approx([a * b for a, b in zip([*cycle * 3, 0.5, 1.0], decay, strict=True)])
+
+
 def test_smoothing_hears_noise_less():
     noisy = [4.0 * 0.97**step + (0.3 if step % 2 else 0.0) for step in range(30)]
     assert max(trend(noisy, threshold=0.0)) == 1.0

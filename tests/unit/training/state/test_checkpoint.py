@@ -44,6 +44,15 @@ def test_another_runs_checkpoint_is_refused(tmp_path):
     Checkpointer(tmp_path, "one").check()
 
 
+def test_another_runs_checkpoint_is_named_and_the_own_one_before_it_used(tmp_path, caplog):
+    Checkpointer(tmp_path, "one").save(1, {"step": 1})
+    Checkpointer(tmp_path, "two").save(2, {"step": 2})
+    Checkpointer(tmp_path, "one").check()
+    with caplog.at_level(logging.WARNING):
+        assert Checkpointer(tmp_path, "one").load() == {"step": 1}
+    assert "step-00000002 belongs to another run" in caplog.text
+
+
 def test_those_beyond_a_step_can_be_dropped(tmp_path):
     saver = Checkpointer(tmp_path, "run", keep=3)
     for step in (7, 8, 12):
