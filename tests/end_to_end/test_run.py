@@ -128,11 +128,18 @@ def test_compressed_copies_are_smaller_and_evaluated(bkray, bkray_here, small, r
 
 
 def test_disturbed_at_every_turn_it_ends_with_the_same_bytes(bkray, small, reference, tmp_path):
-    """The driver is killed, the whole node in training, then it is interrupted there, always on another
-    number of CPUs: data and weights are bit-equal."""
+    """The driver is killed in a data stage and in training, then the whole node, then comes an interrupt.
+
+    Each time the CPUs are others; data and weights are bit-equal.
+    """
     run, _ = reference(bkray, small)
     out = tmp_path / "out"
-    turns = [("scored", 3, "kill the driver"), ("training", 4, "kill the node"), ("training", 2, "interrupt")]
+    turns = [
+        ("scored", 3, "kill the driver"),
+        ("training", 4, "kill the driver"),
+        ("training", 3, "kill the node"),
+        ("training", 2, "interrupt"),
+    ]
     for stage, cpus, how in turns:
         code, stderr = disturbed(small, out, cpus, stage, how)
         assert code == (130 if how == "interrupt" else -signal.SIGKILL)
