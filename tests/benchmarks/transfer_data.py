@@ -1,7 +1,7 @@
-"""Text for bench_transfer.py: transfer_data.py SHARED OUT
+"""Text for bench_transfer.py: transfer_data.py SHARED OUT [REVIEWS_MB NOVELS_MB]
 
-From the corpora in the folder SHARED: OUT/pool.jsonl.gz, a general pool of web pages, a share of the film
-reviews and of the novels (about 33 MB), and three targets of which nothing is in the pool: OUT/wikitext-2,
+From the corpora in the folder SHARED: OUT/pool.jsonl.gz, a general pool of web pages (10 MB), film reviews
+(22 MB) and novels (32 MB), and three targets of which nothing is in the pool: OUT/wikitext-2,
 OUT/reviews.jsonl.gz (other reviews) and OUT/novelist.jsonl.gz (one novelist's chapters).
 """
 
@@ -17,7 +17,6 @@ from pathlib import Path
 
 NOVELIST = "Dickens"
 REVIEWS = 2_500
-POOL_BYTES = {"imdb-train": 22_000_000, "english-novels-100": 32_000_000}
 CHAPTER = 6_000
 
 
@@ -53,7 +52,7 @@ def write(file: Path, texts: Iterable[str]) -> None:
     print(f"{file}: {file.stat().st_size:,} bytes")
 
 
-def main(shared: Path, out: Path) -> None:
+def main(shared: Path, out: Path, reviews_mb: int, novels_mb: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     shutil.copytree(shared / "wikitext-2", out / "wikitext-2", dirs_exist_ok=True)
     draw = random.Random(0)
@@ -71,8 +70,8 @@ def main(shared: Path, out: Path) -> None:
         for row in rows(shared / f"{name}.jsonl.gz")
     ]
     pool += [row["prefix"] + row["gold_completion"] for row in rows(shared / "c4-prefix-1480.jsonl.gz")]
-    pool += up_to(POOL_BYTES["imdb-train"], reviews[REVIEWS:])
-    pool += up_to(POOL_BYTES["english-novels-100"], others)
+    pool += up_to(1_000_000 * reviews_mb, reviews[REVIEWS:])
+    pool += up_to(1_000_000 * novels_mb, others)
     draw.shuffle(pool)
     write(out / "pool.jsonl.gz", pool)
 
@@ -81,5 +80,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("shared", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("reviews_mb", type=int, nargs="?", default=22)
+    parser.add_argument("novels_mb", type=int, nargs="?", default=32)
     given = parser.parse_args()
-    main(given.shared, given.out)
+    main(given.shared, given.out, given.reviews_mb, given.novels_mb)
