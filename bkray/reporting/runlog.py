@@ -30,10 +30,18 @@ class RunLog:
     def log(self, step: int, **values: Any) -> None:
         """Append one line; it is handed to the system before this returns.
 
-        Values: what JSON holds, numpy scalars, one-element tensors. Raises TypeError for anything else.
+        Values: what JSON holds, numpy scalars, one-element tensors. Raises TypeError for anything else,
+        UserError where the line cannot be written.
         """
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(_line({"step": step, **values}))
+        line = _line({"step": step, **values})
+        try:
+            with self.path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(line)
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: step {step} could not be written ({error.strerror}): mend that, for "
+                "example free some space, and run the same command again"
+            ) from error
 
     @staticmethod
     def read(path: str | Path) -> list[dict[str, Any]]:

@@ -6,14 +6,17 @@ second attempt ─► goes on counting from there ─► manifest.json
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _INTERVAL_S = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 class Stopwatch:
@@ -23,6 +26,7 @@ class Stopwatch:
         self._file = path.with_name(f".seconds-{path.name}")
         self._before = float(self._file.read_text()) if self._file.exists() else 0.0
         self._started = time.perf_counter()
+        self._failed = False
 
     @property
     def seconds(self) -> float:
@@ -30,10 +34,17 @@ class Stopwatch:
         return self._before + time.perf_counter() - self._started
 
     def note(self) -> None:
-        """Write the seconds down, whole or not at all."""
+        """Write the seconds down, whole or not at all; where the disk takes none, say so once."""
         partial = self._file.with_name(f".partial-{self._file.name}")
-        partial.write_text(repr(self.seconds))
-        os.replace(partial, self._file)
+        try:
+            partial.write_text(repr(self.seconds))
+            os.replace(partial, self._file)
+        except OSError as error:  # no reason to fail: what is worth more fails by itself, and says what it is
+            if not self._failed:
+                logger.warning("the seconds of this attempt are not noted: %s", error)
+            self._failed = True
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
     def forget(self) -> None:
         self._file.unlink(missing_ok=True)

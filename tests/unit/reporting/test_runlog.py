@@ -83,3 +83,10 @@ def test_a_damaged_line_is_named(path, line):
         file.write(line + "\n")
     with pytest.raises(UserError, match="line 2"):
         RunLog.read(path)
+
+
+def test_a_line_that_cannot_be_written_names_the_log_and_the_step(path):
+    log = RunLog(path)
+    path.parent.rmdir()
+    with pytest.raises(UserError, match=r"metrics.jsonl: step 7 could not be written .*: mend that"):
+        log.log(7, loss=1.0)

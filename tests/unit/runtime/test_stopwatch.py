@@ -1,3 +1,4 @@
+import shutil
 import time
 
 import pytest
@@ -22,3 +23,18 @@ def test_a_killed_attempt_leaves_what_it_noted(tmp_path):
     time.sleep(0.1)
     watch.note()
     assert 0.1 <= Stopwatch(tmp_path / "stage-key").seconds < 5
+
+
+def test_a_disk_that_takes_no_seconds_is_said_once_and_hides_no_error(tmp_path, caplog):
+    folder = tmp_path / "artifacts"
+
+    def lose_the_disk(watch):
+        shutil.rmtree(folder)
+        watch.note()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), counting(folder / "stage-key") as watch:
+        lose_the_disk(watch)
+    (record,) = caplog.records
+    assert "seconds of this attempt are not noted" in record.message
+    assert list(tmp_path.iterdir()) == []
