@@ -74,8 +74,9 @@ class Checkpointer:
                 f"{final}: the checkpoint could not be written ({_reason(error)}); the last good one is "
                 "kept: free some space and run the same command again"
             ) from error
-        kept = {self.best(), *self._all()[-self.keep :]}
-        for old in self._all():
+        own = self._own()
+        kept = {_lowest(own), *list(own)[-self.keep :]}
+        for old in own:
             if old not in kept:
                 self._remove(old)
         return final
@@ -87,6 +88,7 @@ class Checkpointer:
         """
         self.wait()
         self.check()
+        foreign: UserError | None = None
         for path in reversed(self._all()):
             try:
                 manifest = self._own_manifest(path)
@@ -94,28 +96,23 @@ class Checkpointer:
                     raise ValueError("its contents do not match its manifest")
                 return torch.load(path / "state.pt", map_location="cpu", weights_only=True)
             except UserError as error:
+                foreign = foreign or error
                 logger.warning("%s. Trying the one before it", error)
             except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
                 logger.warning("checkpoint %s is damaged (%s): trying the one before it", path, error)
+        if foreign:
+            raise foreign
         return None
 
     def drop_after(self, step: int) -> None:
         """Remove the checkpoints beyond `step`: what they continue is to be made anew."""
-        for path in self._all():
+        for path in self._own():
             if int(path.name.removeprefix("step-")) > step:
                 self._remove(path)
 
     def best(self) -> Path | None:
         """The checkpoint with the lowest validation loss, by the manifests; None where none has one."""
-        losses: dict[Path, float] = {}
-        for path in self._all():
-            try:
-                loss = json.loads((path / "manifest.json").read_text()).get("validation_loss")
-            except (OSError, ValueError):
-                continue  # damaged: `load` names it
-            if loss is not None:
-                losses[path] = loss
-        return min(losses, key=lambda path: losses[path]) if losses else None
+        return _lowest(self._own())
 
     def check(self) -> None:
         """Raise UserError where there are checkpoints of another run alone; reads no state."""
@@ -162,8 +159,25 @@ class Checkpointer:
     def _hidden(self, path: Path) -> Path:
         return self.directory / f".partial-{path.name}"
 
+    def _own(self) -> dict[Path, float | None]:
+        """The validation losses of all but another run's; a damaged one counts as this run's, without one."""
+        losses: dict[Path, float | None] = {}
+        for path in self._all():
+            try:
+                losses[path] = self._own_manifest(path).get("validation_loss")
+            except UserError:
+                continue
+            except (OSError, ValueError, KeyError):
+                losses[path] = None
+        return losses
+
     def _all(self) -> list[Path]:
         return sorted(self.directory.glob("step-*"))
+
+
+def _lowest(losses: dict[Path, float | None]) -> Path | None:
+    known = {path: loss for path, loss in losses.items() if loss is not None}
+    return min(known, key=lambda path: known[path]) if known else None
 
 
 def _copied(value: Any, tensors: dict[tuple[Any, ...], Tensor]) -> Any:

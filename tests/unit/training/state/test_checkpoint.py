@@ -53,6 +53,27 @@ def test_another_runs_checkpoint_is_named_and_the_own_one_before_it_used(tmp_pat
     assert "step-00000002 belongs to another run" in caplog.text
 
 
+def test_another_runs_checkpoints_take_no_place_of_ones_own_and_stay(tmp_path):
+    other = Checkpointer(tmp_path, "two", keep=2)
+    other.save(8, {"step": 8}, validation_loss=0.1)
+    other.save(9, {"step": 9}, validation_loss=0.1)
+    own = Checkpointer(tmp_path, "one", keep=1)
+    for step in (1, 2):
+        own.save(step, {"step": step}, validation_loss=1.0 / step)
+    assert own.load() == {"step": 2}
+    assert own.best() == tmp_path / "step-00000002"
+    own.drop_after(1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000008", "step-00000009"]
+
+
+def test_where_the_own_one_is_damaged_another_runs_is_still_refused(tmp_path):
+    Checkpointer(tmp_path, "two").save(1, {"step": 1})
+    own = Checkpointer(tmp_path, "one")
+    (own.save(2, {"step": 2}) / "state.pt").write_bytes(b"cut")
+    with pytest.raises(UserError, match="belongs to another run"):
+        own.load()
+
+
 def test_those_beyond_a_step_can_be_dropped(tmp_path):
     saver = Checkpointer(tmp_path, "run", keep=3)
     for step in (7, 8, 12):
