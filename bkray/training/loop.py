@@ -11,7 +11,7 @@ import math
 import time
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,8 +23,9 @@ from bkray.config import Recipe
 from bkray.config.divergence import FallBack
 from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
 from bkray.training.batches import Batch, Batches, WindowData
+from bkray.training.cost.charges import Charges
 from bkray.training.cost.flops import forward_cost
-from bkray.training.cost.ledger import Cost, Ledger
+from bkray.training.cost.ledger import Ledger
 from bkray.training.cost.profiling import Tracer
 from bkray.training.cost.step_cost import StepCost
 from bkray.training.divergence.finite import first_non_finite
@@ -36,7 +37,7 @@ from bkray.training.parallel.strategy import Parallel
 from bkray.training.parallel.world import World
 from bkray.training.state.checkpoint import Checkpointer
 from bkray.training.state.rng import rng_state, set_rng_state
-from bkray.training.techniques.averaging import AVERAGING_FLOPS, averaged
+from bkray.training.techniques.averaging import averaged
 from bkray.training.techniques.frozen import freeze, frozen_layers
 from bkray.training.techniques.gradient_cache import GradientCache
 from bkray.training.techniques.skipping import build_skipper
@@ -113,7 +114,7 @@ def train(
     elif checkpointer and falls_back:
         run.save(checkpointer, None)
     if run.reporter and (dropped := run.reporter.truncate_after(run.step)):
-        run.charge_lost(dropped)
+        run.charges.lost(dropped, run.tokens, run.seconds)
     run.charge_settling()
     run.check_parameters("before", "mend how the model starts")
     try:
@@ -176,11 +177,11 @@ class TrainingRun:
         if self.skipper:
             self.sampler = sampler.drawing(self.skipper.candidates)
         self.batches = Batches(data, self.sampler, self.skipper, self.device, recipe.steps)
-        self.forward_cost = forward_cost(model, recipe.window)
+        forward = forward_cost(model, recipe.window)
         self.frozen = frozen_layers(recipe, 0)
         if self.frozen:
             freeze(model, self.frozen)
-        self.step_cost = StepCost(model, recipe.window, recipe.training, self.frozen)
+        step_cost = StepCost(model, recipe.window, recipe.training, self.frozen)
         self.parallel = Parallel(model, recipe.training, recipe.steps)
         self.model = self.parallel.model
         average = recipe.training.average
@@ -188,9 +189,8 @@ class TrainingRun:
         self.objective = Objective(self.model, recipe)
         self.parallel_objective = self.parallel.wrap(self.objective)
         self.optimizer = self.parallel.optimizer()
-        self.optimizer_flops = self.parallel.optimizer_flops(self.optimizer)
         self.schedule = build_schedule(self.optimizer, recipe.training, recipe.steps)
-        self.settling = self._settle()
+        self.settled = self._settle()
         self.recovery = Recovery(recipe.training.on_divergence)
         self.evidence: Path | None = None
         """Where the batch of a step that diverged is saved."""
@@ -205,8 +205,8 @@ class TrainingRun:
         self.seconds = self.step_started = 0.0
         self.metrics = StepMetrics(self.device, recipe.training.precision, self.world)
         self.clock = self.metrics.clock
-        self.reused = 0.0
-        """Share of the frozen layers' work that the last step found done."""
+        self.charges = Charges(ledger, recipe.window, self.objective, self.metrics, forward)
+        self.charges.trains(step_cost, self.parallel.optimizer_flops(self.optimizer))
         self.seen = np.zeros(len(data.train), dtype=bool)
         self.validation_loss: float | None = None
 
@@ -240,10 +240,10 @@ class TrainingRun:
         self.frozen = frozen
         freeze(self.model, frozen)
         self.objective.freeze(frozen)
-        self.step_cost = StepCost(self.model, self.recipe.window, self.recipe.training, frozen)
-        self.optimizer_flops = self.parallel.optimizer_flops(self.optimizer)
+        step_cost = StepCost(self.model, self.recipe.window, self.recipe.training, frozen)
+        self.charges.trains(step_cost, self.parallel.optimizer_flops(self.optimizer))
         self.parallel_objective = self.parallel.wrap(self.objective)
-        self.settling = self._settle()
+        self.settled = self._settle()
         self.charge_settling()
 
     def draw(self) -> Batch:
@@ -324,36 +324,16 @@ class TrainingRun:
         if self.skipper and batch.choice:
             seconds -= self.skipper.charge(self.ledger, self.recipe.window, self.world.size)
         if self.cache:
-            spent = self.cache.spent()
-            self.ledger.charge("gradient_cache", **asdict(spent))
-            seconds -= spent.seconds
+            seconds -= self.cache.charge(self.ledger)
         if learnt:
-            self.ledger.charge("optimizer", flops=self.optimizer_flops)
-            if self.average:
-                count = sum(parameter.numel() for parameter in self.model.parameters())
-                self.ledger.charge("averaging", flops=AVERAGING_FLOPS * count * self.world.size)
+            self.charges.update(self.average)
         windows = 0 if loss is None else len(batch.ids)
-        self.reused = self._over_ranks(self.metrics.values.get("activations_reused"))
-        self.metrics.model_flops += self.step_flops(windows, recomputed=False)
-        flops, tokens = self.step_flops(windows), windows * self.recipe.window
-        self.ledger.charge("training", flops=flops, tokens=tokens, seconds=seconds)
+        self.charges.passes(windows, seconds)
         if windows and (compressing := self.parallel.compression_flops()):
             self.ledger.charge("gradient_compression", flops=compressing)
 
-    def step_flops(self, windows: int, recomputed: bool = True) -> float:
-        """FLOPs of a forward and backward pass, with what activation checkpointing computes again."""
-        return windows * self.step_cost.flops(
-            self.objective.length, self.metrics.values.get("depth"), self.reused, recomputed=recomputed
-        )
-
-    def _over_ranks(self, share: float | None) -> float:
-        """The mean over the ranks of what each measured, 0 where it is off."""
-        if share is None:
-            return 0.0
-        return self.world.total(torch.tensor([share], device=self.device)).item() / self.world.size
-
-    def _settle(self) -> Cost | None:
-        """The pass before the first step, where DDP needs one, and what it costs all ranks."""
+    def _settle(self) -> tuple[int, float] | None:
+        """The pass before the first step, where DDP needs one: all ranks' windows in it, and seconds."""
         if not self.parallel.settles:
             return None
         started = time.perf_counter()
@@ -361,13 +341,11 @@ class TrainingRun:
         first = np.arange(min(rows, len(self.data.train)))
         batch = self.batches.of(first, first)
         self.parallel.settle(self.objective, *batch.inputs)
-        windows = len(first) * self.world.size
-        flops = windows * self.step_cost.flops(self.objective.length, None)
-        return Cost(flops, windows * self.recipe.window, time.perf_counter() - started)
+        return len(first) * self.world.size, time.perf_counter() - started
 
     def charge_settling(self) -> None:
-        if self.settling:
-            self.ledger.charge("settling", **asdict(self.settling))
+        if self.settled:
+            self.charges.settling(*self.settled)
 
     def refuse(self, error: Diverged) -> None:
         """Leave the step out where the recipe says so, else raise `error`."""
@@ -394,21 +372,7 @@ class TrainingRun:
         if self.adjuster:
             self.batches.drop()  # drawn before the sampler learns of this loss
             self.sampler.advance(self.step, self.adjuster.update(self.validation_loss))
-        self.ledger.charge(
-            "validation",
-            flops=self.forward_cost.at(found.depth) * found.passed,
-            tokens=len(windows) * self.recipe.window,
-            seconds=time.perf_counter() - started,
-        )
-
-    def charge_lost(self, dropped: dict[str, Any]) -> None:
-        """Charge the steps that an interrupted attempt logged beyond its last checkpoint."""
-        lost = {
-            "flops": dropped["total_flops"] - self.ledger.total_flops,
-            "tokens": dropped["tokens"] - self.tokens,
-            "seconds": dropped["seconds"] - self.seconds,
-        }
-        self.ledger.charge("lost", **lost)
+        self.charges.validation(found, len(windows), started)
 
     def log(self) -> None:
         """Write one line: the mean over the steps since the last line, over all ranks."""

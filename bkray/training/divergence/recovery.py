@@ -152,7 +152,7 @@ def fall_back(run: TrainingRun, error: Diverged, checkpointer: Checkpointer | No
     assert state is not None, "there is one of step 0"
     windows = run.recipe.batch_windows
     reached = {
-        "total_flops": run.ledger.total_flops + run.step_flops(windows),
+        "total_flops": run.ledger.total_flops + run.charges.flops(windows),
         "tokens": run.tokens + windows * run.recipe.window,
         "seconds": run.seconds + time.perf_counter() - run.step_started,
     }
@@ -161,7 +161,7 @@ def fall_back(run: TrainingRun, error: Diverged, checkpointer: Checkpointer | No
     run.optimizer.zero_grad(set_to_none=True)
     run.recovery.events = events
     run.recovery.note_fall_back(at, run.step, error)
-    run.charge_lost(reached)
+    run.charges.lost(reached, run.tokens, run.seconds)
     if run.reporter:
         run.reporter.truncate_after(run.step)
 

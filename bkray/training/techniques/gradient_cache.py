@@ -15,7 +15,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from bkray.config import UserError
 from bkray.config.gradient_cache import AdaptiveThreshold, ControlVariate, EveryKSteps, GradientReuse
-from bkray.training.cost.ledger import Cost
+from bkray.training.cost.ledger import Cost, Ledger
 from bkray.training.parallel.world import World
 
 logger = logging.getLogger(__name__)
@@ -156,10 +156,11 @@ class GradientCache:
             self._watch(choice.step, loss)
         self._spent.seconds += time.perf_counter() - started
 
-    def spent(self) -> Cost:
-        """What comparing and combining took since the last call: FLOPs of all ranks, seconds."""
+    def charge(self, ledger: Ledger) -> float:
+        """Charge what the step's comparing and combining took all ranks; returns its seconds."""
         spent, self._spent = self._spent, Cost()
-        return spent
+        ledger.charge("gradient_cache", **asdict(spent))
+        return spent.seconds
 
     def measurements(self) -> dict[str, float]:
         """For the log: shares of the steps since the last call, and what the last audits found."""
