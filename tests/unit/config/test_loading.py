@@ -66,6 +66,18 @@ def test_an_unknown_kind_names_the_nearest():
             "training.bucket_mb has no effect: training.gradient_compression powersgd",
         ),
         ({"training": {"parallel": "fsdp2", "compile": True}}, "is not one graph: remove it or set"),
+        (
+            {"training": {"parallel": "fsdp2", "gradient_cache": {"kind": "every"}}},
+            "training.gradient_cache cannot take training.parallel fsdp2, which keeps no whole parameter",
+        ),
+        (
+            {"training": {"parallel": "fsdp2", "start_from": "m", "freeze": 1}},
+            "training.freeze cannot take training.parallel fsdp2, which keeps no whole parameter",
+        ),
+        (
+            {"training": {"parallel": "fsdp2", "token_selection": {"kind": "random", "keep": 0.5}}},
+            "training.token_selection cannot take training.parallel fsdp2, which keeps no whole parameter",
+        ),
         ({"model": {"kind": "resnet_bk", "d_model": 100}}, "d_model 100 must be a multiple of n_heads 16"),
         ({"model": {"kind": "transformer", "d_model": 20, "n_heads": 4}}, "heads of odd width"),
         ({"model": {"kind": "resnet_bk", "mixer": "gated", "n_heads": 4}}, "no effect with mixer gated"),
