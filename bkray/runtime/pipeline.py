@@ -91,7 +91,7 @@ def run_pipeline(
     plan = plan_run(recipe, out, artifacts)
     run = out / recipe.name
     stages = _up_to(plan, until)
-    _check_folder(run, recipe)
+    check_folder(run, recipe)
     check_models([recipe])
     check_words([recipe])
     check_trackers(recipe.training.trackers)
@@ -201,7 +201,7 @@ def _up_to(plan: Plan, until: str) -> dict[str, Stage]:
     return {name: plan.stages[name] for name in names[: names.index(until) + 1]}
 
 
-def _check_folder(run: Path, recipe: Recipe) -> None:
+def check_folder(run: Path, recipe: Recipe) -> None:
     """Refuse a folder that holds the run of another recipe."""
     path = run / "resolved.yaml"
     if not path.exists():

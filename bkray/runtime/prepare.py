@@ -30,12 +30,13 @@ from bkray.corpus import (
     train_tokenizer,
 )
 from bkray.corpus.schema import DOCUMENTS, REJECTS, SPLITS, row_rng, windows_schema
-from bkray.corpus.windows import read_columns
+from bkray.corpus.windows import first_rows, read_columns
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.stages import bucket_of, map_tables, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
 
 _BLOCKS_PER_CPU = 8  # enough to share the work evenly; a shuffle's cost grows with the number of blocks
+_FEW_DOCUMENTS = 64  # a split of fewer is measured as soon as it is read
 _FEWEST_DOCUMENTS = 32  # a block of augmentation: starting a translator takes as long as some of them
 _MOST_DOCUMENTS = 256  # a block of augmentation: slow translations are done in minutes, not in hours
 
@@ -64,6 +65,7 @@ def documents(work: Work) -> Outcome:
     if recipe.cleaning.exact:
         kept = read.groupby("bucket").map_groups(_drop_duplicates, batch_format="pyarrow", num_cpus=1)
     rows = write_parts(kept, work.directory, DOCUMENTS, ["split", "doc_id"])
+    _check_splits(sorted(work.directory.glob("part-*")), recipe.window)
     rejected = sum(reasons.values())
     summary = f"{rows:,} documents, {total - rows:,} duplicates removed, {rejected:,} rejected"
     return Outcome(rows, summary, removed=total - rows, rejects=dict(reasons))
@@ -119,6 +121,18 @@ def _check_rejects(reasons: Counter[str], accepted: int, recipe: Recipe, path: P
             f"cleaning.max_rejects {recipe.cleaning.max_rejects:g}; the first is document {first['ordinal']} "
             f"of {first['source']}: {first['reason']} ({first['detail']})"
         )
+
+
+def _check_splits(parts: list[Path], window: int) -> None:
+    """Refuse a split of which no tokenizer can make a window: a token is at least a byte or ends a text."""
+    for split in SPLITS:
+        texts = first_rows(parts, ["text"], split, _FEW_DOCUMENTS)["text"]
+        size = sum(len(text.encode()) for text in texts.to_pylist())
+        if len(texts) < _FEW_DOCUMENTS and size + len(texts) <= window:
+            raise UserError(
+                f"corpus: the {split} split is too small for one window of {window} tokens, it has "
+                f"{len(texts)} documents of {size} bytes in all: set window lower, or bring more text"
+            )
 
 
 # --- tokenizer, augmentation, windows --------------------------------------------------------------

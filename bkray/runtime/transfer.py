@@ -27,7 +27,17 @@ from bkray.reporting.report import write_transfer_report
 from bkray.reporting.trackers import check_trackers
 from bkray.runtime.artifacts import key_of
 from bkray.runtime.cluster import check_budget, cluster, inside_job, local_cpus
-from bkray.runtime.pipeline import RunResult, check_out, check_words, run_pipeline
+from bkray.runtime.pipeline import (
+    RunResult,
+    build_stage,
+    check_folder,
+    check_out,
+    check_words,
+    locked,
+    make_folder,
+    plan_run,
+    run_pipeline,
+)
 from bkray.runtime.plan import make_plan
 
 
@@ -59,6 +69,8 @@ def run_transfer(
     progress = progress or Progress()
     check_out(out)
     phases = plan_phases(Path(path), tuple(overrides), out)
+    for phase in phases:
+        check_folder(phase.run, phase.recipe)
     missing = [phase for phase in phases if not (phase.run / "report.html").exists()]
     check_words([phase.recipe for phase in missing])
     for phase in missing:
@@ -66,6 +78,8 @@ def run_transfer(
         if not inside_job():
             check_budget(phase.recipe, local_cpus(cpus), out, phase.corpus_bytes)
     with cluster(cpus) if missing else nullcontext():  # one for all phases
+        for phase in missing[1:]:
+            _read(phase, cpus, progress)
         done = [_run(phase, cpus, progress) for phase in phases]
     folder = phases[-1].run
     report = TransferReport(folder.name, [_phase(*each, folder) for each in zip(phases, done, strict=True)])
@@ -107,15 +121,30 @@ def _shards(corpus: AnyCorpus, origin: str) -> list[Shard]:
 
 def _key(recipe: Recipe, shards: list[Shard], before: str) -> str:
     """Of all that a phase depends on; the phase before, whose model it starts from, has the key `before`."""
-    replay, training = recipe.training.replay, recipe.training
-    if before:
-        training = training.model_copy(update={"start_from": None, "replay": None})
-    alone = recipe.model_copy(update={"training": training, "evaluation": None})
+    replay = recipe.training.replay
+    alone = _alone(recipe) if before else recipe.model_copy(update={"evaluation": None})
     made = make_plan(alone, shards, Path()).stages["evaluation"].key
     kept = alone.model_dump(
         mode="json", exclude={"name": True, "training": set(PLACEMENT)}, exclude_none=True
     )
     return key_of("phase", before, made, kept, replay and replay.share, bool(recipe.evaluation))
+
+
+def _alone(recipe: Recipe) -> Recipe:
+    """A phase's recipe without what comes from the runs before it, which need not be there."""
+    training = recipe.training.model_copy(update={"start_from": None, "replay": None})
+    return recipe.model_copy(update={"training": training, "evaluation": None})
+
+
+def _read(phase: Phase, cpus: int | None, progress: Progress) -> None:
+    """Read the text of a later phase, so that what is wrong with it shows before others have trained."""
+    plan = plan_run(_alone(phase.recipe), phase.out)
+    if plan.stages["documents"].find():
+        return
+    progress.say(f"{phase.name}: its text, before anything is trained")
+    make_folder(phase.run)
+    with locked(phase.run), cluster(cpus) as there:
+        build_stage(plan, plan.stages["documents"], {}, there, progress)
 
 
 def _run(phase: Phase, cpus: int | None, progress: Progress) -> RunResult:

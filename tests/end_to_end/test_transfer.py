@@ -115,3 +115,33 @@ def test_pretrain_and_tune(bkray_here, spec, tmp_path):
     assert other.returncode == 2
     assert "training.workers 9" in other.stderr
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == times
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["corpus.text_field=words"], "test.jsonl: no corpus.text_field 'words'; there are text"),
+        (
+            ["training.replay=null", "window=40000", "training.batch_tokens=40000", "training.tokens=40000"],
+            "is too small for one window of 40000 tokens",
+        ),
+    ],
+)
+def test_what_is_wrong_with_the_target_shows_before_anything_is_trained(
+    bkray_here, spec, tmp_path, changes, message
+):
+    out = tmp_path / "out"
+    refused = bkray_here("transfer", spec, *changes, "--out", out, "--cpus", 2)
+    assert refused.returncode == 2
+    assert message in refused.stderr
+    assert not (out / "phases").exists()
+
+
+def test_a_name_that_is_taken_is_refused_before_anything_is_trained(bkray_here, spec, tmp_path):
+    taken = tmp_path / "tuned"
+    taken.mkdir()
+    (taken / "notes.txt").write_text("not a run")
+    refused = bkray_here("transfer", spec, "--out", tmp_path, "--cpus", 2)
+    assert refused.returncode == 2
+    assert f"{taken} is not empty and holds no run of bkray" in refused.stderr
+    assert not (tmp_path / "phases").exists()

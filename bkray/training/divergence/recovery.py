@@ -102,7 +102,7 @@ class Recovery:
         if self.settings is None or len(self.events) < self.settings.most:
             return False
         most = self.settings.most
-        error.args = (f"{error}; as many came before as training.on_divergence.most allows, {most}",)
+        error.message += f"; as many came before as training.on_divergence.most allows, {most}"
         return True
 
 

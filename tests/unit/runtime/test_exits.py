@@ -1,4 +1,5 @@
 import errno
+import pickle
 
 from ray.exceptions import WorkerCrashedError
 
@@ -19,6 +20,13 @@ def chained(inner, outer):
 def test_what_the_user_can_mend_is_found_behind_other_errors():
     assert str(find_user_error(chained(UserError("mend it"), ValueError("no")))) == "mend it"
     assert find_user_error(chained(OSError(errno.EIO, "torn"), ValueError("no"))) is None
+
+
+def test_what_others_add_to_it_is_not_said():
+    """Ray Data adds its advice on retries to the arguments, and a worker's error comes pickled."""
+    error = UserError("mend it")
+    error.args = (f"{error.args[0]}\nset retried_map_errors if you believe this to be transient",)
+    assert str(find_user_error(pickle.loads(pickle.dumps(error)))) == "mend it"
 
 
 def test_a_full_disk_is_for_the_user_to_mend():

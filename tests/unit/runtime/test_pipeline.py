@@ -3,7 +3,7 @@
 import pytest
 
 from bkray.config import UserError, dump_yaml, parse_recipe
-from bkray.runtime.pipeline import _check_folder
+from bkray.runtime.pipeline import check_folder
 
 
 def recipe(**training):
@@ -12,6 +12,6 @@ def recipe(**training):
 
 def test_a_run_goes_on_with_other_workers_and_not_as_another_recipe(tmp_path):
     (tmp_path / "resolved.yaml").write_text(dump_yaml(recipe()))
-    _check_folder(tmp_path, recipe(workers=4, parallel="zero1", accumulate=2))
+    check_folder(tmp_path, recipe(workers=4, parallel="zero1", accumulate=2))
     with pytest.raises(UserError, match=r"training.lr: 0.003 there, 0.1 now"):
-        _check_folder(tmp_path, recipe(workers=4, lr=0.1))
+        check_folder(tmp_path, recipe(workers=4, lr=0.1))
