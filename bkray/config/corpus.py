@@ -128,6 +128,15 @@ class Quality(Section):
         return sample
 
 
+class Nearest(Section):
+    """Of the training documents the share stays whose words are most like those of a target."""
+
+    to: AnyCorpus
+    """The target, a section like `corpus` with the shares of its own runs: its training text is read."""
+    keep: Annotated[float, Field(gt=0.0, lt=1.0)]
+    """Share of the documents that stays."""
+
+
 class Leakage(Section):
     """Training documents that give away what other corpora hold out for validation and test go."""
 
@@ -144,6 +153,7 @@ class Cleaning(Section):
     """Remove exact duplicates over all splits; the copy with the lowest id stays."""
     near: NearDuplicates | None = None
     quality: Quality | None = None
+    nearest: Nearest | None = None
     leakage: Leakage | None = None
     max_chars: Annotated[int, Field(ge=1)] = 1_000_000
     """A longer document goes to the rejects."""

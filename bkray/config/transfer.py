@@ -53,6 +53,7 @@ class Target(Section):
 def load_transfer(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Transfer, dict[str, dict[str, Any]]]:
     """The transfer at `path` and the values of every phase's recipe, all of them checked.
 
+    `cleaning.nearest` of a phase without `to` is to the target.
     An override that begins with a phase's name belongs to its recipe; of the others, those that begin with a
     key of the file change it, the rest belong to the recipe of the last phase, the target.
     """
@@ -72,10 +73,20 @@ def load_transfer(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Transfer
         for phase in transfer.phases
     }
     recipes[target]["name"] = transfer.name
+    for name in given.keys() - {target}:
+        _name_nearest(recipes[name], recipes[target].get("corpus"))
     before: tuple[Recipe, Path] | None = None
     for name, own_values in recipes.items():  # before anything is looked for in a network
         before = phase_recipe(own_values, before, f"{path}, phase {name}"), Path(name)
     return transfer, recipes
+
+
+def _name_nearest(values: dict[str, Any], target: Any) -> None:
+    """Let `cleaning.nearest` be to the corpus `target`, where it does not say to which."""
+    cleaning = values.get("cleaning")
+    nearest = cleaning.get("nearest") if isinstance(cleaning, Mapping) else None
+    if isinstance(cleaning, Mapping) and isinstance(nearest, Mapping):
+        values["cleaning"] = {**cleaning, "nearest": {"to": target, **nearest}}
 
 
 def phase_recipe(values: Mapping[str, Any], before: tuple[Recipe, Path] | None, origin: str) -> Recipe:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +44,7 @@ REMOVED = pa.schema(
         pa.field("doc_id", pa.int64(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
-        pa.field("value", pa.float64(), nullable=False),  # similarity, or deviations from the sample's mean
+        pa.field("value", pa.float64(), nullable=False),  # similarity, deviations from the mean, or nats
         pa.field("twin_id", pa.int64()),  # the kept document that a near-duplicate resembles
     ]
 )
@@ -137,11 +138,22 @@ def _twins_of_group(near: NearDuplicates, group: pa.Table) -> pa.Table:
 def filtered(work: Work) -> Outcome:
     """Take out training documents that are less like the trusted sample than nearly all of the sample."""
     documents = read_parts(work.source.parts, "train")
-    pool = map_tables(documents, _count_unigrams).materialize()
     fit = _fit.options(num_returns=2)
-    quality, details = fit.remote(work.recipe, work.plan.trusted, *blocks_of(pool))
+    quality, details = fit.remote(work.recipe, work.plan.named.trusted, *unigram_blocks(documents))
     removed = map_tables(documents, _Unlike(quality))
     return without(work, removed, ray.get(details))
+
+
+def unigram_blocks(documents: Dataset) -> list[Any]:
+    """References to blocks of unigram counts, which `add_unigrams` adds up."""
+    return blocks_of(map_tables(documents, _count_unigrams).materialize())
+
+
+def add_unigrams(blocks: Sequence[pa.Table]) -> np.ndarray:
+    counts = count_unigrams([])
+    for block in _filled(blocks):
+        counts += np.stack(block["unigrams"].to_numpy()).sum(axis=0)
+    return counts
 
 
 def _count_unigrams(documents: pa.Table) -> pa.Table:
@@ -153,11 +165,8 @@ def _count_unigrams(documents: pa.Table) -> pa.Table:
 def _fit(recipe: Recipe, shards: tuple[Shard, ...], *blocks: pa.Table) -> tuple[QualityFilter, dict]:
     """The filter of the sample in `shards` for a pool of these unigram counts, and what to say about it."""
     sample, rejects = _read_sample(recipe, shards)
-    pool = count_unigrams([])
-    for block in _filled(blocks):
-        pool += np.stack(block["unigrams"].to_numpy()).sum(axis=0)
     assert recipe.cleaning.quality
-    quality = QualityFilter.fit(sample, pool, recipe.cleaning.quality.lose)
+    quality = QualityFilter.fit(sample, add_unigrams(blocks), recipe.cleaning.quality.lose)
     return quality, {"sample": len(sample), "sample_rejects": rejects, "threshold": quality.threshold}
 
 
@@ -231,6 +240,7 @@ _MENDS = {
     "decontaminated": "take corpora out of cleaning.leakage.held_out_of, or bring more text",
     "deduplicated": "raise cleaning.near.threshold",
     "filtered": "lower cleaning.quality.lose, or bring a sample that is like the corpus",
+    "nearest": "bring more text",
 }
 
 

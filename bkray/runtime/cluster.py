@@ -144,7 +144,7 @@ def disk_bytes(recipe: Recipe, corpus_bytes: int) -> int:
     """An upper estimate of what a run writes: text and tokens (4 bytes each) once a stage and once for the
     training windows as they are read; checkpoints."""
     copies, cleaning = 1 + len(recipe.augmentation), recipe.cleaning
-    stages = 3 + sum(map(bool, (cleaning.near, cleaning.quality, cleaning.leakage)))
+    stages = 3 + sum(map(bool, (cleaning.near, cleaning.quality, cleaning.nearest, cleaning.leakage)))
     stages += bool(recipe.difficulty or recipe.selection) + bool(recipe.selection)
     if distillation := recipe.training.distillation:  # 6 bytes for each of k, twice, where a token has 4
         stages += 3 * distillation.top_k

@@ -18,6 +18,7 @@ from bkray.config.corpus import Cleaning
 from bkray.corpus import Shard, read_shard
 from bkray.corpus.cleaning.leakage import HeldOutTexts
 from bkray.runtime.cleaning import REMOVED, without
+from bkray.runtime.plan import drawn_seeds
 from bkray.runtime.stages import map_tables, read_parts
 from bkray.runtime.work import Outcome, Work
 
@@ -31,7 +32,7 @@ def decontaminated(work: Work) -> Outcome:
     the memory that its workers share.
     """
     fit: Any = _index.options(num_returns=2)
-    index, counts = fit.remote(work.recipe, work.plan.held_out)
+    index, counts = fit.remote(work.recipe, work.plan.named.held_out)
     removed = map_tables(read_parts(work.source.parts, "train"), _Leaks(index))
     return without(work, removed, {"held_out": ray.get(counts)})
 
@@ -58,10 +59,9 @@ def held_out_documents(recipe: Recipe, name: str, shards: tuple[Shard, ...]) -> 
     """
     leakage = recipe.cleaning.leakage
     assert leakage
-    seeds = leakage.seeds or (recipe.seed,)
     tables, taken = [], pa.array([], pa.int64())
     try:
-        for seed in seeds:
+        for seed in drawn_seeds(recipe):
             for shard in shards:
                 for documents, _ in read_shard(shard, leakage.held_out_of[name], _NO_LIMIT, seed):
                     new = pc.invert(pc.is_in(documents["doc_id"], taken))

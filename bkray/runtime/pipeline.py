@@ -29,6 +29,7 @@ from bkray.runtime.artifacts import Artifact, write_manifest, writing
 from bkray.runtime.cluster import check_budget, cluster, inside_job, local_cpus
 from bkray.runtime.evaluation import evaluation, forgetting
 from bkray.runtime.exits import find_user_error
+from bkray.runtime.nearest import nearest
 from bkray.runtime.plan import Plan, Stage, make_plan
 from bkray.runtime.results import versions, write_results
 from bkray.runtime.selection import selected
@@ -45,6 +46,7 @@ BUILDERS: dict[str, Callable[[Work], Outcome]] = {
     "decontaminated": leakage.decontaminated,
     "deduplicated": cleaning.deduplicated,
     "filtered": cleaning.filtered,
+    "nearest": nearest,
     "tokenizer": prepare.tokenizer,
     "augmented": prepare.augmented,
     "windows": prepare.windows,

@@ -3,8 +3,8 @@
     documents ─► tokenizer ─► windows ─► scored ─► selected ─► training_set ─► model ─► evaluation, forgetting
         └─► augmented ──────────┘ └─► proxy ─┘                                    held_out_scores ─┘
 
-Between documents and the rest go decontaminated, deduplicated and filtered (`cleaning.leakage`, `near`,
-`quality`), between training_set and model soft_targets (`training.distillation`).
+Between documents and the rest go decontaminated, deduplicated, filtered and nearest (`cleaning.leakage`,
+`near`, `quality`, `nearest`), between training_set and model soft_targets (`training.distillation`).
 Stages that a recipe does not ask for are not in its plan.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bkray.config import Recipe, UserError
-from bkray.config.corpus import AnyCorpus, Leakage, MixedCorpus
+from bkray.config.corpus import AnyCorpus, Cleaning, Leakage, MixedCorpus
 from bkray.config.training import PLACEMENT, Training
 from bkray.corpus import Shard, list_shards
 from bkray.corpus.schema import DOCUMENTS, windows_schema
@@ -49,18 +49,37 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Named:
+    """The shards of other corpora, which `cleaning` names."""
+
+    trusted: tuple[Shard, ...] = ()
+    """Of the sample of `quality`."""
+    target: tuple[Shard, ...] = ()
+    """Of the target of `nearest`."""
+    held_out: dict[str, tuple[Shard, ...]] = field(default_factory=dict)
+    """With held-out text, of each corpus of `leakage`."""
+
+    @classmethod
+    def by(cls, cleaning: Cleaning) -> Named:
+        """Raises UserError as `list_shards` does."""
+        quality, nearest, leakage = cleaning.quality, cleaning.nearest, cleaning.leakage
+        return cls(
+            _listed(quality.sample, "quality.sample") if quality else (),
+            _listed(nearest.to, "nearest.to") if nearest else (),
+            _list_held_out(leakage) if leakage else {},
+        )
+
+
+@dataclass(frozen=True)
 class Plan:
     recipe: Recipe
     shards: tuple[Shard, ...]
     stages: dict[str, Stage]
     start: Path | None = None
     """The exported model that training starts from; absolute, since workers have folders of their own."""
-    trusted: tuple[Shard, ...] = ()
-    """The shards of the sample that `cleaning.quality` trusts."""
     pool: Pool | None = None
     """What the start model learnt from, where the recipe names it."""
-    held_out: dict[str, tuple[Shard, ...]] = field(default_factory=dict)
-    """The shards with held-out text of each corpus that `cleaning.leakage` names."""
+    named: Named = field(default_factory=Named)
 
     @property
     def corpus_bytes(self) -> int:
@@ -100,15 +119,14 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
         "documents",
         [
             _source(recipe.corpus),
-            _section(cleaning, "near", "quality", "leakage"),
+            _section(cleaning, "near", "quality", "nearest", "leakage"),
             seed,
             _prints(shards),
         ],
         provides=_DOCUMENT,
     )
-    held_out = list_held_out(cleaning.leakage) if cleaning.leakage else {}
-    trusted = list_sample(cleaning.quality.sample) if cleaning.quality else []
-    documents = _clean(builder, recipe, held_out, trusted)
+    named = Named.by(cleaning)
+    documents = _clean(builder, recipe, named)
     given = {setting: digests(setting, folder) for setting, folder in recipe.given_models.items()}
     start = given.get("training.start_from", {})
     taken = next(iter(recipe.tokenizer_models), None)
@@ -167,7 +185,7 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
     add("evaluation", "test", ("windows", "model", "tokenizer"), ("tokens", "target_bytes", "split"))
     _check_columns(builder.stages)
     path = Path(recipe.training.start_from).absolute() if recipe.training.start_from else None
-    return Plan(recipe, tuple(shards), builder.stages, path, tuple(trusted), pool, held_out)
+    return Plan(recipe, tuple(shards), builder.stages, path, pool, named)
 
 
 def _ask_teachers(builder: _Builder, recipe: Recipe, given: dict[str, dict[str, str]]) -> None:
@@ -184,45 +202,48 @@ def _ask_teachers(builder: _Builder, recipe: Recipe, given: dict[str, dict[str, 
         )
 
 
-def _clean(
-    builder: _Builder, recipe: Recipe, held_out: dict[str, tuple[Shard, ...]], trusted: list[Shard]
-) -> str:
+def _clean(builder: _Builder, recipe: Recipe, named: Named) -> str:
     """Add the stages that take documents out; returns the name of the last one."""
     cleaning, documents = recipe.cleaning, "documents"
     asked: dict[str, Any] = {}
     if leakage := cleaning.leakage:
         corpora = {
-            name: [_source(corpus), _prints(held_out[name])] for name, corpus in leakage.held_out_of.items()
+            name: [_source(corpus), _prints(named.held_out[name])]
+            for name, corpus in leakage.held_out_of.items()
         }
-        seeds = leakage.seeds or (recipe.seed,)
+        seeds = drawn_seeds(recipe)
         asked["decontaminated"] = [corpora, leakage.overlap, seeds, _section(cleaning.near)]
     if cleaning.near:
         asked["deduplicated"] = _section(cleaning.near)
     if quality := cleaning.quality:
-        sample = [_source(quality.sample), cleaning.max_chars, _prints(trusted)]
+        sample = [_source(quality.sample), cleaning.max_chars, _prints(named.trusted)]
         asked["filtered"] = [quality.lose, *sample]
+    if nearest := cleaning.nearest:
+        read = [_source(nearest.to), cleaning.max_chars, _prints(named.target)]
+        asked["nearest"] = [nearest.keep, *read, list(drawn_seeds(recipe))]
     for name, config in asked.items():
         builder.add(name, config, (documents,), _DOCUMENT, _DOCUMENT)
         documents = name
     return documents
 
 
-def list_sample(sample: AnyCorpus) -> list[Shard]:
-    """The shards of a trusted sample; raises UserError as `list_shards` does."""
+def _listed(corpus: AnyCorpus, setting: str) -> tuple[Shard, ...]:
     try:
-        return list_shards(sample)
+        return tuple(list_shards(corpus))
     except UserError as error:
-        raise UserError(f"cleaning.quality.sample: {error}") from error
+        raise UserError(f"cleaning.{setting}: {error}") from error
 
 
-def list_held_out(leakage: Leakage) -> dict[str, tuple[Shard, ...]]:
-    """The shards of each named corpus that hold text out; raises UserError as `list_shards` does."""
+def drawn_seeds(recipe: Recipe) -> tuple[int, ...]:
+    """The seeds by which other corpora that `cleaning` names draw their splits."""
+    leakage = recipe.cleaning.leakage
+    return (leakage.seeds if leakage else ()) or (recipe.seed,)
+
+
+def _list_held_out(leakage: Leakage) -> dict[str, tuple[Shard, ...]]:
     found = {}
     for name, corpus in leakage.held_out_of.items():
-        try:
-            shards = list_shards(corpus)
-        except UserError as error:
-            raise UserError(f"cleaning.leakage.held_out_of.{name}: {error}") from error
+        shards = _listed(corpus, f"leakage.held_out_of.{name}")
         found[name] = tuple(shard for shard in shards if shard.carve or shard.split in HELD_OUT)
     if leakage.seeds and not any(shard.carve for shards in found.values() for shard in shards):
         raise UserError(

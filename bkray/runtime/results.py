@@ -105,7 +105,7 @@ def _pool(plan: Plan, forgetting: Artifact) -> dict[str, Any]:
 
 def _removed(built: dict[str, Artifact]) -> dict[str, dict[str, int]]:
     """Documents that each cleaning stage took out, by reason."""
-    names = ("decontaminated", "deduplicated", "filtered")
+    names = ("decontaminated", "deduplicated", "filtered", "nearest")
     return {name: built[name].manifest["details"]["reasons"] for name in names if name in built}
 
 

@@ -1,4 +1,4 @@
-"""Leakage, near-duplicates and the quality filter as stages: over blocks and splits, whatever the blocks."""
+"""Leakage, near-duplicates, quality, nearness to a target: as stages, whatever the blocks and splits."""
 
 import json
 
@@ -9,7 +9,7 @@ from rich.console import Console
 
 from bkray.config import parse_recipe
 from bkray.reporting.progress import Progress
-from bkray.runtime import cleaning, leakage, stages
+from bkray.runtime import cleaning, leakage, nearest, stages
 from bkray.runtime.exits import find_user_error
 from bkray.runtime.pipeline import run_pipeline
 
@@ -55,6 +55,8 @@ def corpus(tmp_path_factory):
     for name, texts in {"train": train + copies + shuffled + planted, **held_out}.items():
         lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
         (folder / f"{name}.jsonl").write_text(lines)
+    near = [" ".join(rng.choice(WORDS[:30], 40)) for _ in range(60)]
+    (folder / "near.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in near))
     (folder / "trusted").mkdir()
     (folder / "trusted" / "sample.txt").write_text("\n".join(prose(rng) for _ in range(400)))
     return {
@@ -66,6 +68,10 @@ def corpus(tmp_path_factory):
     }
 
 
+def near_target(corpus):
+    return {"kind": "jsonl", "path": str(corpus["folder"] / "near.jsonl"), "validation": 0.2, "test": 0.2}
+
+
 def recipe(corpus, **parts):
     trusted = {"kind": "text", "path": str(corpus["folder"] / "trusted"), "document": "line"}
     target = {"kind": "text", "path": str(corpus["folder"] / "target"), "document": "line"}
@@ -73,12 +79,13 @@ def recipe(corpus, **parts):
         "near": {},
         "quality": {"sample": trusted},
         "leakage": {"held_out_of": {"target": target}},
+        "nearest": {"to": near_target(corpus), "keep": 0.5},
     } | parts
     paths = [str(corpus["folder"] / f"{name}.jsonl") for name in ("train", "validation", "test")]
     return parse_recipe({"name": "t", "corpus": {"kind": "jsonl", "path": paths}, "cleaning": cleaning})
 
 
-def prepared(recipe, out, until="filtered", **options):
+def prepared(recipe, out, until="nearest", **options):
     return run_pipeline(recipe, out, until=until, progress=Progress(Console(quiet=True)), **options)
 
 
@@ -141,8 +148,29 @@ def test_words_in_no_order_go_and_held_out_text_stays(corpus, usual):
     assert sum(details["reasons"].values()) == found.manifest["removed"] == removed.num_rows
 
 
+def test_the_share_nearest_to_what_a_target_trains_on_stays(usual):
+    """The target's words are the first 30 of all, and its held-out documents are not asked."""
+    before, kept = rows(usual.artifacts["filtered"]), rows(usual.artifacts["nearest"])
+    train = [row for row in before.values() if row["split"] == "train"]
+    stays = [row for row in train if row["doc_id"] in kept]
+    assert len(stays) == round(0.5 * len(train))
+    assert {row["doc_id"] for row in before.values() if row["split"] != "train"} <= kept.keys()
+
+    def shared(row):
+        return sum(word in WORDS[:30] for word in row["text"].split())
+
+    goes = [row for row in train if row["doc_id"] not in kept]
+    assert min(map(shared, stays)) >= max(map(shared, goes)) - 2, "rare words count a little more"
+    assert np.mean([shared(row) for row in stays]) > 1.5 * np.mean([shared(row) for row in goes])
+    found = usual.artifacts["nearest"]
+    assert found.manifest["details"]["reasons"] == {"farther": len(goes)}
+    assert 24 <= found.manifest["details"]["target"] <= 48, "about 0.6 of 60"
+    removed = pq.read_table(found.path / "removed.parquet")
+    assert removed["doc_id"].to_pylist() == sorted(row["doc_id"] for row in goes)
+
+
 def test_windows_are_packed_from_what_is_left(usual):
-    kept, packed = rows(usual.artifacts["filtered"]), usual.artifacts["windows"]
+    kept, packed = rows(usual.artifacts["nearest"]), usual.artifacts["windows"]
     ids = {row["doc_id"] for part in packed.parts for row in pq.read_table(part).to_pylist()}
     assert ids <= kept.keys()
     assert packed.splits["train"] > 20
@@ -154,10 +182,10 @@ def test_all_are_the_same_bytes_for_other_blocks(corpus, usual, tmp_path, monkey
         return dataset if split is None else stages.map_tables(dataset, stages._OfSplit(split), 0.5)
 
     monkeypatch.setattr(cleaning, "_BUCKETS", 3)
-    for module in (cleaning, leakage):
+    for module in (cleaning, leakage, nearest):
         monkeypatch.setattr(module, "read_parts", in_nine_blocks)
     other = prepared(recipe(corpus), tmp_path)
-    for name in ("decontaminated", "deduplicated", "filtered"):
+    for name in ("decontaminated", "deduplicated", "filtered", "nearest"):
         folders = [run.artifacts[name].path for run in (usual, other)]
         contents = [{path.name: path.read_bytes() for path in folder.glob("*.parquet")} for folder in folders]
         assert contents[0] == contents[1]
@@ -167,9 +195,9 @@ def test_all_are_the_same_bytes_for_other_blocks(corpus, usual, tmp_path, monkey
 def test_a_sample_that_is_like_nothing_in_the_corpus(corpus, usual, tmp_path):
     (tmp_path / "sample.txt").write_text("\n".join(f"{n} times {n * n} and so on" for n in range(100)))
     trusted = {"kind": "text", "path": str(tmp_path / "sample.txt"), "document": "line"}
-    wanted = recipe(corpus, near=None, leakage=None, quality={"sample": trusted})
+    wanted = recipe(corpus, near=None, leakage=None, nearest=None, quality={"sample": trusted})
     with pytest.raises(Exception, match="cleaning") as caught:
-        prepared(wanted, tmp_path / "out", artifacts=usual.folder / "artifacts")
+        prepared(wanted, tmp_path / "out", until="filtered", artifacts=usual.folder / "artifacts")
     error = str(find_user_error(caught.value))
     assert "filtered: no training document is left, 383 removed" in error
     assert "bring a sample that is like the corpus" in error

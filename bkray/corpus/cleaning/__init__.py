@@ -2,7 +2,7 @@
 
 from bkray.corpus.cleaning.exact import first_of_duplicates, text_hash
 from bkray.corpus.cleaning.near import band_keys, linked, near_duplicates, rows_per_band
-from bkray.corpus.cleaning.quality import Counts, QualityFilter, count, count_unigrams
+from bkray.corpus.cleaning.quality import Counts, QualityFilter, count, count_unigrams, likeness
 
 __all__ = [
     "Counts",
@@ -11,6 +11,7 @@ __all__ = [
     "count",
     "count_unigrams",
     "first_of_duplicates",
+    "likeness",
     "linked",
     "near_duplicates",
     "rows_per_band",

@@ -66,12 +66,23 @@ def _buckets(text: str) -> tuple[np.ndarray, np.ndarray]:
     return (sequence % _UNIGRAMS).astype(np.int64), (bigrams >> 42).astype(np.int64)
 
 
+def _unigram_model(sample_U: np.ndarray, pool_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """P(w) and log P(w) / Q(w) of every bucket, from the counts of the sample and of the pool."""
+    pool_U = (pool_U + 1) / (pool_U + 1).sum()
+    prior_U = sample_U + _UNIGRAM_PRIOR * pool_U
+    sample_U = prior_U / prior_U.sum()
+    return sample_U, np.log(sample_U / pool_U)
+
+
+def likeness(texts: Sequence[str], sample_U: np.ndarray, pool_U: np.ndarray) -> np.ndarray:
+    """`domain` alone of each text, by unigram counts of the sample and of the pool: (D,) nats."""
+    _, domain_U = _unigram_model(sample_U, pool_U)
+    return np.array([domain_U[_buckets(text)[0][1:]].mean() for text in texts])
+
+
 def scores(texts: Sequence[str], sample: Counts, pool_U: np.ndarray) -> np.ndarray:
     """`domain` and `order` of each text, by the sample's counts and the pool's unigrams: (D, 2) nats."""
-    pool_U = (pool_U + 1) / (pool_U + 1).sum()
-    prior_U = sample.unigrams_U + _UNIGRAM_PRIOR * pool_U
-    sample_U = prior_U / prior_U.sum()
-    domain_U = np.log(sample_U / pool_U)
+    sample_U, domain_U = _unigram_model(sample.unigrams_U, pool_U)
     found = np.empty((len(texts), 2))
     for row, text in enumerate(texts):
         unigrams, bigrams = _buckets(text)

@@ -8,7 +8,7 @@ from bkray.config import UserError, parse_recipe
 from bkray.config.corpus import Cleaning
 from bkray.corpus import list_shards, read_shard
 from bkray.runtime.leakage import held_out_documents
-from bkray.runtime.plan import list_held_out, make_plan
+from bkray.runtime.plan import Named, make_plan
 
 
 def write(path, texts):
@@ -22,7 +22,7 @@ def recipe(corpus, seed=0, **leakage):
 
 
 def held_out(recipe):
-    shards = list_held_out(recipe.cleaning.leakage)
+    shards = Named.by(recipe.cleaning).held_out
     return held_out_documents(recipe, "target", shards["target"])["text"].to_pylist()
 
 
