@@ -50,6 +50,17 @@ def test_overrides_find_their_phase_and_the_rest_are_the_targets(load):
     }
 
 
+def test_the_nearest_to_what_is_the_targets_corpus_unless_it_is_named(load):
+    _, values = load("pretrain.cleaning.nearest={keep: 0.2}", "corpus.path=other.txt")
+    assert values["pretrain"]["cleaning"]["nearest"] == {"to": values["tune"]["corpus"], "keep": 0.2}
+    assert values["tune"]["corpus"]["path"] == "other.txt"
+    named = {"kind": "text", "path": "named.txt"}
+    _, values = load(f"pretrain.cleaning.nearest={{to: {named}, keep: 0.2}}")
+    assert values["pretrain"]["cleaning"]["nearest"]["to"] == named
+    with pytest.raises(UserError, match=r"phase tune:\n.*cleaning\.nearest\.to: missing"):
+        load("cleaning.nearest={keep: 0.2}")
+
+
 @pytest.mark.parametrize(
     ("phases", "message"),
     [

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from bkray.corpus.cleaning import QualityFilter, count, count_unigrams
+from bkray.corpus.cleaning import QualityFilter, count, count_unigrams, likeness
 from bkray.corpus.cleaning.hashing import tokens
 from bkray.corpus.cleaning.quality import scores
 
@@ -106,3 +106,11 @@ def test_counts_add_up(texts):
 def test_too_few_texts():
     with pytest.raises(ValueError, match="a sample of 9 texts"):
         QualityFilter.fit(["a"] * 9, count_unigrams(["a"]), 0.05)
+
+
+def test_likeness_is_the_score_of_the_domain_without_bigrams(texts):
+    sample, pool_U = count(texts["sample"]), count_unigrams(texts["elsewhere"])
+    given = [*texts["clean"][:5], *texts["elsewhere"][:5]]
+    found = likeness(given, sample.unigrams_U, pool_U)
+    assert (found == scores(given, sample, pool_U)[:, 0]).all()
+    assert found[:5].min() > found[5:].max()
