@@ -107,6 +107,8 @@ def _count_digits(
     block: pa.Table, names: _Names, prefixes: dict[int, Prefix]
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Of every group the bins of its histogram that are not empty, and their counts."""
+    if not block.num_rows:
+        return {}  # Ray leaves an empty block without the columns that a function would have added
     keys, groups = _keys_and_groups(block, names)
     found = {}
     for group, prefix in prefixes.items():

@@ -2,11 +2,12 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import ray
 
-from bkray.runtime.stages import read_parts, take_each, threshold_each, top_k, write_parts
+from bkray.runtime.stages import map_tables, read_parts, take_each, threshold_each, top_k, write_parts
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
 
@@ -70,6 +71,26 @@ def test_top_k_is_exact_and_breaks_ties_by_the_lower_id(k):
         rows = top_k(blocks(table(), count), "score", k)
         assert ids_of(rows) == first_by_score(table(), k)
         assert rows.schema().names == SCHEMA.names
+
+
+class _Above:
+    """Keeps rows by their id and gives them another column: of some blocks nothing is left."""
+
+    def __call__(self, rows):
+        kept = rows.filter(pc.greater(rows["window_id"], 990))
+        return kept.append_column("more", pa.nulls(kept.num_rows, pa.int64()))
+
+
+class _Doubled:
+    def __call__(self, rows):
+        return rows.append_column("twice", pc.multiply(rows["score"], pa.scalar(2.0, pa.float32())))
+
+
+def test_top_k_of_blocks_of_which_some_are_empty():
+    """Ray does not call a function for them, and their columns are those of before."""
+    rows = map_tables(map_tables(blocks(table(), 17), _Above()), _Doubled())
+    kept = top_k(rows, "twice", 5)
+    assert ids_of(kept) == first_by_score(table().filter(pc.field("window_id") > 990), 5)
 
 
 def test_every_group_gives_its_own_most_uncertain_rows():
