@@ -87,7 +87,7 @@ class _Keys:
 @ray.remote(num_cpus=1)
 def _group(*blocks: pa.Table) -> tuple[pa.Table, int]:
     """doc_id and group of every document that shares a key with another, sorted by id; and how many."""
-    table = pa.concat_tables(_filled(blocks)).combine_chunks()
+    table = pa.concat_tables(blocks).combine_chunks()
     ids = table["doc_id"].to_numpy()
     order = np.argsort(ids)
     keys_DB = table["keys"].combine_chunks().flatten().to_numpy().reshape(len(ids), -1)[order]
@@ -151,7 +151,7 @@ def unigram_blocks(documents: Dataset) -> list[Any]:
 
 def add_unigrams(blocks: Sequence[pa.Table]) -> np.ndarray:
     counts = count_unigrams([])
-    for block in _filled(blocks):
+    for block in blocks:
         counts += np.stack(block["unigrams"].to_numpy()).sum(axis=0)
     return counts
 
@@ -247,15 +247,10 @@ _MENDS = {
 @ray.remote(num_cpus=1)
 def _write_removed(path: str, *blocks: pa.Table) -> pa.Array:
     """Write what goes, sorted by id, and return the ids."""
-    rows = [block.cast(REMOVED) for block in _filled(blocks)]
+    rows = [block.cast(REMOVED) for block in blocks]
     table = pa.concat_tables([REMOVED.empty_table(), *rows]).sort_by("doc_id").combine_chunks()
     pq.write_table(table.replace_schema_metadata(None), path, compression="zstd")
     return table["doc_id"]
-
-
-def _filled(blocks: Sequence[pa.Table]) -> list[pa.Table]:
-    """The blocks with rows: Ray leaves an empty one without its columns."""
-    return [block for block in blocks if block.num_rows]
 
 
 class _Others:

@@ -107,8 +107,6 @@ def _count_digits(
     block: pa.Table, names: _Names, prefixes: dict[int, Prefix]
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Of every group the bins of its histogram that are not empty, and their counts."""
-    if not block.num_rows:
-        return {}  # Ray leaves an empty block without the columns that a function would have added
     keys, groups = _keys_and_groups(block, names)
     found = {}
     for group, prefix in prefixes.items():
@@ -167,19 +165,18 @@ def write_parts(
 
 
 def blocks_of(dataset: Dataset) -> list[Any]:
-    """References to the blocks of a dataset, which is computed where it is not yet."""
-    return [ref for bundle in dataset.iter_internal_ref_bundles() for ref in bundle.block_refs]
+    """References to the blocks with rows of a dataset, which is computed where it is not yet.
+
+    Ray leaves an empty block without the columns that a function would have added.
+    """
+    bundles = dataset.iter_internal_ref_bundles()
+    return [block.ref for bundle in bundles for block in bundle.blocks if block.metadata.num_rows]
 
 
 @ray.remote(num_cpus=TASK_CPUS)
 def _write_blocks(directory: str, number: int, schema: pa.Schema, *blocks: pa.Table) -> None:
-    filled = [block for block in blocks if block.num_rows]
-    _write_table(
-        pa.concat_tables([block.select(schema.names) for block in filled], promote_options="permissive"),
-        Path(directory),
-        number,
-        schema,
-    )
+    table = pa.concat_tables([block.select(schema.names) for block in blocks], promote_options="permissive")
+    _write_table(table, Path(directory), number, schema)
 
 
 def _write_table(table: pa.Table, directory: Path, number: int, schema: pa.Schema) -> None:
