@@ -1,9 +1,11 @@
 """Tests run on few cores beside each other's processes: one thread each."""
 
+import contextlib
 import json
 import os
 import random
 
+import psutil
 import pytest
 import yaml
 
@@ -32,6 +34,19 @@ def texts(tmp_path_factory):
             )
         (folder / name).write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     return folder
+
+
+@pytest.fixture
+def kill_node():
+    """Kill a process and all below it: of a local run all that Ray started."""
+
+    def kill(process):
+        driver = psutil.Process(process.pid)
+        for member in [*driver.children(recursive=True), driver]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+
+    return kill
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """The whole way on a small corpus: results, repetition, kills, other CPUs."""
 
-import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -127,7 +126,7 @@ def test_compressed_copies_are_smaller_and_evaluated(bkray, bkray_here, small, r
     assert not list(run.rglob(".partial-*"))
 
 
-def test_disturbed_at_every_turn_it_ends_with_the_same_bytes(bkray, small, reference, tmp_path):
+def test_disturbed_at_every_turn_it_ends_with_the_same_bytes(bkray, small, reference, tmp_path, kill_node):
     """The driver is killed in a data stage and in training, then the whole node, then comes an interrupt.
 
     Each time the CPUs are others; data and weights are bit-equal.
@@ -141,8 +140,8 @@ def test_disturbed_at_every_turn_it_ends_with_the_same_bytes(bkray, small, refer
         ("training", 2, "interrupt"),
     ]
     for stage, cpus, how in turns:
-        code, stderr = disturbed(small, out, cpus, stage, how)
-        assert code == (130 if how == "interrupt" else -signal.SIGKILL)
+        code, stderr = disturbed(small, out, cpus, stage, how, kill_node)
+        assert code == (130 if how == "interrupt" else -signal.SIGKILL), stderr
         if how == "interrupt":
             assert "run the same command again to go on" in stderr
             assert "Traceback" not in stderr
@@ -153,8 +152,12 @@ def test_disturbed_at_every_turn_it_ends_with_the_same_bytes(bkray, small, refer
     assert not list(out.rglob(".partial-*"))
 
 
-def disturbed(recipe, out, cpus, stage, how):
-    """Start a run, disturb it when it has reached the stage; return its exit code and stderr."""
+def disturbed(recipe, out, cpus, stage, how, kill_node):
+    """Start a run, disturb it when it has reached the stage; return its exit code and stderr.
+
+    Workers outlive their driver by some seconds, in which they save more checkpoints: they are waited for, as
+    the next turn would take those for its own.
+    """
     command = [sys.executable, "-m", "bkray.cli", "run", str(recipe), "--out", str(out), "--cpus", str(cpus)]
     # Below a background job of a shell the interrupt is ignored, and children inherit that.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -169,26 +172,26 @@ def disturbed(recipe, out, cpus, stage, how):
         signal.signal(signal.SIGINT, before)
         saved = set((out / "small").glob("checkpoints/step-*"))
         wait_for(lambda: reached(out / "small", stage, saved), process)
+        workers = [each for each in psutil.Process(process.pid).children(recursive=True) if trains(each)]
+        assert workers or stage != "training"
         if how == "kill the node":
-            for member in [*family(process.pid), process.pid]:
-                os.kill(member, signal.SIGKILL)
+            kill_node(process)
         else:
             process.send_signal(signal.SIGINT if how == "interrupt" else signal.SIGKILL)
         process.wait(timeout=120)
+    started = time.monotonic()
+    while any(map(trains, workers)):
+        assert time.monotonic() - started < 120
+        time.sleep(0.02)
     return process.returncode, log.read_text()
 
 
-def family(ancestor):
-    """Ids of the processes below a process: of a local run all that Ray started."""
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-    below, found = {ancestor}, []
-    while below:
-        below = {process for process, parent in parents.items() if parent in below}
-        found += below
-    return found
+def trains(process):
+    """Whether a process is a worker of Ray Train's, and not yet dead."""
+    try:
+        return "RayTrainWorker" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # or a zombie
+        return False
 
 
 def reached(run, stage, saved):

@@ -1,9 +1,7 @@
 """Active learning, for real: the rounds, the controls at equal cost, kills within and between rounds."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -165,7 +163,9 @@ def without_the_loop(finished, tmp_path):
     return folder
 
 
-def test_killed_between_rounds_and_within_one_it_ends_with_the_same_bytes(finished, without_the_loop, spec):
+def test_killed_between_rounds_and_within_one_it_ends_with_the_same_bytes(
+    finished, without_the_loop, spec, kill_node
+):
     """Every process of the loop is killed, twice."""
     folder, loop = without_the_loop, without_the_loop / "runs" / "entropy-seed0"
     boundary = json.loads((finished / "results.json").read_text())["arms"][0]["rounds"][0]["steps"]
@@ -173,9 +173,9 @@ def test_killed_between_rounds_and_within_one_it_ends_with_the_same_bytes(finish
     def within_the_second_round():
         return any(int(path.name[5:]) > boundary for path in loop.glob("checkpoints/step-*"))
 
-    kill_when(lambda: any(folder.glob("artifacts/.partial-scored-*")), spec, folder.parent)
+    kill_when(lambda: any(folder.glob("artifacts/.partial-scored-*")), spec, folder.parent, kill_node)
     assert (loop / "round-0" / "manifest.json").exists()
-    kill_when(within_the_second_round, spec, folder.parent)
+    kill_when(within_the_second_round, spec, folder.parent, kill_node)
     assert not (loop / "round-2").exists()
     run_active(spec, out=folder.parent)
     assert files(folder) == files(finished)
@@ -205,7 +205,7 @@ def test_two_workers_make_the_same_of_a_round_whose_checkpoint_is_lost(finished,
     assert rounds[2].model.manifest["ledger"]["optimizer"]["flops"] > 0
 
 
-def kill_when(condition, spec, out):
+def kill_when(condition, spec, out, kill_node):
     """Start the loop on the command line, and kill all of its processes when the condition holds."""
     log = out / "stderr.txt"
     command = [sys.executable, "-m", "bkray.cli", "active", str(spec), "--out", str(out), "--cpus", "2"]
@@ -216,24 +216,8 @@ def kill_when(condition, spec, out):
             assert process.poll() is None, f"it ended before: {log.read_text()}"
             assert time.monotonic() - started < 1800
             time.sleep(0.01)
-        for member in [*family(process.pid), process.pid]:
-            os.kill(member, signal.SIGKILL)
+        kill_node(process)
         process.wait(timeout=60)
-
-
-def family(ancestor):
-    """Ids of the processes below a process."""
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue  # it has ended
-    below, found = {ancestor}, []
-    while below:
-        below = {process for process, parent in parents.items() if parent in below}
-        found += below
-    return found
 
 
 def test_repeated_it_changes_nothing_and_another_loop_is_refused(finished, spec):
