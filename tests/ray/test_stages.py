@@ -7,7 +7,15 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from bkray.runtime.stages import map_tables, read_parts, take_each, threshold_each, top_k, write_parts
+from bkray.runtime.stages import (
+    blocks_of,
+    map_tables,
+    read_parts,
+    take_each,
+    threshold_each,
+    top_k,
+    write_parts,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
 
@@ -89,6 +97,7 @@ class _Doubled:
 def test_top_k_of_blocks_of_which_some_are_empty():
     """Ray does not call a function for them, and their columns are those of before."""
     rows = map_tables(map_tables(blocks(table(), 17), _Above()), _Doubled())
+    assert all(block.num_rows for block in ray.get(blocks_of(rows)))
     kept = top_k(rows, "twice", 5)
     assert ids_of(kept) == first_by_score(table().filter(pc.field("window_id") > 990), 5)
 

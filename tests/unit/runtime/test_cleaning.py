@@ -58,22 +58,20 @@ def test_a_sample_that_cannot_be_used(tmp_path, lines, options, message):
         read(tmp_path, **options)
 
 
-def test_blocks_without_rows_have_no_columns(tmp_path):
-    """So does Ray leave them; what gathers blocks passes them over."""
-    bare = pa.table({})
+def test_tasks_that_gather_blocks(tmp_path):
     write(tmp_path, "train", rows(120))
     counts = [count_unigrams([text]) for text in ("text one", "text two")]
     blocks = [pa.table({"unigrams": [unigrams.tolist()]}) for unigrams in counts]
-    quality, _ = _fit._function(*recipe_and_shards(tmp_path), bare, blocks[0], bare, blocks[1])
+    quality, _ = _fit._function(*recipe_and_shards(tmp_path), *blocks)
     assert (quality.pool_U == sum(counts) + quality.sample.unigrams_U).all()
 
     keys = band_keys(["a b c d", "a b c d", "e f g h"], 0.6, 2)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(keys.reshape(-1)), keys.shape[1])
     table = pa.table({"doc_id": [7, 3, 5], "keys": lists})
-    found, number = _group._function(bare, table.slice(0, 1), bare, table.slice(1))
+    found, number = _group._function(table.slice(0, 1), table.slice(1))
     assert found["doc_id"].to_pylist() == [3, 7]
     assert (number, len(np.unique(found["group"]))) == (2, 1)
 
     gone = pa.table([[9, 4], ["a", "b"], ["order"] * 2, [0.5, 0.6], pa.nulls(2, pa.int64())], schema=REMOVED)
-    ids = _write_removed._function(str(tmp_path / "removed.parquet"), gone, bare)
+    ids = _write_removed._function(str(tmp_path / "removed.parquet"), gone.slice(0, 1), gone.slice(1))
     assert ids.to_pylist() == pq.read_table(tmp_path / "removed.parquet")["doc_id"].to_pylist() == [4, 9]
