@@ -19,6 +19,7 @@ import ray
 from ray.data.context import DataContext, ShuffleStrategy
 
 from bkray.config import Recipe, UserError
+from bkray.runtime.forkserver import forked_workers
 from bkray.runtime.watch import watching
 
 TASK_CPUS = 0.5
@@ -33,6 +34,7 @@ _WORKER_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRE
 _LOCAL_RAY = {
     "RAY_worker_niceness": "0",  # Ray's 15 lets workers yield to everything else on the machine
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one machine of one's own is not taken away
+    "RAY_prestart_worker_first_driver": "0",  # such workers are of no job and so not forked
     "RAY_event_stats": "false",  # every process of Ray's would keep and report figures that nobody reads
     "RAY_task_events_report_interval_ms": "0",
     "RAY_enable_metrics_collection": "0",
@@ -83,14 +85,15 @@ def _start(cpus: int | None) -> None:
     for name, value in _LOCAL_RAY.items():
         os.environ.setdefault(name, value)
     try:
-        ray.init(
-            address="local",
-            num_cpus=max(_LEAST_CPUS, local_cpus(cpus)),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=_OBJECT_STORE_BYTES,
-        )
+        with forked_workers():
+            ray.init(
+                address="local",
+                num_cpus=max(_LEAST_CPUS, local_cpus(cpus)),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=_OBJECT_STORE_BYTES,
+            )
     except Exception as error:  # Ray raises no narrower one
         if "timed out during startup" not in str(error):
             raise
