@@ -10,16 +10,20 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.data.context import DataContext, ShuffleStrategy
 
 from bkray.config import Recipe, UserError
-from bkray.runtime.forkserver import forked_workers
+from bkray.runtime.forkserver import START_WORKER
 from bkray.runtime.watch import watching
 
 TASK_CPUS = 0.5
@@ -39,9 +43,14 @@ _LOCAL_RAY = {
     "RAY_task_events_report_interval_ms": "0",
     "RAY_enable_metrics_collection": "0",
     "REPORTER_UPDATE_INTERVAL_MS": "3600000",
-    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",  # with the next: no look for new log files twice a second
-    "LOG_NAME_UPDATE_INTERVAL_S": "3600",
 }
+
+_LOCAL_NODE = {
+    "include_log_monitor": False,  # the output of workers is not followed
+    "no_monitor": True,  # one machine is not scaled
+    **({"setup_worker_path": str(START_WORKER)} if sys.platform == "linux" else {}),
+}
+"""Parameters of Ray's own node (`RayParams`) that `ray.init` does not hand on."""
 
 _OBJECT_STORE_BYTES = 1 << 30
 _WORKER_BYTES = 1 << 30  # resident memory to expect of a training worker beside its model's states
@@ -85,7 +94,7 @@ def _start(cpus: int | None) -> None:
     for name, value in _LOCAL_RAY.items():
         os.environ.setdefault(name, value)
     try:
-        with forked_workers():
+        with _node_parameters(_LOCAL_NODE):
             ray.init(
                 address="local",
                 num_cpus=max(_LEAST_CPUS, local_cpus(cpus)),
@@ -101,6 +110,18 @@ def _start(cpus: int | None) -> None:
             "Ray did not start within the 30 s that it waits: this machine is too busy: close other "
             "programs and run the same command again"
         ) from error
+
+
+@contextmanager
+def _node_parameters(values: dict[str, Any]) -> Iterator[None]:
+    """Let the node that is started in this context have these parameters."""
+    parameter: Any = import_module("ray._private.parameter")  # Any: one of its classes is exchanged
+    before = parameter.RayParams
+    parameter.RayParams = partial(before, **values)
+    try:
+        yield
+    finally:
+        parameter.RayParams = before
 
 
 def _configure_data() -> None:

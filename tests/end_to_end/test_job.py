@@ -25,7 +25,7 @@ def free_port():
 
 
 @pytest.fixture
-def head():
+def head(kill_node):
     """A head node with ports and a temporary folder of its own: (environment, dashboard address)."""
     names = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
     ports = {name: free_port() for name in names}
@@ -38,7 +38,7 @@ def head():
     command += [f"--{name}={number}" for name, number in ports.items()]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     yield environment, f"http://127.0.0.1:{ports['dashboard-port']}"
-    process.terminate()
+    kill_node(process)  # an orderly end takes half a minute
     process.wait(timeout=60)
     shutil.rmtree(state, ignore_errors=True)
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 pytestmark = pytest.mark.ray
@@ -20,12 +21,13 @@ with exit_codes(), cluster(2):
 """
 
 LOST = """
-import time
+import os, time
 import ray
 from ray._private import worker
 from bkray.runtime.cluster import cluster
 from bkray.runtime.exits import exit_codes
 with exit_codes(), cluster(2):
+    print(ray.get(ray.remote(os.getppid).remote()), flush=True)
     worker._global_node.all_processes["raylet"][0].process.kill()
     ray.get(ray.remote(lambda: time.sleep(3600)).remote())
 """
@@ -64,8 +66,10 @@ def test_sigterm_is_taken_like_an_interrupt():
     assert "run the same command again to go on" in process.stderr
 
 
-def test_a_lost_node_ends_it_with_one_message():
+def test_a_lost_node_ends_it_with_one_message_and_the_fork_server_of_its_workers_too():
     process = ended(LOST)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int(process.stdout)).wait(timeout=30)
     assert process.returncode == 2, process.stderr
     assert "Ray's raylet was killed by SIGKILL: what is finished is kept" in process.stderr
     assert process.stderr.count("\n") == 1

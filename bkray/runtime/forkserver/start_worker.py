@@ -28,7 +28,9 @@ _IMPORTS = (
     "ray.data",
     "ray.train.torch",
     "torch._dynamo",  # torch's optimizers import it when they are made
-    "bkray.runtime.pipeline",
+    "bkray.runtime.prepare",
+    "bkray.runtime.scoring",
+    "bkray.runtime.training",
     "bkray.model.kernels.mixing",
 )
 _NO_JOB = "f" * 8
