@@ -27,7 +27,7 @@ from ray._private import worker
 from bkray.runtime.cluster import cluster
 from bkray.runtime.exits import exit_codes
 with exit_codes(), cluster(2):
-    print(ray.get(ray.remote(os.getppid).remote()), flush=True)
+    print(ray.get(ray.remote(lambda: os.getppid()).remote()), flush=True)
     worker._global_node.all_processes["raylet"][0].process.kill()
     ray.get(ray.remote(lambda: time.sleep(3600)).remote())
 """
