@@ -1,0 +1,68 @@
+"""The fork server's parts, without a cluster."""
+
+import json
+import os
+import socket
+import sys
+import threading
+
+import pytest
+
+from bkray.runtime.forkserver import START_WORKER, start_worker
+
+
+@pytest.fixture
+def address(tmp_path):
+    return str(tmp_path / "raylet-01000000")
+
+
+@pytest.fixture
+def listener(address):
+    with start_worker._listen(address) as server:
+        server.settimeout(0.01)
+        yield server
+
+
+def test_one_of_several_becomes_the_server(listener, address):
+    assert start_worker._listen(address) is None
+    assert os.listdir(os.path.dirname(address)) == [os.path.basename(address)]
+
+
+def test_it_ends_where_its_raylet_has_ended(listener):
+    with pytest.raises(SystemExit):
+        start_worker._next(listener, raylet=os.getppid() + 1)
+
+
+def test_a_request_that_breaks_off_is_passed_over(listener, address):
+    request = [["default_worker.py"], {"NAME": "value"}]
+    with socket.socket(socket.AF_UNIX) as cut:
+        cut.connect(address)
+        cut.sendall(json.dumps(request).encode()[:-5])
+    asking = threading.Thread(target=start_worker._ask, args=(address, request))
+    asking.start()
+    assert start_worker._next(listener, os.getppid()) == request
+    asking.join()
+
+
+def test_whoever_asks_a_server_that_is_gone_is_told(address):
+    start_worker._listen(address).close()
+    with pytest.raises(ConnectionRefusedError):
+        start_worker._ask(address, ([], {}))
+
+
+def test_only_plain_python_workers_are_forked():
+    def parsed(language="PYTHON", **context):
+        given = [f"--serialized-runtime-env-context={json.dumps(context)}", f"--language={language}"]
+        return start_worker._parse(["default_worker.py", "--node-id=1", *given])
+
+    plain = {"command_prefix": [], "py_executable": sys.executable, "java_jars": [], "env_vars": {"A": "b"}}
+    assert parsed(**plain) == (["default_worker.py", "--node-id=1"], {"A": "b"})
+    assert parsed() == (["default_worker.py", "--node-id=1"], {})
+    for other in ({"py_executable": "other"}, {"command_prefix": ["nice"]}, {"language": "JAVA"}):
+        assert parsed(**{**plain, **other})[1] is None
+
+
+def test_ray_does_not_leave_the_file_out():
+    """A file of the name of Ray's own is left out for workers without a runtime environment."""
+    assert START_WORKER.is_file()
+    assert START_WORKER.name != "setup_worker.py"
