@@ -33,7 +33,7 @@ from bkray.reporting.files import write_atomically
 from bkray.reporting.progress import Line, Progress
 from bkray.reporting.report import write_sweep_report
 from bkray.runtime.artifacts import Artifact
-from bkray.runtime.beside import run_beside
+from bkray.runtime.beside import end_actors, run_beside
 from bkray.runtime.cluster import check_budget, cluster
 from bkray.runtime.pipeline import check_models, check_out, check_words, locked, make_folder
 from bkray.runtime.plan import Plan, make_plan
@@ -182,7 +182,7 @@ def _tune(
             verbose=0,
         ),
     )
-    grid = run_beside(tuner.fit, lambda: line.update(_progress(candidates)))
+    grid = run_beside(tuner.fit, lambda: line.update(_progress(candidates)), end_actors)
     shutil.rmtree(state, ignore_errors=True)
     results = [grid[number] for number in range(len(grid))]
     return {candidates[result.config["number"]].name: result for result in results if result.config}

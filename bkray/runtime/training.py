@@ -39,7 +39,7 @@ from bkray.model import LanguageModel, build_model
 from bkray.reporting.files import write_atomically
 from bkray.reporting.progress import Line
 from bkray.reporting.trackers import TrackedLog, tracked_log
-from bkray.runtime.beside import run_beside
+from bkray.runtime.beside import end_actors, run_beside
 from bkray.runtime.distillation import map_soft_targets
 from bkray.runtime.drawing import build_sampler, order_columns
 from bkray.runtime.plan import Plan
@@ -137,10 +137,13 @@ def train_job(work: Work, job: Job) -> Outcome:
     return collect(work, job)
 
 
-def _by_ray_train(job: Job) -> Callable[[], Any]:
+_Call = tuple[Callable[[], Any], Callable[[], None]]  # what to call, and what ends the call
+
+
+def _by_ray_train(job: Job) -> _Call:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _HEALTH_CHECK_S)
     gpus = ray.cluster_resources().get("GPU", 0) >= job.recipe.training.workers
-    return TorchTrainer(
+    trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
@@ -150,13 +153,15 @@ def _by_ray_train(job: Job) -> Callable[[], Any]:
             storage_path=str(job.ray_state.absolute()),
             failure_config=FailureConfig(max_failures=job.recipe.training.max_failures),
         ),
-    ).fit
+    )
+    return trainer.fit, end_actors
 
 
-def _alone(job: Job) -> Callable[[], Any]:
+def _alone(job: Job) -> _Call:
     gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
     task = _train_task.options(num_gpus=gpus, max_retries=job.recipe.training.max_failures)
-    return lambda: ray.get(task.remote(job))
+    done = task.remote(job)
+    return lambda: ray.get(done), lambda: ray.cancel(done, force=True)
 
 
 @ray.remote(num_cpus=1, max_calls=1)  # the process, and so its memory, ends with the call
@@ -276,8 +281,8 @@ def build_adjuster(recipe: Recipe) -> DifficultyAdjuster | None:
     return DifficultyAdjuster(**adjuster.model_dump()) if adjuster else None
 
 
-def show_while(call: Callable[[], Any], job: Job, line: Line) -> None:
-    """Run `call` and meanwhile show the newest line of the job's log, and what there is to warn of."""
+def show_while(call: _Call, job: Job, line: Line) -> None:
+    """Call and meanwhile show the newest line of the job's log, and what there is to warn of."""
     shown = _show_notes(job.notes, None, 0)
 
     def show() -> None:
@@ -286,7 +291,8 @@ def show_while(call: Callable[[], Any], job: Job, line: Line) -> None:
         last = _last_line(job.metrics)
         line.update(_progress(last, job.recipe.steps) if last else "starting workers")
 
-    run_beside(call, show)
+    run, end = call
+    run_beside(run, show, end)
     _show_notes(job.notes, line, shown)
 
 
