@@ -36,7 +36,9 @@ def run_beside(call: Callable[[], T], show: Callable[[], None], end: Callable[[]
         while not wait([outcome], timeout=POLL_S).done:
             show()
     except BaseException:
-        end()
+        ending = threading.Thread(target=end, daemon=True)  # without Ray's GCS it would wait for ever
+        ending.start()
+        ending.join(_LEAVE_S)
         wait([outcome], timeout=_LEAVE_S)
         raise
     return outcome.result()
