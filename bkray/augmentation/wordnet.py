@@ -2,15 +2,14 @@
 
     word, tag ─► lemma (morphy) ─► its most frequent sense ─► the other lemmas ─► the word's inflection
 
-Loaded once a process: it takes 5 to 10 s. Nothing is downloaded here, see `missing_data`.
+Loaded once a process: it takes 5 to 10 s. Nothing is downloaded here, see `missing_data`. nltk is imported
+where it is used: every process imports this module, and few use it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from functools import cache
-
-import nltk
 
 from bkray.config import UserError
 
@@ -42,6 +41,8 @@ def check_data() -> None:
 
 
 def _found(place: str) -> bool:
+    import nltk
+
     for name in (place, f"{place}.zip"):
         try:
             nltk.data.find(name)

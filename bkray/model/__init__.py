@@ -1,6 +1,6 @@
 """BK-Core operators, the models built on them, and the comparators."""
 
-from bkray.model.build import build_model
+from bkray.model.build import build_model, model_config
 from bkray.model.comparators import GRU, GRUConfig, Transformer, TransformerConfig
 from bkray.model.generate import generate, generate_each
 from bkray.model.language_model import LanguageModel
@@ -19,6 +19,7 @@ __all__ = [
     "build_model",
     "generate",
     "generate_each",
+    "model_config",
     "operator_of",
     "resolvent_diagonal",
     "resolvent_mix",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 from torch import nn
 
@@ -25,8 +26,14 @@ def build_model(model: Model, vocab_size: int) -> nn.Module:
     """
     if isinstance(model, ImportModel):
         return _imported(model, vocab_size)
-    network, config = _KINDS[type(model)]
-    return network(config(vocab_size, **{key: value for key, value in model if key != "kind"}))
+    network, _ = _KINDS[type(model)]
+    return network(model_config(model, vocab_size))
+
+
+def model_config(model: Model, vocab_size: int) -> Any:
+    """The configuration of a model of this package; raises UserError where that cannot be built."""
+    _, config = _KINDS[type(model)]
+    return config(vocab_size, **{key: value for key, value in model if key != "kind"})
 
 
 def _imported(model: ImportModel, vocab_size: int) -> nn.Module:

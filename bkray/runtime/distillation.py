@@ -24,7 +24,7 @@ from bkray.corpus.mapped import MappedWindows, map_windows
 from bkray.corpus.schema import soft_targets_fields
 from bkray.corpus.windows import tokens_array
 from bkray.runtime.cluster import TASK_CPUS
-from bkray.runtime.stages import ROWS_PER_PART, actors, map_tables, read_parts, write_parts
+from bkray.runtime.stages import ROWS_PER_PART, actors, in_worker, map_tables, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
 from bkray.training import Ledger, load_model
 from bkray.training.cost.flops import forward_flops
@@ -41,7 +41,7 @@ def soft_targets(work: Work) -> Outcome:
     assert settings
     folders = [Path(folder).absolute() for folder in settings.teachers]
     vocabulary = load_tokenizer(work.inputs["tokenizer"].path / "tokenizer.json").get_vocab_size()
-    flops = sum(_flops(folder, vocabulary, recipe.window) for folder in folders)
+    flops = sum(ray.get([in_worker(_flops, folder, vocabulary, recipe.window) for folder in folders]))
     fields = soft_targets_fields(recipe.window, settings.top_k, vocabulary)
     keys = list(work.stage.provides[: -len(fields)])  # those that the training set is sorted by
     there = pq.read_schema(work.source.parts[0])

@@ -14,13 +14,14 @@ import pyarrow as pa
 import ray
 import torch
 
+from bkray.config import Recipe
 from bkray.corpus import load_tokenizer
 from bkray.corpus.windows import read_columns, tokens_array
 from bkray.evaluation import HeldOut, NGramBaseline, window_nats
 from bkray.model import generate_each
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.cluster import TASK_CPUS
-from bkray.runtime.stages import actors, map_tables, read_parts, write_parts
+from bkray.runtime.stages import actors, in_worker, map_tables, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
 from bkray.training import Ledger, load_model
 from bkray.training.cost.flops import forward_flops
@@ -37,17 +38,19 @@ def evaluation(work: Work) -> Outcome:
     Of a model that started from another of the same vocabulary also the bits per byte of that other.
     """
     windows, exported = work.inputs["windows"], work.inputs["model"].path
-    baselines = _fit_baselines.remote(windows.parts, work.inputs["tokenizer"].path / "tokenizer.json", _SPLIT)
+    tokenizer = work.inputs["tokenizer"].path / "tokenizer.json"
+    baselines = _fit_baselines.remote(windows.parts, tokenizer, _SPLIT)
+    samples = in_worker(_samples, exported, tokenizer, work.recipe)
     models = {"nats": exported}
     start = work.plan.start
     if start and work.recipe.training.start_vocabulary == "same":
         models["start_nats"] = start
     ledger = Ledger()
-    held_out, *before = _held_out(work, windows, models, ledger).values()
+    held_out, *before = evaluate(work, windows, models, ledger).values()
     details: dict[str, Any] = {
         "held_out": held_out.as_dict(_SPLIT),
         "baselines": ray.get(baselines),
-        "samples": _samples(load_model(exported), work),
+        "samples": ray.get(samples),
     }
     if before:
         details["start"] = before[0].as_dict(_SPLIT)
@@ -62,24 +65,26 @@ def forgetting(work: Work) -> Outcome:
     assert pool
     assert start
     ledger, models = Ledger(), {"before": start, "after": work.inputs["model"].path}
-    found = _held_out(work, pool.windows, models, ledger)
+    found = evaluate(work, pool.windows, models, ledger)
     before, after = (found[when].bits_per_byte for when in ("before", "after"))
     summary = f"held-out text of the pool: before {before:.4f}, after {after:.4f} bits per byte"
     details = {when: held_out.as_dict(_SPLIT) for when, held_out in found.items()}
     return Outcome(found["after"].windows, summary, ledger=ledger, details=details)
 
 
-def _held_out(
-    work: Work, windows: Artifact, models: Mapping[str, Path], ledger: Ledger
-) -> dict[str, HeldOut]:
-    """What the exported models lose on the held-out windows, charged to `ledger`."""
+def evaluate(work: Work, windows: Artifact, models: Mapping[str, Path], ledger: Ledger) -> dict[str, HeldOut]:
+    """What the exported models lose on the test split, charged to `ledger`; see `held_out_windows`."""
     window = work.recipe.window
+    flops = [in_worker(_flops, exported, window) for exported in models.values()]
     found = held_out_windows(windows, models, work.directory, _SPLIT, window, work.cpus)
-    for column, exported in models.items():
-        seen = found[column].windows
-        flops = seen * forward_flops(load_model(exported), window)
-        ledger.charge("evaluation", flops=flops, tokens=seen * window)
+    for held_out, each in zip(found.values(), ray.get(flops), strict=True):
+        ledger.charge("evaluation", flops=held_out.windows * each, tokens=held_out.windows * window)
     return found
+
+
+def _flops(exported: Path, window: int) -> float:
+    """Of a pass of an exported model over one window."""
+    return forward_flops(load_model(exported), window)
 
 
 def held_out_windows(
@@ -149,13 +154,13 @@ def _fit_baselines(parts: list[Path], tokenizer: Path, split: str) -> dict[str, 
     return {**result, "seconds": time.perf_counter() - started}
 
 
-def _samples(network: torch.nn.Module, work: Work) -> list[tuple[str, str]]:
-    settings = work.recipe.samples
+def _samples(exported: Path, tokenizer: Path, recipe: Recipe) -> list[tuple[str, str]]:
+    settings = recipe.samples
     if settings is None:
         return []
-    bpe = load_tokenizer(work.inputs["tokenizer"].path / "tokenizer.json")
+    network, bpe = load_model(exported), load_tokenizer(tokenizer)
     return [
-        (prompt, write(network, bpe, prompt, settings.tokens, settings.temperature, work.recipe.seed).text)
+        (prompt, write(network, bpe, prompt, settings.tokens, settings.temperature, recipe.seed).text)
         for prompt in settings.prompts
     ]
 

@@ -21,7 +21,7 @@ from bkray.config import Recipe, UserError, dump_yaml, load_recipe, read_yaml
 from bkray.config.model import ImportModel
 from bkray.config.training import PLACEMENT
 from bkray.corpus import list_shards
-from bkray.model import build_model
+from bkray.model import build_model, model_config
 from bkray.reporting.progress import Progress
 from bkray.reporting.trackers import check_trackers
 from bkray.runtime import cleaning, distillation, leakage, prepare, scoring
@@ -278,16 +278,23 @@ def _check_model(recipe: Recipe) -> None:
         if setting != "training.start_from" and setting not in recipe.teachers:
             check_scorer(setting, Path(folder), setting == "proxy.folder" and recipe.needs_hidden)
     check_vocabularies(recipe.tokenizer_models)
+    training = recipe.training
+    if training.compile and not inside_job():  # there the workers' machines do it
+        check_compiler()
+    if isinstance(recipe.model, ImportModel) or training.distillation or training.gradient_cache:
+        _check_network(recipe)
+    else:
+        model_config(recipe.model, vocabulary_size(recipe))
+
+
+def _check_network(recipe: Recipe) -> None:
+    """On the meta device, for which torch imports its compiler: seconds, so only where it takes a network."""
     with torch.device("meta"):
         network = build_model(recipe.model, vocabulary_size(recipe))
     check_teachers(recipe, network)
     if recipe.training.gradient_cache:
         GradientCache(network, recipe.training.gradient_cache)
-    if not recipe.training.compile:
-        return
-    if not inside_job():  # there the workers' machines do it
-        check_compiler()
-    if isinstance(recipe.model, ImportModel):
+    if recipe.training.compile and isinstance(recipe.model, ImportModel):
         check_compiles(network, recipe.window)
 
 

@@ -25,15 +25,14 @@ from bkray.corpus.schema import windows_schema
 from bkray.corpus.windows import read_columns
 from bkray.reporting.progress import Progress
 from bkray.runtime.artifacts import Artifact, key_of
-from bkray.runtime.evaluation import held_out_windows
+from bkray.runtime.evaluation import evaluate
 from bkray.runtime.pipeline import build_stage
 from bkray.runtime.plan import Plan, Stage
 from bkray.runtime.stages import map_tables, read_parts, write_parts
 from bkray.runtime.training import Job, Round, train_job
 from bkray.runtime.work import Outcome, Work
 from bkray.selection import ActiveLearningLoop
-from bkray.training import Checkpointer, Ledger, load_model
-from bkray.training.cost.flops import forward_flops
+from bkray.training import Checkpointer, Ledger
 
 SPLIT = "test"  # that the models at the end are judged on
 
@@ -246,11 +245,7 @@ def _less(ledger: Ledger, before: dict[str, dict[str, Any]]) -> Ledger:
 
 def _evaluation(work: Work) -> Outcome:
     windows, exported = work.inputs["windows"], work.inputs["model"].path
-    window = work.recipe.window
-    found = held_out_windows(windows, {"nats": exported}, work.directory, SPLIT, window, work.cpus)
-    held_out = found["nats"]
     ledger = Ledger()
-    flops = held_out.windows * forward_flops(load_model(exported), work.recipe.window)
-    ledger.charge("evaluation", flops=flops, tokens=held_out.windows * work.recipe.window)
+    held_out = evaluate(work, windows, {"nats": exported}, ledger)["nats"]
     summary = f"{held_out.bits_per_byte:.4f} bits per byte on {held_out.windows:,} {SPLIT} windows"
     return Outcome(held_out.windows, summary, ledger=ledger, details={"held_out": held_out.as_dict(SPLIT)})

@@ -25,7 +25,7 @@ from bkray.difficulty import compression_ratio, perplexity, rarity, score_window
 from bkray.runtime.cluster import TASK_CPUS
 from bkray.runtime.plan import chosen_scores, scored_columns
 from bkray.runtime.proxy import train_proxy
-from bkray.runtime.stages import actors, map_tables, read_parts, write_parts
+from bkray.runtime.stages import actors, in_worker, map_tables, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
 from bkray.selection import MEASURES, dropout_masks, histogram, quantile
 from bkray.selection.threshold import BINS
@@ -55,6 +55,7 @@ def scored(work: Work) -> Outcome:
     """Score the training windows: what the recipe asks for, and which counts for what."""
     recipe = work.recipe
     scorer = _scorer(work, scored_columns(recipe))
+    flops, widths = in_worker(scorer.flops), in_worker(scorer.widths)
     gpus = int(ray.cluster_resources().get("GPU", 0)) if scorer.model else 0
     dataset = map_tables(
         read_parts(work.source.parts, "train").repartition(target_num_rows_per_block=_BLOCK_ROWS),
@@ -65,13 +66,13 @@ def scored(work: Work) -> Outcome:
         batch_size=_SCORE_BATCH,
         **({"num_gpus": 1} if gpus else {}),
     )
-    schema, widths = windows_schema(recipe.window), scorer.widths()
+    schema = windows_schema(recipe.window)
     for column in work.stage.provides[len(schema) :]:
-        schema = schema.append(score_field(column, widths.get(column)))
+        schema = schema.append(score_field(column, ray.get(widths).get(column)))
     rows = write_parts(dataset, work.directory, schema, ["window_id"])
     ledger = Ledger()
-    if flops := scorer.flops():
-        ledger.charge("scoring", flops=rows * flops, tokens=rows * recipe.window)
+    if scorer.model:
+        ledger.charge("scoring", flops=rows * ray.get(flops), tokens=rows * recipe.window)
     details = {"quantiles": _quantiles(work.directory, [f.name for f in schema if f.type == pa.float32()])}
     return Outcome(rows, f"{rows:,} windows", ledger=ledger, details=details)
 
@@ -86,9 +87,11 @@ def held_out_scores(work: Work) -> Outcome:
     names += ["loss", *MEASURES] if recipe.needs_proxy else []
     names += [name for name in chosen_scores(recipe).values() if name not in ("token_loss", "perplexity")]
     scorer = _scorer(work, tuple(dict.fromkeys(names)))
-    rows = ray.get(_score_held_out.remote(scorer, work.source.parts, work.directory))
+    rows, flops = ray.get(
+        [_score_held_out.remote(scorer, work.source.parts, work.directory), in_worker(scorer.flops)]
+    )
     ledger = Ledger()
-    if flops := scorer.flops():
+    if scorer.model:
         ledger.charge("skill", flops=rows * flops, tokens=rows * recipe.window)
     return Outcome(rows, f"{rows:,} test windows", ledger=ledger)
 

@@ -8,7 +8,7 @@ batches and CPUs they came from. Nothing is pulled to the driver.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,16 @@ def map_tables(dataset: Dataset, function: Any, num_cpus: float = 1, **options: 
 def actors(cpus: int, rows: int, rows_per_block: int) -> ActorPoolStrategy:
     """A pool of an actor a CPU, but of no more actors than there are blocks to work on."""
     return ActorPoolStrategy(size=max(1, min(cpus, -(-rows // rows_per_block))))
+
+
+def in_worker(function: Callable[..., Any], *arguments: Any) -> ray.ObjectRef:
+    """Start a call in a worker: what runs a model belongs there, where its imports are done already."""
+    return _call.remote(function, *arguments)
+
+
+@ray.remote(num_cpus=TASK_CPUS)
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
 
 
 class _OfSplit:

@@ -25,7 +25,9 @@ from pathlib import Path
 
 _IMPORTS = (
     "ray._private.workers.default_worker",
+    "pydantic.v1.fields",  # Ray imports it when a worker connects
     "ray.data",
+    "ray.data._internal.issue_detection",
     "ray.train.torch",
     "torch._dynamo",  # torch's optimizers import it when they are made
     "bkray.runtime.prepare",
@@ -120,8 +122,13 @@ def _import() -> None:
     sys.path.insert(0, str(Path(__file__).parents[3]))
     for name in _IMPORTS:
         import_module(name)
+    import_module("numba").njit(_nothing)()  # its first function takes it most of a second, others do not
     del sys.path[0]
     gc.freeze()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _next(listener: socket.socket, raylet: int) -> tuple[list[str], dict[str, str]]:
