@@ -32,7 +32,7 @@ CALL_CHARS = 50_000
 _END = "[end]"
 _SPECIAL = re.compile(r"[\\\[\]{}^$/@<>]")
 _PIECE = re.compile(r"(?P<prompt>(?<!\S)>>> .*\S)|(?P<gap>\s+)|(?P<word>\S+)", re.ASCII)
-_EDGES = re.compile(r"(?P<left>[\"'(\[{`*,;:!?¿¡]*)(?P<core>.*?)(?P<right>[\"')\]}`*.,;:!?]*)", re.DOTALL)
+_LEFT, _RIGHT = "\"'([{`*,;:!?¿¡", "\"')]}`*.,;:!?"
 _CODE = re.compile(r"[_\\/@#<>=\[\](){}^$|~*+&%`]|\w[.:]\w|\d[^\W\d]|[^\W\d]\d")
 _PLACEHOLDER = re.compile(r"xqz([a-p]+)zqx", re.IGNORECASE)
 _DIGITS = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
@@ -137,13 +137,13 @@ def to_stream(text: str, code: list[str]) -> str:
 
 
 def _word(word: str, code: list[str]) -> str:
-    edges = _EDGES.fullmatch(word)
-    assert edges
-    core = edges["core"]
+    rest = word.lstrip(_LEFT)
+    core = rest.rstrip(_RIGHT)
+    left, right = word[: len(word) - len(rest)], rest[len(core) :]
     if _CODE.search(core) and any(character.isalpha() for character in core):
         code.append(core)
         core = f"xqz{format(len(code) - 1, 'x').translate(_DIGITS)}zqx"
-    return "".join(_SPECIAL.sub(_escaped, part) for part in (edges["left"], core, edges["right"]))
+    return "".join(_SPECIAL.sub(_escaped, part) for part in (left, core, right))
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -133,13 +133,14 @@ class Recipe(Section):
         if values.get("curriculum") is not None and values.get("difficulty") is None:
             values["difficulty"] = {"kind": "compression"}
         named = (("difficulty", "kind"), ("selection", "kind"), ("sampling", "weight"))
-        kinds = {part.get(name) for key, name in named if isinstance(part := values.get(key), dict)}
+        kinds = [part.get(name) for key, name in named if isinstance(part := values.get(key), dict)]
         if isinstance(training := values.get("training"), dict):
             tokens = training.get("token_selection")
-            kinds |= {tokens.get("kind", "reducible")} if isinstance(tokens, dict) else set()
+            kinds += [tokens.get("kind", "reducible")] if isinstance(tokens, dict) else []
         selection = values.get("selection")
         diverse = isinstance(selection, dict) and selection.get("diversity") is not None
-        if (kinds & MODEL_SCORES or diverse) and values.get("proxy") is None:
+        scores = {kind for kind in kinds if isinstance(kind, str)} & MODEL_SCORES
+        if (scores or diverse) and values.get("proxy") is None:
             values["proxy"] = {}
         return values
 

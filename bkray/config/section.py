@@ -18,7 +18,7 @@ def named(value: Any) -> Any:
 class Section(BaseModel):
     """A part of a recipe: frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def changed(self, key: str) -> bool:
         """Whether `key` has another value than its default: a saved recipe spells defaults out."""

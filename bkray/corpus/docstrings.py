@@ -80,8 +80,8 @@ def _python_files(package: str) -> dict[str, int]:
             sizes[single.name] = single.stat().st_size
         for folder, _, names in os.walk(root / package):
             for name in names:
-                if name.endswith(".py"):
-                    path = Path(folder, name)
+                path = Path(folder, name)
+                if name.endswith(".py") and path.is_file():  # an editor's lock is a link to nothing
                     sizes.setdefault(path.relative_to(root).as_posix(), path.stat().st_size)
     if not sizes:
         raise UserError(f"corpus.packages: {package!r} has no Python files here: leave it out")
@@ -104,7 +104,11 @@ def read_docstrings(shard: Shard) -> Iterator[Record]:
                 f"corpus.packages: {shard.location} has no file {name} here: "
                 f"every machine needs the same version ({shard.fingerprint.partition('+')[0]})"
             )
-        found = docstrings(path.read_bytes())
+        try:
+            code = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"corpus.packages: {path} cannot be read: {error.strerror}") from error
+        found = docstrings(code)
         if isinstance(found, Fault):
             yield Record(name, 0, found)
             continue

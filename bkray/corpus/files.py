@@ -39,6 +39,9 @@ def list_files(corpus: TextCorpus | JsonlCorpus | ParquetCorpus) -> list[Shard]:
             found[unique] = (url, *_state(fs, file))
     if not any(size for _, _, size in found.values()):
         raise UserError(f"corpus.path {corpus.path!r}: the corpus is empty ({len(found)} files of 0 bytes)")
+    for url, _, size in found.values():
+        if not size and url.startswith("file:") and url.lower().endswith(tuple(COMPRESSION)):
+            raise UserError(f"{url}: the compressed file has 0 bytes; copy or download it again")
     sources = sorted(found)
     return [
         Shard(corpus.kind, found[source][0], source, split, carve, *found[source][1:])

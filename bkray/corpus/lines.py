@@ -24,6 +24,7 @@ from bkray.corpus.shard import Fault, Record, Shard, not_utf8, too_long
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 _PIECE_BYTES = 1 << 20
 _HEAD_BYTES = 320
+_TITLE_BYTES = 1000  # of a line that may begin a document
 UTF8_MAX_BYTES = 4
 _JSON_MAX_BYTES = 12  # a character outside the basic plane as two \uXXXX escapes
 _JSON_OTHER_BYTES = 1 << 20  # room for a row's other fields
@@ -87,9 +88,16 @@ def _uncompressed(file: BinaryIO, url: str) -> BinaryIO:
 
 
 def opens_at(pattern: str) -> Callable[[bytes], bool]:
-    """Whether a line (without its end) matches `pattern`."""
+    """Whether a line (without its end) matches `pattern`; of a long one its first 1,000 bytes are looked at.
+
+    `re` takes quadratic time for many patterns, so a line of a megabyte would take hours.
+    """
     compiled = re.compile(pattern)
-    return lambda line: compiled.search(line.rstrip(b"\r\n").decode("utf-8", errors="replace")) is not None
+
+    def opens(line: bytes) -> bool:
+        return compiled.search(line.rstrip(b"\r\n")[:_TITLE_BYTES].decode("utf-8", "replace")) is not None
+
+    return opens
 
 
 def _never(line: bytes) -> bool:

@@ -32,11 +32,6 @@ def tokens_array(table: pa.Table) -> np.ndarray:
     return _lists(table, "tokens", np.int32)
 
 
-def reference_array(table: pa.Table) -> np.ndarray:
-    """Column `reference_loss` as float16 (W, N), nats."""
-    return _lists(table, "reference_loss", np.float16)
-
-
 def embedding_array(table: pa.Table) -> np.ndarray:
     """Column `embedding` as float16 (W, D)."""
     return _lists(table, "embedding", np.float16)

@@ -43,7 +43,7 @@ from bkray.runtime.pipeline import check_models, check_out, check_words, locked,
 from bkray.runtime.plan import Plan, make_plan
 from bkray.runtime.results import spent
 from bkray.runtime.training import run_training
-from bkray.runtime.trials import prepare_data, running, trial_job
+from bkray.runtime.trials import prepare_data, read_result, running, trial_job, write_result
 from bkray.training import Ledger, WindowData, interleaved_step_seconds, load_model
 from bkray.training.state.start import vocabulary_size
 
@@ -68,8 +68,9 @@ class Run:
         return self.plan.stages["model"].path.parent
 
     @property
-    def result(self) -> Path:
-        return self.folder / "result.json"
+    def result(self) -> dict[str, Any] | None:
+        """What the run left; None where it is not done."""
+        return read_result(self.plan, self.recipe)
 
 
 class Runs:
@@ -159,7 +160,7 @@ def _execute(name: str, runs: Sequence[Run], progress: Progress) -> None:
     """Do what is not done yet, in order, as many at a time as there are CPUs."""
     gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
     with progress.stage(name) as line:
-        left = [run for run in runs if not run.result.exists()]
+        left = [run for run in runs if not run.result]
         pending = [_train.options(num_gpus=gpus).remote(run) for run in left]
         while pending:
             done, pending = ray.wait(pending, timeout=1.0)
@@ -169,7 +170,7 @@ def _execute(name: str, runs: Sequence[Run], progress: Progress) -> None:
 
 
 def _show(runs: Sequence[Run], left: Sequence[Run], line: Line) -> None:
-    done = sum(run.result.exists() for run in runs)
+    done = sum(run.result is not None for run in runs)
     folders = {run.folder.parent.name + "/" + run.folder.name: run.folder for run in left}
     line.update(f"{done} of {len(runs)} finished; {running(folders)}".rstrip("; "))
 
@@ -183,8 +184,7 @@ def _train(run: Run) -> None:
     try:
         run_training(job, 0, device)
     except UserError as error:
-        write_atomically(run.result, json.dumps({"error": str(error)}))
-        return
+        return write_result(job, {"error": str(error)})
     details = json.loads((job.export / "config.json").read_text())["training"]
     held_out = read_columns(job.window_parts, ["tokens", "target_bytes"], run.split)
     network = load_model(job.export).to(device)
@@ -199,12 +199,12 @@ def _train(run: Run) -> None:
         "nats": nats.tolist(),
         "bytes": held_out["target_bytes"].to_pylist(),
     }
-    write_atomically(run.result, json.dumps(result))
-    shutil.rmtree(job.checkpoints, ignore_errors=True)
+    write_result(job, result)
 
 
 def _read(run: Run) -> dict[str, Any]:
-    return json.loads(run.result.read_text())
+    assert run.result
+    return run.result
 
 
 def _bits_per_byte(result: dict[str, Any]) -> float:

@@ -22,6 +22,7 @@ from bkray.config.model import ImportModel
 from bkray.config.training import PLACEMENT
 from bkray.corpus import list_shards
 from bkray.model import build_model, model_config
+from bkray.reporting.files import write_atomically
 from bkray.reporting.progress import Progress
 from bkray.reporting.trackers import check_trackers
 from bkray.runtime import cleaning, distillation, leakage, prepare, scoring
@@ -31,7 +32,7 @@ from bkray.runtime.evaluation import evaluation, forgetting
 from bkray.runtime.exits import find_user_error
 from bkray.runtime.nearest import nearest
 from bkray.runtime.plan import Plan, Stage, make_plan
-from bkray.runtime.results import versions, write_results
+from bkray.runtime.results import has_results, versions, write_results
 from bkray.runtime.selection import selected
 from bkray.runtime.stopwatch import counting
 from bkray.runtime.training import model
@@ -100,7 +101,7 @@ def run_pipeline(
     found = {name: stage.find() for name, stage in stages.items()}
     if "model" in found and not found["model"]:
         Checkpointer(run / "checkpoints", stages["model"].key).check()
-    complete = all(found.values()) and (until != "evaluation" or (run / "report.html").exists())
+    complete = all(found.values()) and (until != "evaluation" or has_results(plan, run))
     if complete:
         progress.say(f"{run}: already complete, nothing to do")
         return RunResult(run, {n: a for n, a in found.items() if a}, _summary(run, until))
@@ -231,7 +232,7 @@ def check_folder(run: Path, recipe: Recipe) -> None:
 def _claimed(run: Path, recipe: Recipe) -> Iterator[None]:
     """Make `run` the folder of `recipe`; not for good where the recipe has to be mended before it trains."""
     path = run / "resolved.yaml"
-    path.write_text(dump_yaml(recipe))
+    write_atomically(path, dump_yaml(recipe))
     try:
         yield
     except Exception as error:

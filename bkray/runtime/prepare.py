@@ -6,6 +6,7 @@ end. This module imports no torch, so that the workers of these stages start in 
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -38,6 +39,7 @@ from bkray.runtime.work import Outcome, Work
 _BLOCKS_PER_CPU = 8  # enough to share the work evenly; a shuffle's cost grows with the number of blocks
 _FEW_DOCUMENTS = 64  # a split of fewer is measured as soon as it is read
 _FEWEST_DOCUMENTS = 32  # a block of augmentation: starting a translator takes as long as some of them
+_LONG_RUN = re.compile(r"\S{1000}")  # a word without an end: the time of BPE's training is quadratic in it
 _MOST_DOCUMENTS = 256  # a block of augmentation: slow translations are done in minutes, not in hours
 
 
@@ -153,7 +155,8 @@ def tokenizer(work: Work) -> Outcome:
 def _train_tokenizer(parts: list[Path], vocab_size: int, target: str) -> int:
     def texts() -> Iterator[str]:
         for part in parts:
-            yield from read_columns([part], ["text"], "train")["text"].to_pylist()
+            for text in read_columns([part], ["text"], "train")["text"].to_pylist():
+                yield _LONG_RUN.sub(r"\g<0>\n", text)
 
     trained = train_tokenizer(texts(), vocab_size)
     trained.save(target)
@@ -289,7 +292,8 @@ def _real_windows(table: pa.Table) -> pa.Table:
 
 
 def _split_counts(directory: Path, dropped: int, recipe: Recipe) -> dict[str, int]:
-    counts = Counter(read_columns(sorted(directory.glob("part-*")), ["split"])["split"].to_pylist())
+    splits = read_columns(sorted(directory.glob("part-*")), ["split"])["split"]
+    counts = Counter({row["values"]: row["counts"] for row in pc.value_counts(splits).to_pylist()})
     for split in SPLITS:
         if not counts[split]:
             raise UserError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 from collections import Counter
 from collections.abc import Iterable
@@ -21,6 +20,7 @@ from bkray.corpus import load_tokenizer
 from bkray.corpus.windows import read_columns, tokens_array
 from bkray.evaluation import rank_correlation
 from bkray.reporting import RunLog, RunReport
+from bkray.reporting.files import write_atomically
 from bkray.reporting.report import write_report
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.plan import Plan
@@ -48,11 +48,17 @@ def versions() -> dict[str, str]:
 def write_results(plan: Plan, built: dict[str, Artifact], run: Path) -> dict[str, Any]:
     """Write both files, each whole or not at all, and return the summary."""
     summary = summarise(plan, built)
-    partial = run / ".summary.json"
-    partial.write_text(json.dumps(summary, indent=2))
-    os.replace(partial, run / "summary.json")
     write_report(run / "report.html", _report(plan, built, run, summary))
+    write_atomically(run / "summary.json", json.dumps(summary, indent=2))
     return summary
+
+
+def has_results(plan: Plan, run: Path) -> bool:
+    """Whether both files are there and of this plan; the summary is written last."""
+    path = run / "summary.json"
+    if not path.exists() or not (run / "report.html").exists():
+        return False
+    return json.loads(path.read_text()).get("key") == plan.stages["evaluation"].key
 
 
 def summarise(plan: Plan, built: dict[str, Artifact]) -> dict[str, Any]:
@@ -61,6 +67,7 @@ def summarise(plan: Plan, built: dict[str, Artifact]) -> dict[str, Any]:
     training, test = built["model"].manifest["details"], built["evaluation"].manifest["details"]
     return {
         "name": plan.recipe.name,
+        "key": plan.stages["evaluation"].key,
         "held_out": test["held_out"],
         **({"start": test["start"]} if "start" in test else {}),
         "baselines": test["baselines"],

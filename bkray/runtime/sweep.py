@@ -34,11 +34,11 @@ from bkray.reporting.progress import Line, Progress
 from bkray.reporting.report import write_sweep_report
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.beside import end_actors, run_beside
-from bkray.runtime.cluster import check_budget, cluster
+from bkray.runtime.cluster import check_budget, cluster, inside_job, local_cpus
 from bkray.runtime.pipeline import check_models, check_out, check_words, locked, make_folder
 from bkray.runtime.plan import Plan, make_plan
 from bkray.runtime.training import Job, run_training
-from bkray.runtime.trials import prepare_data, running, trial_job
+from bkray.runtime.trials import prepare_data, read_result, running, trial_job, write_result
 from bkray.training import Ledger
 
 METRIC = "bits_per_byte"
@@ -54,6 +54,11 @@ class Candidate:
     recipe: Recipe
     plan: Plan
 
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What the trial left when it had finished."""
+        return read_result(self.plan, self.recipe)
+
 
 def run_sweep(
     path: Path,
@@ -64,23 +69,27 @@ def run_sweep(
 ) -> Path:
     """Run the sweep at `path`; leaves trials.json, report.html and winner.yaml in `out`/<sweep name>.
 
-    A trial that has finished is not run again. Raises UserError for what cannot work, before anything is
-    written.
+    A trial that has finished is not run again, unless its text or the program have changed. Raises UserError
+    for what cannot work, before anything is written.
     """
     progress = progress or Progress()
     sweep, values = load_sweep(Path(path), tuple(overrides))
     folder = out / sweep.name
     check_out(out)
     candidates = _candidates(sweep, values, folder)
-    if (folder / "winner.yaml").exists() and _same_sweep(folder, sweep, values):
+    _check_folder(folder, sweep, values)
+    if (folder / "winner.yaml").exists() and all(one.result for one in candidates):
         progress.say(f"{folder}: already complete, nothing to do")
         return folder
     check_models(one.recipe for one in candidates)
     check_words(one.recipe for one in candidates)
+    budget = candidates[0].recipe, out, candidates[0].plan.corpus_bytes
+    if not inside_job():
+        check_budget(budget[0], local_cpus(cpus), *budget[1:])
     make_folder(folder)
     with locked(folder), cluster(cpus) as there:
-        check_budget(candidates[0].recipe, there, out, candidates[0].plan.corpus_bytes)
-        (folder / "sweep.json").write_text(_identity(sweep, values))
+        check_budget(budget[0], there, *budget[1:])
+        write_atomically(folder / "sweep.json", _identity(sweep, values))
         prepared = {one.name: prepare_data(one.plan, there, progress) for one in candidates}
         with progress.stage("trials") as line:
             results = _tune(sweep, candidates, folder, there, line)
@@ -144,12 +153,12 @@ def _identity(sweep: Sweep, values: dict[str, Any]) -> str:
     return json.dumps([sweep.model_dump(mode="json"), values], sort_keys=True)
 
 
-def _same_sweep(folder: Path, sweep: Sweep, values: dict[str, Any]) -> bool:
-    if (folder / "sweep.json").read_text() != _identity(sweep, values):
+def _check_folder(folder: Path, sweep: Sweep, values: dict[str, Any]) -> None:
+    path = folder / "sweep.json"
+    if path.exists() and path.read_text() != _identity(sweep, values):
         raise UserError(
             f"{folder} holds another sweep of this name: choose another --out, or name=… for this one"
         )
-    return True
 
 
 # --- trials ----------------------------------------------------------------------------------------
@@ -191,24 +200,24 @@ def _tune(
 def _progress(candidates: list[Candidate]) -> str:
     """How many trials have gone all the way, and the steps that the others have logged."""
     folders = {one.name: one.plan.stages["model"].path.parent for one in candidates}
-    done = sum((folder / "result.json").exists() for folder in folders.values())
+    done = sum(one.result is not None for one in candidates)
     return f"{done} of {len(candidates)} finished; {running(folders)}".rstrip("; ")
 
 
 def _trainable(config: dict[str, Any], candidates: list[Candidate]) -> None:
     """One trial, in its own process; a finished one only reports again."""
     candidate = candidates[config["number"]]
-    job = trial_job(candidate.plan, candidate.recipe)
-    result = job.run / "result.json"
-    if not result.exists():
+    if not candidate.result:
+        job = trial_job(candidate.plan, candidate.recipe)
         started = time.perf_counter()
         reporter = _TuneReporter(job, quiet=candidate.name == BASELINE)
         run_training(job, 0, torch.device("cpu"), reporter)
         details = json.loads((job.export / "config.json").read_text())["training"]
         flops = Ledger(details["ledger"]).total_flops
         last = {METRIC: reporter.last, "step": details["steps"], "flops": flops}
-        write_atomically(result, json.dumps({**last, "seconds": time.perf_counter() - started}))
-    tune.report({**json.loads(result.read_text()), "finished": True})
+        write_result(job, {**last, "seconds": time.perf_counter() - started})
+    assert candidate.result
+    tune.report({**candidate.result, "finished": True})
 
 
 class _TuneReporter(RunLog):
@@ -281,12 +290,10 @@ def _write_results(
     best = min(finished, key=lambda trial: trial.bits_per_byte or math.inf)
     winner = next(one for one in candidates if one.name == best.name)
     recipe = dump_yaml(winner.recipe.model_copy(update={"name": f"{sweep.name}-winner"}))
-    (folder / "trials.json").write_text(json.dumps([_row(trial) for trial in trials], indent=2))
+    write_atomically(folder / "trials.json", json.dumps([_row(trial) for trial in trials], indent=2))
     report = SweepReport(name=sweep.name, trials=trials, winner=best.name, recipe=recipe)
     write_sweep_report(folder / "report.html", report)
-    partial = folder / ".winner.yaml"
-    partial.write_text(recipe)
-    os.replace(partial, folder / "winner.yaml")
+    write_atomically(folder / "winner.yaml", recipe)
     progress.console.print(_table(trials, best))
     progress.say(f"report  {folder / 'report.html'}\nwinner  {folder / 'winner.yaml'}")
 

@@ -28,7 +28,7 @@ from torch import nn
 from bkray.config import Recipe, UserError
 from bkray.corpus import load_tokenizer
 from bkray.corpus.mapped import JoinedWindows, map_windows
-from bkray.corpus.windows import first_rows, read_columns, reference_array, tokens_array
+from bkray.corpus.windows import first_rows, read_columns, tokens_array
 from bkray.curriculum import (
     CurriculumSampler,
     DifficultyAdjuster,
@@ -205,6 +205,7 @@ def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter |
     """
     torch.set_num_threads(1)  # a core a worker: more cores are used by more workers, and bits stay the same
     if rank == 0:
+        _own_log(job)
         logging.getLogger("bkray.training").addHandler(logging.FileHandler(job.notes, delay=True))
     recipe = job.recipe
     vocab_size = load_tokenizer(job.tokenizer).get_vocab_size()
@@ -216,7 +217,7 @@ def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter |
     validation = first_rows(job.window_parts, ["tokens"], "validation", recipe.training.eval_windows)
     reference, chosen = None, recipe.training.token_selection
     if chosen and chosen.needs_proxy:
-        reference = reference_array(read_columns(job.training_parts, ["reference_loss"]))
+        reference = map_windows(job.training_parts, "reference_loss")
     soft = map_soft_targets(job.soft_target_parts)
     data = WindowData(windows, tokens_array(validation), reference, soft)
     ledger = Ledger()
@@ -236,6 +237,15 @@ def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter |
     if rank == 0:
         details = {**asdict(result), **started, "ledger": ledger.table()}
         export_model(job.export, network, recipe, job.tokenizer, vocab_size, {"training": details})
+
+
+def _own_log(job: Job) -> None:
+    """Drop the log of another run that was in this folder: its steps are none of this run's."""
+    owner = job.run / ".log_of"
+    if owner.exists() and owner.read_text() != job.key:
+        job.metrics.unlink(missing_ok=True)
+        job.notes.unlink(missing_ok=True)
+    write_atomically(owner, job.key)
 
 
 def _start(network: nn.Module, job: Job) -> dict[str, Any]:

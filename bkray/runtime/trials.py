@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bkray.config import Recipe
 from bkray.reporting import RunLog
+from bkray.reporting.files import write_atomically
 from bkray.reporting.progress import Progress
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.pipeline import build_stage
 from bkray.runtime.plan import Plan
 from bkray.runtime.training import Job, pool_parts
+
+_RESULT = "result.json"
 
 
 def prepare_data(plan: Plan, cpus: int, progress: Progress) -> dict[str, Artifact]:
@@ -36,7 +42,7 @@ def trial_job(plan: Plan, recipe: Recipe) -> Job:
         inputs[name] = artifact
     return Job(
         recipe=recipe,
-        key=f"{stages['model'].key}-{recipe.seed}",
+        key=_key(plan, recipe),
         training_parts=inputs["training_set"].parts,
         window_parts=inputs["windows"].parts,
         soft_target_parts=inputs["soft_targets"].parts if "soft_targets" in inputs else [],
@@ -48,11 +54,28 @@ def trial_job(plan: Plan, recipe: Recipe) -> Job:
     )
 
 
+def _key(plan: Plan, recipe: Recipe) -> str:
+    return f"{plan.stages['model'].key}-{recipe.seed}"
+
+
+def read_result(plan: Plan, recipe: Recipe) -> dict[str, Any] | None:
+    """What `write_result` was given; None where nothing was, or for other text, settings or versions."""
+    path = plan.stages["model"].path.parent / _RESULT
+    values = json.loads(path.read_text()) if path.exists() else {}
+    return values if values.pop("key", None) == _key(plan, recipe) else None
+
+
+def write_result(job: Job, values: Mapping[str, Any]) -> None:
+    """Leave the result of a run, which is then finished: its checkpoints go."""
+    write_atomically(job.run / _RESULT, json.dumps({"key": job.key, **values}))
+    shutil.rmtree(job.checkpoints, ignore_errors=True)
+
+
 def running(folders: Mapping[str, Path]) -> str:
     """By name, the steps that runs which have no result yet have logged."""
     shown = []
     for name, folder in folders.items():
         log = folder / "metrics.jsonl"
-        if log.exists() and not (folder / "result.json").exists() and (lines := RunLog.read(log)):
+        if log.exists() and not (folder / _RESULT).exists() and (lines := RunLog.read(log)):
             shown.append(f"{name} step {lines[-1]['step']:,}")
     return ", ".join(shown)

@@ -20,7 +20,7 @@ from bkray.training.techniques.skipping import Choice, ExampleSkipper
 
 
 class Windows(Protocol):
-    """W windows that are read by their positions: `[ids]` gives token ids (len(ids), N + 1)."""
+    """W windows that are read by their positions: `[ids]` gives a row each, token ids (len(ids), N + 1)."""
 
     def __len__(self) -> int: ...
 
@@ -33,7 +33,7 @@ class WindowData:
 
     train: Windows
     validation: np.ndarray
-    reference: np.ndarray | None = None
+    reference: Windows | None = None
     """(W, N): a reference model's loss of every training target, nats, where tokens are selected by it."""
     soft_targets: tuple[Windows, Windows] | None = None
     """k token ids of the teachers and their log-probabilities, nats, of every target: (W, N x k) each."""

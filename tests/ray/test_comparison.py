@@ -125,7 +125,8 @@ def test_the_whole_comparison(spec, out):
 def test_a_run_that_diverged_is_a_row_and_not_the_end(spec, out):
     folder = out / "models"
     diverged = next(folder.glob("runs/gru/test-*-steps12-seed1/result.json"))
-    diverged.write_text(json.dumps({"error": "training diverged at step 3"}))
+    key = json.loads(diverged.read_text())["key"]
+    diverged.write_text(json.dumps({"key": key, "error": "training diverged at step 3"}))
     run_comparison(spec, ("equal_seconds=false",), out=out)
     rows = {row["arm"]: row for row in json.loads((folder / "results.json").read_text())["rows"]}
     assert rows["gru"]["error"] == "training diverged at step 3"

@@ -7,7 +7,7 @@ from safetensors.numpy import load_file
 
 from bkray.config import load_recipe
 from bkray.corpus.mapped import map_windows
-from bkray.corpus.windows import read_columns, reference_array, tokens_array
+from bkray.corpus.windows import read_columns, tokens_array
 from bkray.difficulty import score_windows
 from bkray.reporting import RunLog
 from bkray.reporting.progress import Progress
@@ -48,7 +48,9 @@ def test_a_run_starts_from_another_selects_tokens_by_the_proxy_and_both_teach_a_
     done = run(load_recipe(small, [*PLAIN, *model, *second]), tmp_path / "second")
     training_set = read_columns(done.artifacts["training_set"].parts, ["tokens", "reference_loss"])
     expected = score_windows(load_model(done.artifacts["proxy"].path), tokens_array(training_set), (), True)
-    np.testing.assert_array_equal(reference_array(training_set), expected["token_loss"].astype(np.float16))
+    np.testing.assert_array_equal(
+        np.stack(training_set["reference_loss"].to_numpy()), expected["token_loss"].astype(np.float16)
+    )
     before, after = (
         load_file(path / "model.safetensors") for path in (started, done.artifacts["model"].path)
     )

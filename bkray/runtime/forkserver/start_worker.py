@@ -5,7 +5,8 @@ a file named as Ray's own is left out for workers without a runtime environment.
 
 A fork server serves the workers of its own raylet and job only: Ray's C++ part reads both from the
 environment when it is loaded. The raylet starts it as it starts every worker, so it hands on the folder, the
-environment, the signal mask and the output. It has one thread: forks are safe.
+environment, the signal mask and the output. It has one thread: forks are safe. After its raylet it ends the
+forks that are left: some of Ray's processes lock themselves up in their own end.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import runpy
 import signal
 import socket
 import sys
+import time
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,6 +39,7 @@ _IMPORTS = (
 )
 _NO_JOB = "f" * 8
 _LOOK_S = 0.5  # how often the server looks whether its raylet still lives
+_END_S = 10.0  # how long workers may take to end after their raylet
 
 
 def main() -> None:
@@ -140,7 +143,27 @@ def _next(listener: socket.socket, raylet: int) -> tuple[list[str], dict[str, st
                 request = json.loads(sent.read())
                 connection.sendall(b"+")
             return request
+    listener.close()
+    _end_forks()
     sys.exit()
+
+
+def _end_forks() -> None:
+    """Wait for the forks, whose raylet has ended; kill those that do not end by themselves."""
+    deadline = time.monotonic() + _END_S
+    while (left := _children()) and time.monotonic() < deadline:
+        time.sleep(_LOOK_S)
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _children() -> list[int]:
+    """The living children of this process, which has one thread; none where the kernel does not tell."""
+    try:
+        return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
 
 
 def _work(arguments: list[str], variables: dict[str, str]) -> None:

@@ -1,12 +1,13 @@
 """Translation models of Hugging Face: a tiny untrained Marian where transformers is, else the error."""
 
 import random
+import re
 from importlib.util import find_spec
 
 import pytest
 
 from bkray.augmentation import check_augmentations
-from bkray.augmentation.hugging_face import HuggingFace
+from bkray.augmentation.hugging_face import HuggingFace, split_sentences
 from bkray.config import UserError
 from bkray.config.preparation import BackTranslation
 
@@ -24,6 +25,15 @@ def section(name):
 def test_without_transformers_the_error_says_how_to_install_it():
     with pytest.raises(UserError, match=r"pip install transformers sentencepiece.*kind to apertium"):
         check_augmentations([section("Helsinki-NLP/opus-mt-en-es")])
+
+
+def test_sentences_end_at_stops_and_empty_lines_and_a_million_blanks_take_no_time():
+    gap = re.compile(r"((?<=[.!?:;])\s+|\s*\n\s*\n\s*)")
+    rng = random.Random(0)
+    for _ in range(500):
+        text = "".join(rng.choices("ab. !\n\t\u00a0", k=rng.randrange(30)))
+        assert split_sentences(text) == gap.split(text)
+    assert split_sentences("a" + " " * 1_000_000 + "b") == ["a" + " " * 1_000_000 + "b"]
 
 
 @pytest.fixture(scope="module")

@@ -66,6 +66,9 @@ def test_an_unknown_kind_names_the_nearest():
             "training.bucket_mb has no effect: training.gradient_compression powersgd",
         ),
         ({"training": {"parallel": "fsdp2", "compile": True}}, "is not one graph: remove it or set"),
+        ({"training": {"lr": float("inf")}}, "training.lr: Input should be a finite number"),
+        ({"selection": {"kind": ["entropy"]}}, "selection.kind"),
+        ({"sampling": {"weight": {"loss": 1}}}, "sampling.weight"),
         (
             {"training": {"parallel": "fsdp2", "gradient_cache": {"kind": "every"}}},
             "training.gradient_cache cannot take training.parallel fsdp2, which keeps no whole parameter",

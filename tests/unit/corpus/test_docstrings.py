@@ -144,3 +144,10 @@ def test_real_package():
     text = "\n".join(row["text"] for row in documents)
     assert len(text) > 1_000_000
     assert "shortest path" in text
+
+
+def test_a_link_to_nothing_is_no_file(package):
+    root, corpus = package
+    before = read(corpus)
+    (root / "deep" / ".#m00.py").symlink_to("someone@somewhere.1234")  # an editor's lock
+    assert read(corpus) == before

@@ -15,6 +15,7 @@ import zstandard
 from bkray.config import UserError
 from bkray.config.corpus import Cleaning, JsonlCorpus, ParquetCorpus, TextCorpus
 from bkray.corpus import DOCUMENTS, REJECTS, list_shards, read_shard, sources, stable_id
+from bkray.corpus.lines import opens_at
 
 WIKITEXT = Path(__file__).parents[4] / "shared" / "data" / "wikitext-2"
 
@@ -100,6 +101,20 @@ def test_compressed_files_read_alike_and_a_cut_one_is_named(tmp_path, compress):
         (tmp_path / name).write_bytes(packed[:end])
         with pytest.raises(UserError, match=rf"{name}: the compressed stream ends early"):
             read(text(tmp_path, document="line"))
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_compressed_file_that_was_cut_to_nothing_is_named(tmp_path, suffix):
+    (tmp_path / "a.txt").write_text("words\n")
+    (tmp_path / f"b.txt{suffix}").write_bytes(b"")
+    with pytest.raises(UserError, match=rf"b\.txt\{suffix}: the compressed file has 0 bytes"):
+        read(text(tmp_path))
+
+
+def test_only_the_beginning_of_a_line_makes_it_a_title():
+    opens = opens_at("b")
+    assert opens(b"ab\n")
+    assert not opens(b"a" * 1000 + b"b\n")
 
 
 def test_file_that_is_not_compressed_is_a_user_error(tmp_path):

@@ -1,8 +1,10 @@
 import io
+import time
 
 import pytest
 from rich.console import Console
 
+from bkray.reporting import progress as module
 from bkray.reporting.progress import Progress
 
 
@@ -33,3 +35,17 @@ def test_on_a_terminal_the_line_is_live():
         assert line.seconds >= 0
         line.result = "20 steps"
     assert "✓ model" in out.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_stage_that_says_nothing_still_shows_that_it_is_at_work(monkeypatch, terminal):
+    monkeypatch.setattr(module, "_TICK_S", 0.01)
+    monkeypatch.setattr(module, "_QUIET_INTERVAL_S", 0.02)
+    monkeypatch.setattr(module.Line, "seconds", 75.0)
+    out = io.StringIO()
+    shown = "scored          75 s" if terminal else "  scored: at work for 75 s\n"
+    with Progress(Console(file=out, force_terminal=terminal, width=100)).stage("scored"):
+        started = time.monotonic()
+        while shown not in out.getvalue():
+            assert time.monotonic() - started < 30, out.getvalue()
+            time.sleep(0.01)

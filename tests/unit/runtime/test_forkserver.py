@@ -3,9 +3,11 @@
 import json
 import os
 import socket
+import subprocess
 import sys
 import threading
 
+import psutil
 import pytest
 
 from bkray.runtime.forkserver import START_WORKER, start_worker
@@ -66,3 +68,31 @@ def test_ray_does_not_leave_the_file_out():
     """A file of the name of Ray's own is left out for workers without a runtime environment."""
     assert START_WORKER.is_file()
     assert START_WORKER.name != "setup_worker.py"
+
+
+OUTLIVED = """
+import os, signal, time
+from bkray.runtime.forkserver import start_worker
+
+start_worker._END_S, start_worker._LOOK_S = 1.0, 0.05
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for seconds in (0.2, 600.0):
+    if not os.fork():
+        time.sleep(seconds)
+        os._exit(0)
+print(*start_worker._children(), flush=True)
+start_worker._end_forks()
+"""
+
+
+def test_forks_that_do_not_end_after_the_raylet_are_ended():
+    """Some of Ray's processes lock themselves up in their own end."""
+    command = [sys.executable, "-c", OUTLIVED]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        forks = [int(pid) for pid in process.stdout.readline().split()]
+    assert process.returncode == 0
+    assert len(forks) == 2
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in forks if psutil.pid_exists(pid)], timeout=60)
+    for process in alive:
+        process.kill()
+    assert not alive

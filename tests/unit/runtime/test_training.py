@@ -1,15 +1,26 @@
+from pathlib import Path
+
 import numpy as np
 
 from bkray.config import parse_recipe
 from bkray.curriculum import WeightedSampler
 from bkray.runtime.drawing import build_sampler, order_columns
-from bkray.runtime.training import _progress
+from bkray.runtime.training import Job, _own_log, _progress
 
 
 def test_the_time_left_follows_the_pace_of_the_steps():
     text = _progress({"step": 10, "loss": 1.25, "seconds": 5.0}, 1010)
     assert text == "step 10 of 1,010, loss 1.250, about 500 s left"
     assert "loss nan" in _progress({"step": 10, "loss": None, "seconds": 5.0}, 20)
+
+
+def test_the_log_of_another_run_in_the_folder_goes_and_its_own_stays(tmp_path):
+    recipe = parse_recipe({"name": "t", "corpus": {"kind": "docstrings"}})
+    for key, left in (("a", True), ("a", True), ("b", False)):
+        job = Job(recipe, key, [], [], Path(), tmp_path, tmp_path / "model")
+        job.metrics.write_text('{"step": 10}\n')
+        _own_log(job)
+        assert job.metrics.exists() == left
 
 
 def test_the_sampler_follows_the_recipes_curriculum_and_weights():

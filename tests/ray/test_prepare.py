@@ -1,0 +1,69 @@
+"""Text as it comes: broken rows, copies in several splits, a word without an end."""
+
+import json
+import random
+
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from bkray.config import UserError, parse_recipe
+from bkray.reporting.progress import Progress
+from bkray.runtime.pipeline import run_pipeline
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
+
+COPY = "every value that an operator keeps is found in three files, and stays in one of them only"
+AWKWARD = {
+    "malformed JSON": b"{broken",
+    "not UTF-8": b'{"text": "caf\xff"}',
+    "no text field": b'{"title": "a row without a text"}',
+    "too long": json.dumps({"text": "z" * 400_000}).encode(),
+}
+
+
+def prepared(folder, out, until="windows"):
+    recipe = parse_recipe(
+        {
+            "name": "awkward",
+            "corpus": {"kind": "jsonl", "path": str(folder)},
+            "cleaning": {"max_chars": 300_000},
+            "tokenizer": {"vocab_size": 300},
+            "window": 32,
+        }
+    )
+    return run_pipeline(recipe, out, until=until, progress=Progress(Console(quiet=True)))
+
+
+def test_awkward_rows_are_set_aside_and_copies_stay_in_one_split(texts, tmp_path):
+    """So many letters at random would take the training of BPE a minute if they were one word."""
+    lines = (texts / "a.jsonl").read_bytes().splitlines()
+    endless = "".join(random.Random(0).choices("ACGT", k=299_000))
+    splits = {"train": lines[:30], "validation": lines[30:40], "test": lines[40:50]}
+    (tmp_path / "corpus").mkdir()
+    splits["train"] = [*AWKWARD.values(), *splits["train"], json.dumps({"text": endless}).encode()]
+    for name, own in splits.items():
+        rows = [*own, json.dumps({"text": COPY}).encode(), b'{"text": " "}', b""]
+        (tmp_path / "corpus" / f"{name}.jsonl").write_bytes(b"\n".join(rows))
+    artifacts = prepared(tmp_path / "corpus", tmp_path / "out").artifacts
+    documents = artifacts["documents"]
+    rejects = pq.read_table(documents.path / "rejects.parquet").to_pylist()
+    assert [(row["source"], row["ordinal"], row["reason"]) for row in rejects] == [
+        ("train.jsonl", place, reason) for place, reason in enumerate(AWKWARD)
+    ]
+    assert documents.manifest["rejects"] == dict.fromkeys(AWKWARD, 1)
+    kept = pq.read_table(documents.parts).to_pylist()
+    assert [row["text"] for row in kept].count(COPY) == 1
+    assert [row["text"] for row in kept].count(endless) == 1
+    assert documents.manifest["removed"] == 2
+    assert len(kept) == 50 + 2
+    assert artifacts["windows"].splits.keys() == splits.keys()
+
+
+def test_a_corpus_of_blank_texts_is_refused_and_nothing_is_left(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.jsonl").write_text('{"text": " "}\n' * 9)
+    with pytest.raises(UserError, match="1 files hold no document"):
+        prepared(tmp_path / "corpus", tmp_path / "out")
+    left = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert not {name for name in left if not name.startswith(".")}  # a lock, and how long it took

@@ -1,0 +1,28 @@
+"""Whose folder a sweep's is."""
+
+from pathlib import Path
+
+import pytest
+
+from bkray.config import UserError
+from bkray.config.sweep import load_sweep
+from bkray.runtime.sweep import _identity, run_sweep
+
+QUICKSTART = Path(__file__).parents[3] / "tune" / "sweeps" / "quickstart.yaml"
+
+
+def test_an_interrupted_sweep_is_not_gone_on_with_as_another(tmp_path):
+    """Its finished trials would be taken for those of the new points."""
+    folder = tmp_path / "quickstart-sweep"
+    folder.mkdir()
+    (folder / "sweep.json").write_text(_identity(*load_sweep(QUICKSTART)))
+    with pytest.raises(UserError, match="holds another sweep of this name"):
+        run_sweep(QUICKSTART, ("seed=7",), tmp_path)
+    assert [path.name for path in folder.iterdir()] == ["sweep.json"]
+
+
+def test_too_few_cpus_are_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("bkray.runtime.sweep.local_cpus", lambda cpus: 0)
+    with pytest.raises(UserError, match="x 1 CPU = 1 CPUs, but there are 0"):
+        run_sweep(QUICKSTART, ("corpus.packages=[nltk]",), tmp_path)
+    assert not list(tmp_path.iterdir())
