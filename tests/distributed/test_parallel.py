@@ -202,7 +202,8 @@ def runs(size, folder):
         yield f"{kind}, muon", functools.partial(trained, recipe(steps=50, parallel=kind))
         adamw = recipe(steps=50, parallel=kind, optimizer="adamw")
         yield f"{kind}, adamw", functools.partial(trained, adamw, dtype=torch.float64)
-        yield f"{kind}, adamw, float32", functools.partial(trained, adamw)
+        short = recipe(parallel=kind, optimizer="adamw")
+        yield f"{kind}, adamw, float32", functools.partial(trained, short)
         for optimizer in ("muon", "adamw"):
             settings = recipe(parallel=kind, optimizer=optimizer)
             yield f"{kind}, {optimizer}, bytes", functools.partial(state_bytes, settings)
@@ -271,6 +272,7 @@ def world(request):
 @pytest.fixture(scope="module")
 def alone():
     runs = {steps: trained(recipe(steps=steps)) for steps in (12, 50)}
+    runs["adamw, float32"] = trained(recipe(optimizer="adamw"))
     return {**runs, "adamw": trained(recipe(steps=50, optimizer="adamw"), dtype=torch.float64)}
 
 
@@ -290,6 +292,7 @@ def test_all_worlds_and_kinds_end_with_the_same_weights(world, alone):
     _, _, (first, *_) = world
     assert distance(first["ddp, muon"], alone[50]) < 1e-5
     assert distance(first["ddp, adamw"], alone["adamw"]) < 1e-5
+    assert distance(first["ddp, adamw, float32"], alone["adamw, float32"]) < 1e-5
     assert same_bits(first["zero1, adamw, float32"], first["ddp, adamw, float32"])
     assert distance(first["fsdp2, adamw, float32"], first["ddp, adamw, float32"]) < 5e-6
     for optimizer in ("muon", "adamw"):

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from bkray.runtime import cluster
+
 pytestmark = [pytest.mark.end_to_end, pytest.mark.ray]
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +33,7 @@ def head(kill_node):
     ports = {name: free_port() for name in names}
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{RAY.parent}:{os.environ['PATH']}"}
     environment.pop("RAY_ADDRESS", None)
-    environment["RAY_worker_niceness"] = "0"  # at Ray's 15 the tests beside this one take all of the time
+    environment |= cluster._LOCAL_RAY  # the usual priority, no workers and figures that nobody asks for
     state = tempfile.mkdtemp(prefix="bkray")  # short: a socket's path must stay below 107 characters
     command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
     command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={state}"]

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 from bkray.config import load_recipe
 from bkray.reporting import RunLog
@@ -32,9 +34,22 @@ def contents(run):
     return {str(path.relative_to(run)): path.read_bytes() for path in files}
 
 
-def test_artifacts_are_the_same_bytes_for_other_batches_and_blocks(small, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """The folder of a run up to its training set, made once: call with the recipe."""
+    made = []
+
+    def get(recipe):
+        if not made:
+            made.append(run(recipe, tmp_path_factory.mktemp("prepared"), "training_set").folder)
+        return made[0]
+
+    return get
+
+
+def test_artifacts_are_the_same_bytes_for_other_batches_and_blocks(small, prepared, tmp_path, monkeypatch):
     recipe = load_recipe(small)
-    usual = run(recipe, tmp_path / "usual", "training_set").folder
+    usual = prepared(recipe)
     monkeypatch.setattr(scoring, "_SCORE_BATCH", 5)
     monkeypatch.setattr(scoring, "_BLOCK_ROWS", 23)
     monkeypatch.setattr(prepare, "_BLOCKS_PER_CPU", 1)
@@ -44,6 +59,29 @@ def test_artifacts_are_the_same_bytes_for_other_batches_and_blocks(small, tmp_pa
     assert len(contents(usual)) >= 8
     table = pq.read_table(next(usual.glob("artifacts/training_set-*/part-00000.parquet")))
     assert table["weight"].equals(table["rarity"])
+
+
+def test_a_killed_actor_is_replaced_and_the_scores_are_the_same(small, prepared, tmp_path, monkeypatch):
+    recipe = load_recipe(small)
+    usual = prepared(recipe)
+    ignored = shutil.ignore_patterns("scored-*", "selected-*", "training_set-*")
+    shutil.copytree(usual, tmp_path / "small", ignore=ignored)
+    monkeypatch.setattr(scoring, "_BLOCK_ROWS", 16)
+    monkeypatch.setattr(scoring, "_SCORE_BATCH", 1)  # so that it takes long enough to be killed
+    killed = []
+
+    def kill_an_actor():
+        while not (actors := processes("ray::MapWorker(MapBatches(_Score)).submit")):
+            time.sleep(0.01)
+        os.kill(actors[0], signal.SIGKILL)
+        killed.append(actors[0])
+
+    killer = threading.Thread(target=kill_an_actor, daemon=True)
+    killer.start()
+    other = run(recipe, tmp_path, "training_set").folder
+    killer.join(timeout=60)
+    assert killed
+    assert contents(usual) == contents(other)
 
 
 PLAIN = ["difficulty=null", "selection=null", "proxy=null", "curriculum=null", "sampling=null"]
@@ -74,6 +112,7 @@ def data_of(finished, folder):
 def often(small, workers=2):
     """It logs every step, so that a lost one is missed."""
     steps = ["training.tokens=100_000", "training.log_every=1", "training.checkpoint_every=50"]
+    steps += ["training.keep_checkpoints=9"]
     return load_recipe(small, [*PLAIN, *steps, f"training.workers={workers}"])
 
 
@@ -94,6 +133,24 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(small, undistu
     assert "lost" not in expected.artifacts["model"].manifest["ledger"]
 
 
+def test_an_interrupted_run_goes_on_with_another_number_of_workers(small, undisturbed, tmp_path):
+    """From step 50, as where the model was not there yet and neither were the later checkpoints."""
+    expected = undisturbed(often(small, 2))
+    folder = tmp_path / "small"
+    data = data_of(expected, tmp_path)
+
+    def later(_, names):
+        made = ("step-", "model", "metrics", "tensorboard")
+        return {name for name in names if name.startswith(made) and name != "step-00000050"}
+
+    shutil.copytree(expected.folder, folder, ignore=later)
+    again = run(often(small, 1), tmp_path, "model", data)
+    assert min(line["step"] for line in RunLog.read(folder / "metrics.jsonl")) == 51
+    weights = [load_file(one.folder / "model" / "model.safetensors") for one in (expected, again)]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4)
+
+
 def test_a_run_that_diverges_says_so_once(small, undisturbed, tmp_path):
     """Ray would train anew for each of `max_failures`; the note tells how often steps were left out."""
     wild = ["training.lr=1e30", "training.on_divergence={kind: skip, most: 1}", "training.warmup=0"]
@@ -112,7 +169,7 @@ def kill_a_worker_after_a_checkpoint(folder):
     """SIGKILL to one of the processes that train, as soon as there are lines beyond a checkpoint."""
     while not past_a_checkpoint(folder):
         time.sleep(0.01)
-    os.kill(training_workers()[-1], signal.SIGKILL)
+    os.kill(processes("ray::RayTrainWorker", "ray::_train_task")[-1], signal.SIGKILL)
 
 
 def past_a_checkpoint(folder):
@@ -121,8 +178,8 @@ def past_a_checkpoint(folder):
     return bool(saved) and log.exists() and RunLog.read(log)[-1]["step"] >= int(saved[-1].name[5:]) + 5
 
 
-def training_workers():
-    """Ids of the processes of this cluster's training workers, by the name that Ray gives them."""
+def processes(*names):
+    """Ids of the processes of this cluster whose name, which Ray gives them, begins so."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -130,7 +187,7 @@ def training_workers():
             mine = os.getpid() in ancestors(int(path.parent.name))
         except OSError:
             continue  # it has just ended
-        if mine and name.startswith(("ray::RayTrainWorker", "ray::_train_task")):
+        if mine and name.startswith(names):
             found.append(int(path.parent.name))
     return sorted(found)
 

@@ -5,11 +5,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from bkray.config import parse_recipe
 from bkray.curriculum import ReplaySampler, WeightedSampler
 from bkray.model import build_model
 from bkray.training import Checkpointer, Ledger, WindowData, train
+from bkray.training.optimization.optimizers import build_optimizer
+from bkray.training.optimization.schedules import build_schedule
 
 VOCAB, WINDOW, BATCH, STEPS = 16, 24, 8, 40
 ALIVE = {"least_cosine": -1.0, "most_rise": 1e9}
@@ -18,7 +21,9 @@ TECHNIQUES = {
     "accumulate": {"accumulate": 2},
     "activation_cache": {"start_from": "elsewhere", "freeze": 1, "activation_cache": {}},
     "average": {"average": {"decay": 0.9}},
+    "constant": {"schedule": "constant"},
     "control_variate": {"gradient_cache": {"kind": "control_variate", "threshold": 0.9}},
+    "cosine": {"schedule": "cosine"},
     "distillation": {"distillation": {"teachers": ["elsewhere"], "top_k": 3}},
     "embedding_lr": {"embedding_lr": 0.02},
     "every": {"gradient_cache": {"kind": "every", "first_audits": 2, "most_rise": 1.0}},
@@ -29,9 +34,12 @@ TECHNIQUES = {
     "one_cycle": {"schedule": "one_cycle"},
     "plateau": {"schedule": {"kind": "plateau", "patience": 0}},
     "replay": {"start_from": "elsewhere", "replay": {"run": "elsewhere", "share": 0.3}},
+    "restarts": {"schedule": "restarts"},
     "skip": {"skip": {"share": 0.4}},
+    "skip at random": {"skip": {"share": 0.4, "by": "random"}},
     "stale": {"gradient_cache": {"kind": "stale", "threshold": 0.9, "first_audits": 2}},
     "token_selection": {"token_selection": {"keep": 0.6}},
+    "token_selection at random": {"token_selection": {"kind": "random", "keep": 0.6}},
     "unfreeze": {"start_from": "elsewhere", "unfreeze": {"at": [0.4]}, "layer_decay": 0.9},
     "wsd": {"schedule": "wsd"},
 }
@@ -227,6 +235,27 @@ def test_off_is_absent(plain, tmp_path):
     parts = {"model", "optimizer", "schedule", "metrics", "sampler", "ledger"}
     own = {"step", "rng", "seen", "seconds", "validation_loss"}
     assert Checkpointer(tmp_path, "key").load().keys() == parts | own
+
+
+def test_without_techniques_it_is_a_bare_loop(plain):
+    """Up to the rounding of the output head, whose logits the loop never holds as a whole."""
+    settings = recipe()
+    torch.manual_seed(settings.seed)
+    model = build_model(settings.model, VOCAB)
+    sampler = WeightedSampler(
+        *SCORES, BATCH, STEPS, pass_share=0.8, strengths=(0.0, 1.0), start=0.5, seed=settings.seed
+    )
+    optimizer = build_optimizer(model, settings.training)
+    schedule = build_schedule(optimizer, settings.training, STEPS)
+    for step in range(STEPS):
+        tokens = torch.from_numpy(TRAINING[sampler.ids(step)]).long()
+        logits = model(tokens[:, :-1])
+        functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.training.clip)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    torch.testing.assert_close(model.state_dict(), dict(plain[0]), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["fall_back", "skip"])
