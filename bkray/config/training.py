@@ -110,26 +110,26 @@ class Training(Section):
 
     @model_validator(mode="after")
     def _buckets(self) -> Training:
-        given = ", ".join(f"training.{key}" for key in _BUCKETS if self.changed(key))
+        given, faults = ", ".join(f"training.{key}" for key in _BUCKETS if self.changed(key)), []
         if given and self.workers == 1:
-            raise ValueError(
-                f"{given}: a single worker sends no gradients: remove it or raise training.workers"
-            )
+            faults.append(f"{given}: a single worker sends no gradients: remove it or raise training.workers")
         if given and self.parallel == "fsdp2":
-            raise ValueError(
+            faults.append(
                 f"{given}: training.parallel fsdp2 sends gradients without the buckets of DDP: remove it or "
                 "set training.parallel to ddp or zero1"
             )
         if self.bucket_mb and isinstance(self.gradient_compression, PowerSGD):
-            raise ValueError(
+            faults.append(
                 "training.bucket_mb has no effect: training.gradient_compression powersgd sends all "
                 "gradients in one bucket: remove one of the two"
             )
         if self.compile and self.parallel == "fsdp2":
-            raise ValueError(
+            faults.append(
                 "training.compile: a model that gathers its parameters block by block (training.parallel "
                 "fsdp2) is not one graph: remove it or set training.parallel to ddp or zero1"
             )
+        if faults:
+            raise ValueError("; ".join(faults))
         return self
 
     @field_validator("trackers")

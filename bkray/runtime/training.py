@@ -27,7 +27,7 @@ from torch import nn
 
 from bkray.config import Recipe, UserError
 from bkray.corpus import load_tokenizer
-from bkray.corpus.mapped import JoinedWindows, map_windows
+from bkray.corpus.mapped import JoinedWindows, alone_in, map_windows
 from bkray.corpus.windows import first_rows, read_columns, tokens_array
 from bkray.curriculum import (
     CurriculumSampler,
@@ -204,6 +204,12 @@ def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter |
     The log goes to `reporter`, by default the file `job.metrics` and the recipe's trackers.
     """
     torch.set_num_threads(1)  # a core a worker: more cores are used by more workers, and bits stay the same
+    # A worker outlives a driver that is killed by some seconds, in which it logs and saves.
+    with alone_in(job.run) if rank == 0 else nullcontext():
+        _train(job, rank, device, reporter)
+
+
+def _train(job: Job, rank: int, device: torch.device, reporter: Reporter | None) -> None:
     if rank == 0:
         _own_log(job)
         logging.getLogger("bkray.training").addHandler(logging.FileHandler(job.notes, delay=True))

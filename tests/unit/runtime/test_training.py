@@ -1,11 +1,14 @@
+import threading
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from bkray.config import parse_recipe
+from bkray.corpus.mapped import alone_in
 from bkray.curriculum import WeightedSampler
 from bkray.runtime.drawing import build_sampler, order_columns
-from bkray.runtime.training import Job, _own_log, _progress
+from bkray.runtime.training import Job, _own_log, _progress, run_training
 
 
 def test_the_time_left_follows_the_pace_of_the_steps():
@@ -21,6 +24,19 @@ def test_the_log_of_another_run_in_the_folder_goes_and_its_own_stays(tmp_path):
         job.metrics.write_text('{"step": 10}\n')
         _own_log(job)
         assert job.metrics.exists() == left
+
+
+def test_a_worker_waits_for_the_one_of_a_killed_driver(tmp_path, monkeypatch):
+    trained = threading.Event()
+    monkeypatch.setattr("bkray.runtime.training._train", lambda *_: trained.set())
+    recipe = parse_recipe({"name": "t", "corpus": {"kind": "docstrings"}})
+    job = Job(recipe, "key", [], [], Path(), tmp_path, tmp_path / "model")
+    with alone_in(tmp_path):
+        waiting = threading.Thread(target=run_training, args=(job, 0, torch.device("cpu")))
+        waiting.start()
+        assert not trained.wait(0.3)
+    waiting.join(timeout=60)
+    assert trained.is_set()
 
 
 def test_the_sampler_follows_the_recipes_curriculum_and_weights():
