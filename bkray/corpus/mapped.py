@@ -75,7 +75,7 @@ def map_windows(parts: Sequence[Path], column: str = "tokens") -> MappedWindows:
     again.
     """
     path = parts[0].parent / f"{column}.arrow"
-    with alone_in(path.parent):
+    with _alone_in(path.parent):
         try:
             return MappedWindows(path)
         except (FileNotFoundError, pa.ArrowInvalid):
@@ -98,8 +98,8 @@ def _write(parts: Sequence[Path], path: Path) -> None:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """No second process that asks for the same folder is in the block at the same time: it waits."""
+def _alone_in(folder: Path) -> Iterator[None]:
+    """No second process that asks for the same folder is in the block at the same time."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -167,7 +167,7 @@ def check_budget(recipe: Recipe, cpus: int, out: Path, corpus_bytes: int) -> Non
 def disk_bytes(recipe: Recipe, corpus_bytes: int) -> int:
     """An estimate of what a run writes: text and tokens (4 bytes each) once a stage and once for the training
     windows as they are read; checkpoints. Compressed text and large models take more."""
-    copies, cleaning = 1 + len(recipe.augmentation), recipe.cleaning
+    copies, cleaning = 1 + sum(section.share for section in recipe.augmentation), recipe.cleaning
     stages = 3 + sum(map(bool, (cleaning.near, cleaning.quality, cleaning.nearest, cleaning.leakage)))
     stages += bool(recipe.difficulty or recipe.selection) + bool(recipe.selection)
     if distillation := recipe.training.distillation:  # 6 bytes for each of k, twice, where a token has 4

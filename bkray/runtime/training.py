@@ -6,13 +6,15 @@ They, and not Ray's own state, decide where a run goes on; so the loop is the sa
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import math
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import nullcontext
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from torch import nn
 
 from bkray.config import Recipe, UserError
 from bkray.corpus import load_tokenizer
-from bkray.corpus.mapped import JoinedWindows, alone_in, map_windows
+from bkray.corpus.mapped import JoinedWindows, map_windows
 from bkray.corpus.windows import first_rows, read_columns, tokens_array
 from bkray.curriculum import (
     CurriculumSampler,
@@ -48,6 +50,7 @@ from bkray.training import Checkpointer, Ledger, Reporter, WindowData, export_mo
 from bkray.training.batches import Windows
 from bkray.training.state.start import load_overlapping, load_start
 
+_OTHERS_END_S = 60.0  # how long a worker waits for another one of the same run
 _HEALTH_CHECK_S = "1"  # Ray's 2 s are spent once more at the end; each check takes the workers 1 to 2 ms
 
 
@@ -204,9 +207,24 @@ def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter |
     The log goes to `reporter`, by default the file `job.metrics` and the recipe's trackers.
     """
     torch.set_num_threads(1)  # a core a worker: more cores are used by more workers, and bits stay the same
-    # A worker outlives a driver that is killed by some seconds, in which it logs and saves.
-    with alone_in(job.run) if rank == 0 else nullcontext():
+    with _after_others(job.run / ".training.lock") if rank == 0 else nullcontext():
         _train(job, rank, device, reporter)
+
+
+@contextmanager
+def _after_others(path: Path) -> Iterator[None]:
+    """Wait for a worker that outlives its driver, which was killed, by some seconds: it logs and saves.
+
+    Not for ever: some processes of Ray's lock themselves up in their own end.
+    """
+    with open(path, "w") as lock:
+        until = time.monotonic() + _OTHERS_END_S
+        while time.monotonic() < until:
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(0.1)
+        yield
 
 
 def _train(job: Job, rank: int, device: torch.device, reporter: Reporter | None) -> None:

@@ -1,10 +1,12 @@
 import errno
 import pickle
+import signal
 
+import pytest
 from ray.exceptions import WorkerCrashedError
 
 from bkray.config import UserError
-from bkray.runtime.exits import find_user_error
+from bkray.runtime.exits import exit_codes, find_user_error
 
 
 def chained(inner, outer):
@@ -15,6 +17,25 @@ def chained(inner, outer):
             raise outer from error
     except type(outer) as error:
         return error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("mend it"), 2, "error: mend it\n"),
+        (KeyError("gone"), 1, "this is a fault of bkray, not of your recipe: please report it"),
+        (KeyboardInterrupt(), 130, "interrupted; what is finished is kept"),
+    ],
+)
+def test_each_end_has_its_code_and_only_a_fault_of_ours_a_traceback(capsys, error, code, said):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended, exit_codes():
+        raise error
+    signal.signal(signal.SIGTERM, before)
+    stderr = capsys.readouterr().err
+    assert ended.value.code == code
+    assert said in stderr
+    assert ("Traceback" in stderr) == (code == 1)
 
 
 def test_what_the_user_can_mend_is_found_behind_other_errors():

@@ -5,10 +5,9 @@ import numpy as np
 import torch
 
 from bkray.config import parse_recipe
-from bkray.corpus.mapped import alone_in
 from bkray.curriculum import WeightedSampler
 from bkray.runtime.drawing import build_sampler, order_columns
-from bkray.runtime.training import Job, _own_log, _progress, run_training
+from bkray.runtime.training import Job, _after_others, _own_log, _progress, run_training
 
 
 def test_the_time_left_follows_the_pace_of_the_steps():
@@ -31,7 +30,7 @@ def test_a_worker_waits_for_the_one_of_a_killed_driver(tmp_path, monkeypatch):
     monkeypatch.setattr("bkray.runtime.training._train", lambda *_: trained.set())
     recipe = parse_recipe({"name": "t", "corpus": {"kind": "docstrings"}})
     job = Job(recipe, "key", [], [], Path(), tmp_path, tmp_path / "model")
-    with alone_in(tmp_path):
+    with _after_others(tmp_path / ".training.lock"):
         waiting = threading.Thread(target=run_training, args=(job, 0, torch.device("cpu")))
         waiting.start()
         assert not trained.wait(0.3)
