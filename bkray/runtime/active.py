@@ -32,7 +32,7 @@ from bkray.reporting.formats import share
 from bkray.reporting.progress import Progress
 from bkray.reporting.report import write_active_report
 from bkray.runtime.artifacts import Artifact
-from bkray.runtime.cluster import check_budget, cluster
+from bkray.runtime.cluster import check_budget, check_budget_here, cluster
 from bkray.runtime.pipeline import check_out, check_words, locked, make_folder
 from bkray.runtime.plan import make_plan
 from bkray.runtime.results import spent
@@ -110,6 +110,7 @@ def run_active(
         return folder
     check_words([recipe])
     runs = Runs(active, recipe, folder, list_shards(recipe.corpus))
+    check_budget_here(recipe, cpus, out, runs.plan.corpus_bytes)
     make_folder(folder)
     with locked(folder), cluster(cpus) as there:
         check_budget(recipe, there, out, runs.plan.corpus_bytes)

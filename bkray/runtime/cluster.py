@@ -164,6 +164,12 @@ def check_budget(recipe: Recipe, cpus: int, out: Path, corpus_bytes: int) -> Non
         )
 
 
+def check_budget_here(recipe: Recipe, cpus: int | None, out: Path, corpus_bytes: int) -> None:
+    """`check_budget` before a Ray of one's own is started; a job's cluster is known when it is joined."""
+    if not inside_job():
+        check_budget(recipe, local_cpus(cpus), out, corpus_bytes)
+
+
 def disk_bytes(recipe: Recipe, corpus_bytes: int) -> int:
     """An estimate of what a run writes: text and tokens (4 bytes each) once a stage and once for the training
     windows as they are read; checkpoints. Compressed text and large models take more."""

@@ -37,7 +37,7 @@ from bkray.reporting import ComparisonArm, ComparisonReport, ComparisonRow, RunL
 from bkray.reporting.files import write_atomically
 from bkray.reporting.progress import Line, Progress
 from bkray.reporting.report import write_comparison_report
-from bkray.runtime.cluster import check_budget, cluster
+from bkray.runtime.cluster import check_budget, check_budget_here, cluster
 from bkray.runtime.distillation import map_soft_targets
 from bkray.runtime.pipeline import check_models, check_out, check_words, locked, make_folder
 from bkray.runtime.plan import Plan, make_plan
@@ -45,6 +45,7 @@ from bkray.runtime.results import spent
 from bkray.runtime.training import run_training
 from bkray.runtime.trials import prepare_data, read_result, running, trial_job, write_result
 from bkray.training import Ledger, WindowData, interleaved_step_seconds, load_model
+from bkray.training.divergence.recovery import Diverged
 from bkray.training.state.start import vocabulary_size
 
 _EVAL_BATCH = 16
@@ -120,9 +121,11 @@ def run_comparison(
         for arm in recipes
         for lr in comparison.learning_rates
     ]
+    recipe, corpus_bytes = tuning[0].recipe, tuning[0].plan.corpus_bytes
+    check_budget_here(recipe, cpus, out, corpus_bytes)
     make_folder(folder)
     with locked(folder), cluster(cpus) as there:
-        check_budget(tuning[0].recipe, there, out, tuning[0].plan.corpus_bytes)
+        check_budget(recipe, there, out, corpus_bytes)
         write_atomically(folder / "comparison.json", _identity(comparison, recipes))
         data = {run.arm: spent(prepare_data(run.plan, there, progress).values())[0] for run in tuning}
         _execute("tuning", tuning, progress)
@@ -165,14 +168,13 @@ def _execute(name: str, runs: Sequence[Run], progress: Progress) -> None:
         while pending:
             done, pending = ray.wait(pending, timeout=1.0)
             ray.get(done)
-            _show(runs, left, line)
+            _show(runs, left, pending, line)
         line.result = f"{len(runs)} runs, {len(runs) - len(left)} of them there before"
 
 
-def _show(runs: Sequence[Run], left: Sequence[Run], line: Line) -> None:
-    done = sum(run.result is not None for run in runs)
-    folders = {run.folder.parent.name + "/" + run.folder.name: run.folder for run in left}
-    line.update(f"{done} of {len(runs)} finished; {running(folders)}".rstrip("; "))
+def _show(runs: Sequence[Run], left: Sequence[Run], pending: Sequence[Any], line: Line) -> None:
+    folders = {f"{run.folder.parent.name}/{run.folder.name}": run.folder for run in left if not run.result}
+    line.update(f"{len(runs) - len(pending)} of {len(runs)} finished; {running(folders)}".rstrip("; "))
 
 
 @ray.remote(num_cpus=1, max_retries=2)
@@ -183,7 +185,7 @@ def _train(run: Run) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         run_training(job, 0, device)
-    except UserError as error:
+    except Diverged as error:
         return write_result(job, {"error": str(error)})
     details = json.loads((job.export / "config.json").read_text())["training"]
     held_out = read_columns(job.window_parts, ["tokens", "target_bytes"], run.split)

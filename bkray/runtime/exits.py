@@ -33,11 +33,19 @@ def exit_codes() -> Iterator[None]:
 def find_user_error(error: BaseException | None) -> UserError | None:
     """The UserError behind `error`, through causes and what Ray wraps around a worker's exception.
 
-    A full disk is one, whoever met it, and so is a process or a machine that was lost too often.
+    A full disk is one, whoever met it, and so is a process or a machine that was lost too often. Where a
+    machine is lost, actors that start again on the others may leave no CPU to what they wait for.
     """
     from ray import exceptions as ray  # late: a mere --help need not wait for ray
 
-    lost = (ray.WorkerCrashedError, ray.OutOfMemoryError, ray.NodeDiedError, ray.LocalRayletDiedError)
+    data = sys.modules.get("ray.data.exceptions")  # where it is not imported it has raised nothing
+    lost: tuple[type[BaseException], ...] = (
+        ray.WorkerCrashedError,
+        ray.OutOfMemoryError,
+        ray.NodeDiedError,
+        ray.LocalRayletDiedError,
+        *([data.ExecutionTimeoutError] if data else []),
+    )
     seen: set[int] = set()
     waiting = [error]
     while waiting:

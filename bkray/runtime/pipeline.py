@@ -27,7 +27,7 @@ from bkray.reporting.progress import Progress
 from bkray.reporting.trackers import check_trackers
 from bkray.runtime import cleaning, distillation, leakage, prepare, scoring
 from bkray.runtime.artifacts import Artifact, write_manifest, writing
-from bkray.runtime.cluster import check_budget, cluster, inside_job, local_cpus
+from bkray.runtime.cluster import check_budget, check_budget_here, cluster, inside_job
 from bkray.runtime.evaluation import evaluation, forgetting
 from bkray.runtime.exits import find_user_error
 from bkray.runtime.nearest import nearest
@@ -105,8 +105,8 @@ def run_pipeline(
     if complete:
         progress.say(f"{run}: already complete, nothing to do")
         return RunResult(run, {n: a for n, a in found.items() if a}, _summary(run, until))
-    if not inside_job():
-        check_budget(recipe, local_cpus(cpus), out, plan.corpus_bytes)
+    if not all(found.values()):
+        check_budget_here(recipe, cpus, out, plan.corpus_bytes)
     make_folder(run)
     with locked(run), _claimed(run, recipe):
         built = _build_all(plan, stages, cpus, progress, out)

@@ -39,7 +39,7 @@ from bkray.runtime.work import Outcome, Work
 _BLOCKS_PER_CPU = 8  # enough to share the work evenly; a shuffle's cost grows with the number of blocks
 _FEW_DOCUMENTS = 64  # a split of fewer is measured as soon as it is read
 _FEWEST_DOCUMENTS = 32  # a block of augmentation: starting a translator takes as long as some of them
-_LONG_RUN = re.compile(r"\S{1000}")  # a word without an end: the time of BPE's training is quadratic in it
+_LONG_WORD, _LONG_BLANK = re.compile(r"\S{1000}"), re.compile(r"(\s{1000})\s+")  # BPE trains in their square
 _MOST_DOCUMENTS = 256  # a block of augmentation: slow translations are done in minutes, not in hours
 
 
@@ -156,7 +156,7 @@ def _train_tokenizer(parts: list[Path], vocab_size: int, target: str) -> int:
     def texts() -> Iterator[str]:
         for part in parts:
             for text in read_columns([part], ["text"], "train")["text"].to_pylist():
-                yield _LONG_RUN.sub(r"\g<0>\n", text)
+                yield _LONG_BLANK.sub(r"\1", _LONG_WORD.sub(r"\g<0>\n", text))
 
     trained = train_tokenizer(texts(), vocab_size)
     trained.save(target)

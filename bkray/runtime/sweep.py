@@ -34,11 +34,11 @@ from bkray.reporting.progress import Line, Progress
 from bkray.reporting.report import write_sweep_report
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.beside import end_actors, run_beside
-from bkray.runtime.cluster import check_budget, cluster, inside_job, local_cpus
+from bkray.runtime.cluster import check_budget, check_budget_here, cluster
 from bkray.runtime.pipeline import check_models, check_out, check_words, locked, make_folder
 from bkray.runtime.plan import Plan, make_plan
 from bkray.runtime.training import Job, run_training
-from bkray.runtime.trials import prepare_data, read_result, running, trial_job, write_result
+from bkray.runtime.trials import prepare_data, read_result, run_key, running, trial_job, write_result
 from bkray.training import Ledger
 
 METRIC = "bits_per_byte"
@@ -55,6 +55,10 @@ class Candidate:
     plan: Plan
 
     @property
+    def key(self) -> str:
+        return run_key(self.plan, self.recipe)
+
+    @property
     def result(self) -> dict[str, Any] | None:
         """What the trial left when it had finished."""
         return read_result(self.plan, self.recipe)
@@ -69,8 +73,8 @@ def run_sweep(
 ) -> Path:
     """Run the sweep at `path`; leaves trials.json, report.html and winner.yaml in `out`/<sweep name>.
 
-    A trial that has finished is not run again, unless its text or the program have changed. Raises UserError
-    for what cannot work, before anything is written.
+    A trial that has finished is not run again, unless its text has changed. Raises UserError for what cannot
+    work, before anything is written.
     """
     progress = progress or Progress()
     sweep, values = load_sweep(Path(path), tuple(overrides))
@@ -78,17 +82,16 @@ def run_sweep(
     check_out(out)
     candidates = _candidates(sweep, values, folder)
     _check_folder(folder, sweep, values)
-    if (folder / "winner.yaml").exists() and all(one.result for one in candidates):
+    if _complete(folder, candidates):
         progress.say(f"{folder}: already complete, nothing to do")
         return folder
     check_models(one.recipe for one in candidates)
     check_words(one.recipe for one in candidates)
-    budget = candidates[0].recipe, out, candidates[0].plan.corpus_bytes
-    if not inside_job():
-        check_budget(budget[0], local_cpus(cpus), *budget[1:])
+    recipe, corpus_bytes = candidates[0].recipe, candidates[0].plan.corpus_bytes
+    check_budget_here(recipe, cpus, out, corpus_bytes)
     make_folder(folder)
     with locked(folder), cluster(cpus) as there:
-        check_budget(budget[0], there, *budget[1:])
+        check_budget(recipe, there, out, corpus_bytes)
         write_atomically(folder / "sweep.json", _identity(sweep, values))
         prepared = {one.name: prepare_data(one.plan, there, progress) for one in candidates}
         with progress.stage("trials") as line:
@@ -161,6 +164,14 @@ def _check_folder(folder: Path, sweep: Sweep, values: dict[str, Any]) -> None:
         )
 
 
+def _complete(folder: Path, candidates: list[Candidate]) -> bool:
+    """Whether the results are there, and those of these candidates; one that was stopped early has none."""
+    if not (folder / "winner.yaml").exists():
+        return False
+    rows = json.loads((folder / "trials.json").read_text())
+    return [row.get("key") for row in rows] == [one.key for one in candidates]
+
+
 # --- trials ----------------------------------------------------------------------------------------
 
 
@@ -199,8 +210,9 @@ def _tune(
 
 def _progress(candidates: list[Candidate]) -> str:
     """How many trials have gone all the way, and the steps that the others have logged."""
-    folders = {one.name: one.plan.stages["model"].path.parent for one in candidates}
-    done = sum(one.result is not None for one in candidates)
+    left = [one for one in candidates if not one.result]
+    folders = {one.name: one.plan.stages["model"].path.parent for one in left}
+    done = len(candidates) - len(left)
     return f"{done} of {len(candidates)} finished; {running(folders)}".rstrip("; ")
 
 
@@ -290,7 +302,8 @@ def _write_results(
     best = min(finished, key=lambda trial: trial.bits_per_byte or math.inf)
     winner = next(one for one in candidates if one.name == best.name)
     recipe = dump_yaml(winner.recipe.model_copy(update={"name": f"{sweep.name}-winner"}))
-    write_atomically(folder / "trials.json", json.dumps([_row(trial) for trial in trials], indent=2))
+    rows = [_row(trial, one) for trial, one in zip(trials, candidates, strict=True)]
+    write_atomically(folder / "trials.json", json.dumps(rows, indent=2))
     report = SweepReport(name=sweep.name, trials=trials, winner=best.name, recipe=recipe)
     write_sweep_report(folder / "report.html", report)
     write_atomically(folder / "winner.yaml", recipe)
@@ -298,9 +311,10 @@ def _write_results(
     progress.say(f"report  {folder / 'report.html'}\nwinner  {folder / 'winner.yaml'}")
 
 
-def _row(trial: Trial) -> dict[str, Any]:
+def _row(trial: Trial, candidate: Candidate) -> dict[str, Any]:
     return {
         "name": trial.name,
+        "key": candidate.key,
         "parameters": dict(trial.parameters),
         "status": trial.status,
         "error": trial.error,

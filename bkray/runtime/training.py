@@ -94,6 +94,15 @@ class Job:
         return self.run / "notes.log"
 
     @property
+    def owner(self) -> Path:
+        """The key of the run that the log is of."""
+        return self.run / ".log_of"
+
+    @property
+    def owns_folder(self) -> bool:
+        return self.owner.exists() and self.owner.read_text() == self.key
+
+    @property
     def ray_state(self) -> Path:
         """What Ray Train keeps of one call; nothing goes on from it."""
         return self.run / ".ray_train"
@@ -134,6 +143,7 @@ def train_job(work: Work, job: Job) -> Outcome:
     Several are Ray Train's. One alone is a task: it needs no process group, and starts without the five
     processes that Ray Train puts around its workers.
     """
+    own_folder(job)
     shutil.rmtree(job.ray_state, ignore_errors=True)
     show_while(_by_ray_train(job) if job.recipe.training.workers > 1 else _alone(job), job, work.line)
     shutil.rmtree(job.ray_state, ignore_errors=True)
@@ -229,7 +239,6 @@ def _after_others(path: Path) -> Iterator[None]:
 
 def _train(job: Job, rank: int, device: torch.device, reporter: Reporter | None) -> None:
     if rank == 0:
-        _own_log(job)
         logging.getLogger("bkray.training").addHandler(logging.FileHandler(job.notes, delay=True))
     recipe = job.recipe
     vocab_size = load_tokenizer(job.tokenizer).get_vocab_size()
@@ -263,13 +272,15 @@ def _train(job: Job, rank: int, device: torch.device, reporter: Reporter | None)
         export_model(job.export, network, recipe, job.tokenizer, vocab_size, {"training": details})
 
 
-def _own_log(job: Job) -> None:
-    """Drop the log of another run that was in this folder: its steps are none of this run's."""
-    owner = job.run / ".log_of"
-    if owner.exists() and owner.read_text() != job.key:
+def own_folder(job: Job) -> None:
+    """Make the run's folder its own: the log of another run there goes, whose steps are none of this one's.
+
+    The folder of a version of bkray that did not note whose it is counts as this run's.
+    """
+    if job.owner.exists() and not job.owns_folder:
         job.metrics.unlink(missing_ok=True)
         job.notes.unlink(missing_ok=True)
-    write_atomically(owner, job.key)
+    write_atomically(job.owner, job.key)
 
 
 def _start(network: nn.Module, job: Job) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from bkray.reporting.progress import Progress
 from bkray.reporting.report import write_transfer_report
 from bkray.reporting.trackers import check_trackers
 from bkray.runtime.artifacts import key_of
-from bkray.runtime.cluster import check_budget, cluster, inside_job, local_cpus
+from bkray.runtime.cluster import check_budget_here, cluster
 from bkray.runtime.pipeline import (
     RunResult,
     build_stage,
@@ -75,8 +75,7 @@ def run_transfer(
     check_words([phase.recipe for phase in missing])
     for phase in missing:
         check_trackers(phase.recipe.training.trackers)
-        if not inside_job():
-            check_budget(phase.recipe, local_cpus(cpus), out, phase.corpus_bytes)
+        check_budget_here(phase.recipe, cpus, out, phase.corpus_bytes)
     with cluster(cpus) if missing else nullcontext():  # one for all phases
         for phase in missing[1:]:
             _read(phase, cpus, progress)

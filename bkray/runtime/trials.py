@@ -15,7 +15,7 @@ from bkray.reporting.progress import Progress
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.pipeline import build_stage
 from bkray.runtime.plan import Plan
-from bkray.runtime.training import Job, pool_parts
+from bkray.runtime.training import Job, own_folder, pool_parts
 
 _RESULT = "result.json"
 
@@ -31,18 +31,20 @@ def prepare_data(plan: Plan, cpus: int, progress: Progress) -> dict[str, Artifac
 
 
 def trial_job(plan: Plan, recipe: Recipe) -> Job:
-    """What the one worker of a run does, on the data of `plan`; its folder is made."""
+    """What the one worker of a run does, on the data of `plan`, in the run's folder.
+
+    What another run has left in it goes: one of other text, which did not end or whose result counts no more.
+    """
     stages = plan.stages
     run = stages["model"].path.parent
-    run.mkdir(parents=True, exist_ok=True)
     inputs: dict[str, Artifact] = {}
     for name in stages["model"].inputs:
         artifact = stages[name].find()
         assert artifact, f"{stages[name].path} has vanished"
         inputs[name] = artifact
-    return Job(
+    job = Job(
         recipe=recipe,
-        key=_key(plan, recipe),
+        key=run_key(plan, recipe),
         training_parts=inputs["training_set"].parts,
         window_parts=inputs["windows"].parts,
         soft_target_parts=inputs["soft_targets"].parts if "soft_targets" in inputs else [],
@@ -52,17 +54,22 @@ def trial_job(plan: Plan, recipe: Recipe) -> Job:
         start=plan.start,
         pool_parts=pool_parts(plan),
     )
+    if not job.owns_folder:
+        shutil.rmtree(run, ignore_errors=True)
+    own_folder(job)
+    return job
 
 
-def _key(plan: Plan, recipe: Recipe) -> str:
+def run_key(plan: Plan, recipe: Recipe) -> str:
+    """Of all that the weights depend on."""
     return f"{plan.stages['model'].key}-{recipe.seed}"
 
 
 def read_result(plan: Plan, recipe: Recipe) -> dict[str, Any] | None:
-    """What `write_result` was given; None where nothing was, or for other text, settings or versions."""
+    """What `write_result` was given; None where nothing was, or for other text or settings."""
     path = plan.stages["model"].path.parent / _RESULT
     values = json.loads(path.read_text()) if path.exists() else {}
-    return values if values.pop("key", None) == _key(plan, recipe) else None
+    return values if values.pop("key", None) == run_key(plan, recipe) else None
 
 
 def write_result(job: Job, values: Mapping[str, Any]) -> None:
@@ -72,10 +79,10 @@ def write_result(job: Job, values: Mapping[str, Any]) -> None:
 
 
 def running(folders: Mapping[str, Path]) -> str:
-    """By name, the steps that runs which have no result yet have logged."""
+    """By name, the steps that runs have logged."""
     shown = []
     for name, folder in folders.items():
         log = folder / "metrics.jsonl"
-        if log.exists() and not (folder / _RESULT).exists() and (lines := RunLog.read(log)):
+        if log.exists() and (lines := RunLog.read(log)):
             shown.append(f"{name} step {lines[-1]['step']:,}")
     return ", ".join(shown)

@@ -68,18 +68,21 @@ def test_a_killed_actor_is_replaced_and_the_scores_are_the_same(small, prepared,
     shutil.copytree(usual, tmp_path / "small", ignore=ignored)
     monkeypatch.setattr(scoring, "_BLOCK_ROWS", 16)
     monkeypatch.setattr(scoring, "_SCORE_BATCH", 1)  # so that it takes long enough to be killed
-    killed = []
+    killed, ended = [], threading.Event()
 
     def kill_an_actor():
-        while not (actors := processes("ray::MapWorker(MapBatches(_Score)).submit")):
-            time.sleep(0.01)
-        os.kill(actors[0], signal.SIGKILL)
-        killed.append(actors[0])
+        while not killed and not ended.wait(0.01):
+            for actor in processes("ray::MapWorker(MapBatches(_Score)).submit")[:1]:
+                os.kill(actor, signal.SIGKILL)
+                killed.append(actor)
 
-    killer = threading.Thread(target=kill_an_actor, daemon=True)
+    killer = threading.Thread(target=kill_an_actor)
     killer.start()
-    other = run(recipe, tmp_path, "training_set").folder
-    killer.join(timeout=60)
+    try:
+        other = run(recipe, tmp_path, "training_set").folder
+    finally:
+        ended.set()
+        killer.join()
     assert killed
     assert contents(usual) == contents(other)
 

@@ -38,7 +38,7 @@ def prepared(folder, out, until="windows"):
 def test_awkward_rows_are_set_aside_and_copies_stay_in_one_split(texts, tmp_path):
     """So many letters at random would take the training of BPE a minute if they were one word."""
     lines = (texts / "a.jsonl").read_bytes().splitlines()
-    endless = "".join(random.Random(0).choices("ACGT", k=299_000))
+    endless = "".join(random.Random(0).choices("ACGT", k=149_000)) + " " * 149_000 + "."
     splits = {"train": lines[:30], "validation": lines[30:40], "test": lines[40:50]}
     (tmp_path / "corpus").mkdir()
     splits["train"] = [*AWKWARD.values(), *splits["train"], json.dumps({"text": endless}).encode()]

@@ -3,6 +3,7 @@ import pickle
 import signal
 
 import pytest
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import WorkerCrashedError
 
 from bkray.config import UserError
@@ -54,6 +55,11 @@ def test_a_full_disk_is_for_the_user_to_mend():
     full = OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
     said = str(find_user_error(chained(full, RuntimeError("worker failed"))))
     assert "No space left on device: 'metrics.jsonl': free some space" in said
+
+
+def test_a_stage_that_stands_still_is_no_fault_of_the_program():
+    said = str(find_user_error(chained(ExecutionTimeoutError("no progress for 300 s"), ValueError("failed"))))
+    assert said.startswith("ExecutionTimeoutError: no progress for 300 s What is finished is kept")
 
 
 def test_a_lost_process_is_no_fault_of_the_program():

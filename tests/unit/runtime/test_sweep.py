@@ -1,12 +1,13 @@
 """Whose folder a sweep's is."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from bkray.config import UserError
 from bkray.config.sweep import load_sweep
-from bkray.runtime.sweep import _identity, run_sweep
+from bkray.runtime.sweep import _candidates, _complete, _identity, run_sweep
 
 QUICKSTART = Path(__file__).parents[3] / "tune" / "sweeps" / "quickstart.yaml"
 
@@ -22,7 +23,21 @@ def test_an_interrupted_sweep_is_not_gone_on_with_as_another(tmp_path):
 
 
 def test_too_few_cpus_are_refused_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("bkray.runtime.sweep.local_cpus", lambda cpus: 0)
+    monkeypatch.setattr("bkray.runtime.cluster.local_cpus", lambda cpus: 0)
     with pytest.raises(UserError, match="x 1 CPU = 1 CPUs, but there are 0"):
         run_sweep(QUICKSTART, ("corpus.packages=[nltk]",), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_it_is_complete_with_trials_that_were_stopped_and_not_with_those_of_other_text(tmp_path):
+    """A trial that was stopped early leaves a row and no result."""
+    candidates = _candidates(*load_sweep(QUICKSTART), tmp_path)
+    assert not _complete(tmp_path, candidates)
+    rows = [{"name": one.name, "key": one.key, "status": "stopped early"} for one in candidates]
+    (tmp_path / "trials.json").write_text(json.dumps(rows))
+    assert not _complete(tmp_path, candidates)
+    (tmp_path / "winner.yaml").write_text("name: winner")
+    assert _complete(tmp_path, candidates)
+    rows[-1]["key"] = "of other text"
+    (tmp_path / "trials.json").write_text(json.dumps(rows))
+    assert not _complete(tmp_path, candidates)

@@ -7,7 +7,7 @@ import torch
 from bkray.config import parse_recipe
 from bkray.curriculum import WeightedSampler
 from bkray.runtime.drawing import build_sampler, order_columns
-from bkray.runtime.training import Job, _after_others, _own_log, _progress, run_training
+from bkray.runtime.training import Job, _after_others, _progress, own_folder, run_training
 
 
 def test_the_time_left_follows_the_pace_of_the_steps():
@@ -21,7 +21,7 @@ def test_the_log_of_another_run_in_the_folder_goes_and_its_own_stays(tmp_path):
     for key, left in (("a", True), ("a", True), ("b", False)):
         job = Job(recipe, key, [], [], Path(), tmp_path, tmp_path / "model")
         job.metrics.write_text('{"step": 10}\n')
-        _own_log(job)
+        own_folder(job)
         assert job.metrics.exists() == left
 
 
@@ -36,6 +36,12 @@ def test_a_worker_waits_for_the_one_of_a_killed_driver(tmp_path, monkeypatch):
         assert not trained.wait(0.3)
     waiting.join(timeout=60)
     assert trained.is_set()
+
+
+def test_a_worker_does_not_wait_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr("bkray.runtime.training._OTHERS_END_S", 0.2)
+    with _after_others(tmp_path / ".training.lock"), _after_others(tmp_path / ".training.lock"):
+        pass
 
 
 def test_the_sampler_follows_the_recipes_curriculum_and_weights():

@@ -7,7 +7,7 @@ import pytest
 from bkray.config import parse_recipe
 from bkray.runtime.plan import make_plan
 from bkray.runtime.training import Job
-from bkray.runtime.trials import read_result, write_result
+from bkray.runtime.trials import read_result, run_key, write_result
 
 
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"training": {"lr": 1e-4}}, {"window": 128}])
@@ -16,8 +16,7 @@ def test_a_result_is_that_of_its_own_settings_only(tmp_path, changed):
     recipe, other = parse_recipe(base), parse_recipe({**base, **changed})
     plan, other_plan = (make_plan(each, (), tmp_path) for each in (recipe, other))
     assert read_result(plan, recipe) is None
-    key = f"{plan.stages['model'].key}-{recipe.seed}"
-    job = Job(recipe, key, [], [], Path(), tmp_path, tmp_path / "model")
+    job = Job(recipe, run_key(plan, recipe), [], [], Path(), tmp_path, tmp_path / "model")
     job.checkpoints.mkdir()
     write_result(job, {"steps": 3})
     assert read_result(plan, recipe) == {"steps": 3}
