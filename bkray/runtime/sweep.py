@@ -165,8 +165,11 @@ def _check_folder(folder: Path, sweep: Sweep, values: dict[str, Any]) -> None:
 
 
 def _complete(folder: Path, candidates: list[Candidate]) -> bool:
-    """Whether the results are there, and those of these candidates; one that was stopped early has none."""
-    if not (folder / "winner.yaml").exists():
+    """Whether the results are there, and of these candidates; trials.json is written last.
+
+    A trial that was stopped early has a row in it and no result of its own.
+    """
+    if not (folder / "winner.yaml").exists() or not (folder / "trials.json").exists():
         return False
     rows = json.loads((folder / "trials.json").read_text())
     return [row.get("key") for row in rows] == [one.key for one in candidates]
@@ -302,11 +305,11 @@ def _write_results(
     best = min(finished, key=lambda trial: trial.bits_per_byte or math.inf)
     winner = next(one for one in candidates if one.name == best.name)
     recipe = dump_yaml(winner.recipe.model_copy(update={"name": f"{sweep.name}-winner"}))
-    rows = [_row(trial, one) for trial, one in zip(trials, candidates, strict=True)]
-    write_atomically(folder / "trials.json", json.dumps(rows, indent=2))
     report = SweepReport(name=sweep.name, trials=trials, winner=best.name, recipe=recipe)
     write_sweep_report(folder / "report.html", report)
     write_atomically(folder / "winner.yaml", recipe)
+    rows = [_row(trial, one) for trial, one in zip(trials, candidates, strict=True)]
+    write_atomically(folder / "trials.json", json.dumps(rows, indent=2))
     progress.console.print(_table(trials, best))
     progress.say(f"report  {folder / 'report.html'}\nwinner  {folder / 'winner.yaml'}")
 

@@ -32,9 +32,12 @@ def test_one_of_several_becomes_the_server(listener, address):
     assert os.listdir(os.path.dirname(address)) == [os.path.basename(address)]
 
 
-def test_it_ends_where_its_raylet_has_ended(listener):
+def test_it_ends_its_forks_and_itself_where_its_raylet_has_ended(listener, monkeypatch):
+    ended = []
+    monkeypatch.setattr(start_worker, "_end_forks", lambda: ended.append(True))  # here: those of the tests
     with pytest.raises(SystemExit):
         start_worker._next(listener, raylet=os.getppid() + 1)
+    assert ended
 
 
 def test_a_request_that_breaks_off_is_passed_over(listener, address):
