@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import re
+import shutil
 from importlib.util import find_spec
 
 import pytest
@@ -39,6 +41,7 @@ def refused(bkray, path, out, *arguments):
     [
         (["training.lrr=1", "modl=1"], "did you mean lr?"),
         (["training.workers=4", "--cpus", "2"], "training.workers 4 x 1 CPU = 4 CPUs, but there are 2"),
+        (["training.workers=999", "training.batch_tokens=31968", "--cpus", "999"], "MiB are available: set"),
         (["training.gradient_cache={kind: stale, max_bytes: 1000}"], "1,000 does not hold one gradient"),
         (
             ["augmentation=[{kind: back_translation, translator: {kind: apertium, forth: eng-tlh}}]"],
@@ -51,6 +54,14 @@ def test_before_anything_starts(bkray, tmp_path, arguments, message):
     if message != "text.txt":
         (tmp_path / "text.txt").write_text("words " * 1000)
     assert message in refused(bkray, recipe(tmp_path), tmp_path / "out", *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_corpus_that_the_disk_does_not_hold(bkray, tmp_path):
+    with open(tmp_path / "text.txt", "wb") as sparse:
+        sparse.truncate(shutil.disk_usage(tmp_path).total)
+    stderr = refused(bkray, recipe(tmp_path), tmp_path / "out")
+    assert re.search(r"MiB of corpus need about [\d,]+ MiB of disk .*, but [\d,]+ MiB are free", stderr)
     assert not (tmp_path / "out").exists()
 
 

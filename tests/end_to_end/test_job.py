@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -31,9 +32,11 @@ def head(kill_node):
     """A head node with ports and a temporary folder of its own: (environment, dashboard address)."""
     names = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
     ports = {name: free_port() for name in names}
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{RAY.parent}:{os.environ['PATH']}"}
+    environment = {**os.environ, "PATH": f"{RAY.parent}:{os.environ['PATH']}"}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     environment.pop("RAY_ADDRESS", None)
     environment |= cluster._LOCAL_RAY  # the usual priority, no workers and figures that nobody asks for
+    environment["RAY_idle_worker_killing_time_threshold_ms"] = "600000"  # each takes seconds to start
     state = tempfile.mkdtemp(prefix="bkray")  # short: a socket's path must stay below 107 characters
     command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
     command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={state}"]

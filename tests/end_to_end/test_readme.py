@@ -23,7 +23,7 @@ ELSEWHERE = {
     "make test": "runs this test",
     "ray start --head": "test_job.py, with ports of its own",
     "RAY_AUTH_MODE=token ray job submit": "test_job.py",
-    "bkray transfer": "test_transfer.py, on small recipes",
+    "bkray transfer": "test_transfer.py, with the text at hand that the README goes on with",
 }
 SMALL = {
     "window": 48,
@@ -232,6 +232,14 @@ def test_a_sweep_leaves_a_table_a_picture_and_a_winner(checkout, finished):
     assert winner["name"] == "quickstart-sweep-winner"
     if not best["baseline"]:
         assert winner["selection"]["keep"] == best["parameters"]["selection.keep"]
+
+
+def test_another_python_makes_the_environment():
+    (line,) = re.findall(r"`(make run PYTHON=\S+)`", README)
+    with_new = f"{line} --dry-run VENV=another"
+    made = subprocess.run(with_new.split(), cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"{line.partition('=')[2]} -m venv another" in made
+    assert "another/bin/bkray run" in made
 
 
 def test_every_corpus_line_is_a_recipe(tmp_path):

@@ -1,7 +1,10 @@
-"""A whole transfer by the command: pretraining that is found again, replay, and what the target holds out."""
+"""A whole transfer, by the README's command: pretraining found again, replay, held-out text that leaked."""
 
 import json
 import math
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,20 +17,38 @@ from bkray.training import load_model
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
 
+README = Path(__file__).parents[2] / "README.md"
 WINDOW = 48
 LEAKED = 3  # of the target's held-out documents, put into the pool
 
 
 @pytest.fixture(scope="module")
-def spec(tmp_path_factory, texts):
-    """A transfer from a pool, into which the target's held-out text has leaked, to a smaller target."""
+def folder(tmp_path_factory, texts):
+    """A pool, into which the target's held-out text has leaked, and a smaller target in WikiText-2's form."""
     folder = tmp_path_factory.mktemp("transfer")
-    lines = (texts / "a.jsonl").read_text().splitlines(keepends=True)
-    target, pool = folder / "target", folder / "pool.jsonl"
+    lines = (texts / "a.jsonl").read_text().splitlines()
+    articles = [f" = Title {number} = \n {json.loads(line)['text']}\n" for number, line in enumerate(lines)]
+    target = folder / "target"
     target.mkdir()
-    for split, rows in (("train", lines[:30]), ("valid", lines[30:45]), ("test", lines[45:])):
-        (target / f"{split}.jsonl").write_text("".join(rows))
-    pool.write_text((texts / "b.jsonl").read_text() + "".join(lines[45 : 45 + LEAKED]))
+    for split, rows in (("train", articles[:30]), ("valid", articles[30:45]), ("test", articles[45:])):
+        (target / f"{split}.txt").write_text("".join(rows))
+    leaked = (json.dumps({"text": article}) + "\n" for article in articles[45 : 45 + LEAKED])
+    (folder / "pool.jsonl").write_text((texts / "b.jsonl").read_text() + "".join(leaked))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def transfer(folder):
+    """The README's command with text at hand, as arguments, for small recipes and the text of `folder`."""
+    (line,) = re.findall(r"^bkray transfer (?:.*\\\n)+.*", README.read_text(), re.MULTILINE)
+    _, command, recipe, pool, target = shlex.split(line.replace("\\\n", " "))
+    assert recipe == "pipelines/recipes/transfer.yaml"
+    pool = f"{pool.partition('=')[0]}=[{folder / 'pool.jsonl'}]"
+    return command, small(folder), pool, target.replace("FOLDER", str(folder / "target"))
+
+
+def small(folder):
+    """The file of a transfer with the phases of the README's, on recipes whose text is not there."""
     common = {
         "window": WINDOW,
         "training": {
@@ -42,31 +63,31 @@ def spec(tmp_path_factory, texts):
     recipes = {
         "pool": {
             **common,
-            "corpus": {"kind": "jsonl", "path": str(pool), "validation": 0.1, "test": 0.1},
+            "corpus": {"kind": "jsonl", "path": "nowhere", "validation": 0.1, "test": 0.1},
             "cleaning": {
                 "max_rejects": 0.0,
-                "leakage": {"held_out_of": {"it": held_out(target)}, "overlap": None},
+                "leakage": {"held_out_of": {"it": articles(folder / "target")}, "overlap": None},
             },
             "tokenizer": {"vocab_size": 300},
             "training": {**common["training"], "tokens": 12_000},
             "model": {"kind": "resnet_bk", "d_model": 32, "n_layers": 2},
         },
-        "target": {**common, "corpus": held_out(target)},
+        "target": {**common, "corpus": articles(folder / "nowhere")},
     }
     for name, recipe in recipes.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({"name": name, **recipe}))
     tuning = ["training.freeze=1", "training.replay={share: 0.5}"]
     phases = [
         {"name": "pretrain", "recipe": "pool.yaml"},
-        {"name": "tune", "recipe": "target.yaml", "overrides": tuning},
+        {"name": "target", "recipe": "target.yaml", "overrides": tuning},
     ]
     path = folder / "transfer.yaml"
     path.write_text(yaml.safe_dump({"name": "tuned", "phases": phases}))
     return path
 
 
-def held_out(folder):
-    return {"kind": "jsonl", "path": str(folder)}
+def articles(folder):
+    return {"kind": "text", "path": str(folder), "document_start": "^ = [^=].* = $"}
 
 
 def bits(model, windows):
@@ -77,9 +98,9 @@ def bits(model, windows):
     return nats / sum(rows["target_bytes"].to_pylist()) / math.log(2.0)
 
 
-def test_pretrain_and_tune(bkray_here, spec, tmp_path):
+def test_pretrain_and_tune(bkray_here, transfer, tmp_path):
     out = tmp_path / "out"
-    finished = bkray_here("transfer", spec, "--out", out, "--cpus", 2)
+    finished = bkray_here(*transfer, "--out", out, "--cpus", 2)
     assert finished.returncode == 0, finished.stderr
     assert f"report    {out / 'tuned' / 'report.html'}" in finished.stdout
     (pretrained,) = (out / "phases").iterdir()
@@ -108,10 +129,10 @@ def test_pretrain_and_tune(bkray_here, spec, tmp_path):
     assert "Before tuning" in (out / "tuned" / "report.html").read_text()
 
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
-    again = bkray_here("transfer", spec, "--out", out, "--cpus", 2)
+    again = bkray_here(*transfer, "--out", out, "--cpus", 2)
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("already complete, nothing to do") == 2
-    other = bkray_here("transfer", spec, "name=other", "seed=1", "training.workers=9", "--out", out)
+    other = bkray_here(*transfer, "name=other", "seed=1", "training.workers=9", "--out", out)
     assert other.returncode == 2
     assert "training.workers 9" in other.stderr
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == times
@@ -120,7 +141,10 @@ def test_pretrain_and_tune(bkray_here, spec, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["corpus.text_field=words"], "test.jsonl: no corpus.text_field 'words'; there are text"),
+        (
+            ["corpus={kind: jsonl, path: FOLDER/pool.jsonl, text_field: words}"],
+            "pool.jsonl: no corpus.text_field 'words'; there are text",
+        ),
         (
             ["training.replay=null", "window=40000", "training.batch_tokens=40000", "training.tokens=40000"],
             "is too small for one window of 40000 tokens",
@@ -128,20 +152,21 @@ def test_pretrain_and_tune(bkray_here, spec, tmp_path):
     ],
 )
 def test_what_is_wrong_with_the_target_shows_before_anything_is_trained(
-    bkray_here, spec, tmp_path, changes, message
+    bkray_here, transfer, folder, tmp_path, changes, message
 ):
     out = tmp_path / "out"
-    refused = bkray_here("transfer", spec, *changes, "--out", out, "--cpus", 2)
+    changes = (change.replace("FOLDER", str(folder)) for change in changes)
+    refused = bkray_here(*transfer, *changes, "--out", out, "--cpus", 2)
     assert refused.returncode == 2
     assert message in refused.stderr
     assert not (out / "phases").exists()
 
 
-def test_a_name_that_is_taken_is_refused_before_anything_is_trained(bkray_here, spec, tmp_path):
+def test_a_name_that_is_taken_is_refused_before_anything_is_trained(bkray_here, transfer, tmp_path):
     taken = tmp_path / "tuned"
     taken.mkdir()
     (taken / "notes.txt").write_text("not a run")
-    refused = bkray_here("transfer", spec, "--out", tmp_path, "--cpus", 2)
+    refused = bkray_here(*transfer, "--out", tmp_path, "--cpus", 2)
     assert refused.returncode == 2
     assert f"{taken} is not empty and holds no run of bkray" in refused.stderr
     assert not (tmp_path / "phases").exists()

@@ -11,10 +11,12 @@ from pathlib import Path
 import nltk
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
 from bkray.augmentation import SynonymReplacement, check_augmentations
 from bkray.augmentation.fetch import fetch
 from bkray.augmentation.wordnet import NEEDED, missing_data, thesaurus
+from bkray.cli import app
 from bkray.config import UserError
 from bkray.config.preparation import Synonym
 from bkray.corpus import DOCUMENTS, stable_id
@@ -136,11 +138,14 @@ def mirror(tmp_path, monkeypatch):
 
 
 def test_fetch_downloads_what_is_missing_once(nowhere, mirror):
+    def fetched():
+        return CliRunner().invoke(app, ["fetch", "wordnet", "--index", url]).output
+
     folder, url = mirror
-    assert "wordnet and averaged_perceptron_tagger_eng: now in" in fetch("wordnet", url)
+    assert "wordnet and averaged_perceptron_tagger_eng: now in" in fetched()
     assert missing_data() == []
     shutil.rmtree(folder)
-    assert "already there" in fetch("wordnet", url)
+    assert "already there" in fetched()
 
 
 def test_a_failed_fetch_says_so(nowhere, mirror):
