@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import random
+import shutil
+import subprocess
 
 import psutil
 import pytest
@@ -47,6 +49,23 @@ def kill_node():
                 member.kill()
 
     return kill
+
+
+@pytest.fixture
+def in_browser(tmp_path):
+    """The document that a real browser makes of a page, as text."""
+    if shutil.which("chromium") is None:
+        pytest.skip("Chromium is not installed")
+    flags = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync --dump-dom"
+    )
+
+    def dom(path):
+        command = ["chromium", *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    return dom
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The whole way on a small corpus: results, repetition, kills, other CPUs."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -107,6 +108,16 @@ def test_a_run_leaves_what_is_promised_and_changes_nothing_when_repeated(bkray, 
     assert plan.stdout.count("cached") == 11
 
 
+def test_a_browser_shows_its_report(bkray, small, reference, in_browser):
+    run, _ = reference(bkray, small)
+    dom = in_browser(run / "report.html")
+    bits = json.loads((run / "summary.json").read_text())["held_out"]["bits_per_byte"]
+    assert f'<dd id="bits-per-byte">{bits:.3f}</dd>' in dom
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", dom, re.DOTALL)
+    assert len(captions) == dom.count("<figure") <= dom.count("<svg")
+    assert "the scan" in dom
+
+
 def test_compressed_copies_are_smaller_and_evaluated(bkray, bkray_here, small, reference):
     run, _ = reference(bkray, small)
     before = json.loads((run / "summary.json").read_text())["held_out"]
@@ -137,19 +148,21 @@ def test_compressed_copies_are_smaller_and_evaluated(bkray, bkray_here, small, r
 
 
 def test_disturbed_at_every_turn_it_ends_with_the_same_bytes(bkray, small, reference, tmp_path, kill_node):
-    """In a data stage the driver is killed; in training the whole node, then comes an interrupt.
+    """In data stages the driver or the whole node is killed; in training the node, then comes an interrupt.
 
-    Last the driver is killed there too: its workers go on for some seconds, often to the end.
+    Then the driver is killed there too: its workers go on for some seconds, often to the end.
 
     Each time the CPUs are others; data and weights are bit-equal.
     """
     run, _ = reference(bkray, small)
     out = tmp_path / "out"
     turns = [
-        ("scored", 3, "kill the driver"),
+        ("documents", 2, "kill the driver"),
+        ("scored", 3, "kill the node"),
         ("training", 4, "kill the node"),
         ("training", 2, "interrupt"),
         ("training", 3, "kill the driver"),
+        ("evaluation", 2, "kill the driver"),
     ]
     for stage, cpus, how in turns:
         code, stderr = disturbed(small, out, cpus, stage, how, kill_node)
@@ -159,7 +172,7 @@ def test_disturbed_at_every_turn_it_ends_with_the_same_bytes(bkray, small, refer
             assert "Traceback" not in stderr
     again = bkray("run", small, "--out", out, "--cpus", 3)
     assert again.returncode == 0, again.stderr
-    assert again.stderr.count("already there") == 8
+    assert again.stderr.count("already there") == 10
     assert files(out / "small") == files(run)
     assert not list(out.rglob(".partial-*"))
 

@@ -3,8 +3,6 @@
 import math
 import os
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -223,17 +221,10 @@ def test_same_report_same_bytes(tmp_path, html):
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == html
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed")
-def test_a_browser_shows_the_headline_and_every_figure(tmp_path, html, check_self_contained):
+def test_a_browser_shows_the_headline_and_every_figure(tmp_path, html, check_self_contained, in_browser):
     path = tmp_path / "report.html"
     path.write_text(html, encoding="utf-8")
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --dump-dom"
-    )
-    profile = f"--user-data-dir={tmp_path / 'profile'}"
-    command = ["chromium", *flags.split(), profile, path.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    dom = in_browser(path)
     assert '<dd id="bits-per-byte">1.412</dd>' in dom
     assert dom.count("<svg") == 9
     assert dom.count("<figure") == 6
