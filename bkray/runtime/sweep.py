@@ -40,6 +40,7 @@ from bkray.runtime.plan import Plan, make_plan
 from bkray.runtime.training import Job, run_training
 from bkray.runtime.trials import prepare_data, read_result, run_key, running, trial_job, write_result
 from bkray.training import Ledger
+from bkray.training.divergence.recovery import Diverged
 
 METRIC = "bits_per_byte"
 BASELINE = "baseline"
@@ -60,7 +61,7 @@ class Candidate:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What the trial left when it had finished."""
+        """What the trial left when it had finished; its `error` where it diverged."""
         return read_result(self.plan, self.recipe)
 
 
@@ -73,8 +74,8 @@ def run_sweep(
 ) -> Path:
     """Run the sweep at `path`; leaves trials.json, report.html and winner.yaml in `out`/<sweep name>.
 
-    A trial that has finished is not run again, unless its text has changed. Raises UserError for what cannot
-    work, before anything is written.
+    A trial that has finished, or diverged, is not run again, unless its text has changed; one that failed in
+    another way is. Raises UserError for what cannot work, before anything is written.
     """
     progress = progress or Progress()
     sweep, values = load_sweep(Path(path), tuple(overrides))
@@ -167,12 +168,15 @@ def _check_folder(folder: Path, sweep: Sweep, values: dict[str, Any]) -> None:
 def _complete(folder: Path, candidates: list[Candidate]) -> bool:
     """Whether the results are there, and of these candidates; trials.json is written last.
 
-    A trial that was stopped early has a row in it and no result of its own.
+    A trial that was stopped early has a row in it and no result of its own; so has one that failed, which
+    may have met a full disk and is tried again.
     """
     if not (folder / "winner.yaml").exists() or not (folder / "trials.json").exists():
         return False
     rows = json.loads((folder / "trials.json").read_text())
-    return [row.get("key") for row in rows] == [one.key for one in candidates]
+    if [row.get("key") for row in rows] != [one.key for one in candidates]:
+        return False
+    return all(row["status"] != "failed" or one.result for row, one in zip(rows, candidates, strict=True))
 
 
 # --- trials ----------------------------------------------------------------------------------------
@@ -220,19 +224,28 @@ def _progress(candidates: list[Candidate]) -> str:
 
 
 def _trainable(config: dict[str, Any], candidates: list[Candidate]) -> None:
-    """One trial, in its own process; a finished one only reports again."""
+    """One trial, in its own process; one that has finished or diverged only says so again."""
     candidate = candidates[config["number"]]
     if not candidate.result:
-        job = trial_job(candidate.plan, candidate.recipe)
-        started = time.perf_counter()
-        reporter = _TuneReporter(job, quiet=candidate.name == BASELINE)
-        run_training(job, 0, torch.device("cpu"), reporter)
-        details = json.loads((job.export / "config.json").read_text())["training"]
-        flops = Ledger(details["ledger"]).total_flops
-        last = {METRIC: reporter.last, "step": details["steps"], "flops": flops}
-        write_result(job, {**last, "seconds": time.perf_counter() - started})
+        _train(candidate)
     assert candidate.result
+    if "error" in candidate.result:
+        raise Diverged(candidate.result["error"])
     tune.report({**candidate.result, "finished": True})
+
+
+def _train(candidate: Candidate) -> None:
+    job = trial_job(candidate.plan, candidate.recipe)
+    started = time.perf_counter()
+    reporter = _TuneReporter(job, quiet=candidate.name == BASELINE)
+    try:
+        run_training(job, 0, torch.device("cpu"), reporter)
+    except Diverged as error:
+        return write_result(job, {"error": str(error)})
+    details = json.loads((job.export / "config.json").read_text())["training"]
+    flops = Ledger(details["ledger"]).total_flops
+    last = {METRIC: reporter.last, "step": details["steps"], "flops": flops}
+    return write_result(job, {**last, "seconds": time.perf_counter() - started})
 
 
 class _TuneReporter(RunLog):
@@ -311,6 +324,10 @@ def _write_results(
     rows = [_row(trial, one) for trial, one in zip(trials, candidates, strict=True)]
     write_atomically(folder / "trials.json", json.dumps(rows, indent=2))
     progress.console.print(_table(trials, best))
+    for trial, one in zip(trials, candidates, strict=True):
+        if trial.status == "failed":
+            again = "" if one.result else " (the same command tries it again)"
+            progress.say(f"{trial.name} failed: {trial.error}{again}")
     progress.say(f"report  {folder / 'report.html'}\nwinner  {folder / 'winner.yaml'}")
 
 

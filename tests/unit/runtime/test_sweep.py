@@ -41,3 +41,17 @@ def test_it_is_complete_with_trials_that_were_stopped_and_not_with_those_of_othe
     rows[-1]["key"] = "of other text"
     (tmp_path / "trials.json").write_text(json.dumps(rows))
     assert not _complete(tmp_path, candidates)
+
+
+def test_a_trial_that_failed_is_tried_again_unless_it_diverged(tmp_path):
+    candidates = _candidates(*load_sweep(QUICKSTART), tmp_path)
+    *others, failed = candidates
+    rows = [{"name": one.name, "key": one.key, "status": "finished"} for one in others]
+    rows.append({"name": failed.name, "key": failed.key, "status": "failed"})
+    (tmp_path / "trials.json").write_text(json.dumps(rows))
+    (tmp_path / "winner.yaml").write_text("name: winner")
+    assert not _complete(tmp_path, candidates)
+    folder = tmp_path / "trials" / failed.name
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps({"key": failed.key, "error": "the loss is not finite"}))
+    assert _complete(tmp_path, candidates)

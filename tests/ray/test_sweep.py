@@ -1,0 +1,55 @@
+"""bkray sweep, for real: a trial that diverges is a row, one that was interrupted is run again."""
+
+import json
+
+import pytest
+import yaml
+
+from bkray.runtime.sweep import run_sweep
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
+
+
+@pytest.fixture
+def spec(tmp_path, texts):
+    base = {
+        "name": "base",
+        "corpus": {"kind": "jsonl", "path": str(texts), "validation": 0.1, "test": 0.1},
+        "tokenizer": {"vocab_size": 300},
+        "window": 48,
+        "model": {"kind": "resnet_bk", "d_model": 32, "n_layers": 1},
+        "training": {"tokens": 384 * 12, "batch_tokens": 384, "eval_every": 5, "optimizer": "adamw"},
+        "samples": None,
+    }
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    rates = {"training.lr": {"kind": "choice", "values": [1e-2, 1e30]}}
+    values = {"name": "rates", "recipe": "base.yaml", "space": rates, "trials": 2, "grace_steps": 12}
+    path = tmp_path / "rates.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_a_trial_that_diverges_is_a_row_and_one_that_was_interrupted_is_run_again(spec, tmp_path):
+    def rows():
+        return {
+            row["parameters"]["training.lr"]: row for row in json.loads((folder / "trials.json").read_text())
+        }
+
+    folder = run_sweep(spec, out=tmp_path / "out")
+    first = rows()
+    assert (first[1e-2]["status"], first[1e30]["status"]) == ("finished", "failed")
+    assert "not finite" in first[1e30]["error"]
+    assert "What failed" in (folder / "report.html").read_text()
+    assert yaml.safe_load((folder / "winner.yaml").read_text())["training"]["lr"] == 1e-2
+
+    results = {rate: folder / "trials" / row["name"] / "result.json" for rate, row in first.items()}
+    written = {rate: path.stat().st_mtime_ns for rate, path in results.items()}
+    run_sweep(spec, out=tmp_path / "out")
+    (folder / "trials.json").unlink()  # the last that a sweep writes
+    results[1e-2].unlink()
+    run_sweep(spec, out=tmp_path / "out")
+    assert results[1e30].stat().st_mtime_ns == written[1e30]
+    assert results[1e-2].stat().st_mtime_ns > written[1e-2]
+    again = rows()
+    assert again[1e30] == first[1e30]
+    assert {**again[1e-2], "seconds": None} == {**first[1e-2], "seconds": None}
