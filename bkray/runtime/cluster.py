@@ -131,7 +131,7 @@ def _configure_data() -> None:
     context.execution_no_progress_timeout_s = 300
     # On a small cluster the default shuffle starts 200 partitions: 10 s for 25,000 rows; this one took 2.
     context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
-    for name in ("ray.data", "ray.train"):
+    for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 

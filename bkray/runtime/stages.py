@@ -1,9 +1,9 @@
 """Ray Data building blocks: datasets in, datasets or finished part files out.
 
-    read_parts ─► map_batches … ─► write_parts: globally sorted by unique keys, a fixed number of rows a file
+    read_parts ─► map_batches … ─► write_parts: globally sorted by unique keys, so many rows or bytes a file
 
-Rows are sorted by their own ids and cut at fixed positions, so the files are the same bytes whatever blocks,
-batches and CPUs they came from. Nothing is pulled to the driver.
+Rows are sorted by their own ids and cut where their number or bytes make a part, so the files are the same
+bytes whatever blocks, batches and CPUs they came from. Nothing is pulled to the driver.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bkray.runtime.cluster import TASK_CPUS
 from bkray.selection import sort_keys, taken, thresholds
 from bkray.selection.threshold import BINS, Prefix, matches
 
-ROWS_PER_PART = 4096
+ROWS_PER_PART, BYTES_PER_PART = 4096, 64 << 20  # one worker holds a part several times while it writes it
 _SORTED_BLOCKS, _BLOCK_BYTES = 8, 128 << 20  # a sort merges more blocks than so many, up to so large
 
 
@@ -153,19 +153,20 @@ def write_parts(
     schema: pa.Schema,
     keys: Sequence[str],
     rows_per_part: int = ROWS_PER_PART,
+    bytes_per_part: int = BYTES_PER_PART,
 ) -> int:
-    """Sort by `keys` (unique together) into parts of `rows_per_part` rows under `schema`; return the rows."""
+    """Sort by `keys` (unique together) into parts under `schema`; return the rows.
+
+    A part has `rows_per_part` rows; fewer, but one, where their texts would take more than `bytes_per_part`.
+    """
     dataset = dataset.materialize()
     rows = dataset.count()
     if rows == 0:
         _write_table(pa.table({field.name: [] for field in schema}), directory, 0, schema)
         return 0
     ordered = _merged(dataset).sort(list(keys)).materialize()
-    pieces = (
-        ordered.split_at_indices(list(range(rows_per_part, rows, rows_per_part)))
-        if rows > rows_per_part
-        else [ordered]
-    )
+    cuts = _cuts(blocks_of(ordered), schema, rows_per_part, bytes_per_part)
+    pieces = ordered.split_at_indices(cuts) if cuts else [ordered]
     ray.get(
         [
             _write_blocks.remote(str(directory), number, schema, *blocks_of(piece))
@@ -183,6 +184,43 @@ def _merged(dataset: Dataset) -> Dataset:
     """
     most = max(_SORTED_BLOCKS, -(-dataset.size_bytes() // _BLOCK_BYTES))
     return dataset.repartition(most) if dataset.num_blocks() > most else dataset
+
+
+def _cuts(blocks: list[Any], schema: pa.Schema, most_rows: int, most_bytes: int) -> list[int]:
+    """The rows with which a part begins, but for the first: every block goes on with the part before it."""
+    texts = [field.name for field in schema if pa.types.is_string(field.type)]
+    cuts, before, begun = [], 0, (0, 0)
+    for block in blocks:
+        found, rows, begun = ray.get(_cut.remote(block, texts, begun, most_rows, most_bytes))
+        cuts += [before + at for at in found]
+        before += rows
+    return cuts
+
+
+@ray.remote(num_cpus=TASK_CPUS)
+def _cut(
+    block: pa.Table, texts: list[str], begun: tuple[int, int], most_rows: int, most_bytes: int
+) -> tuple[list[int], int, tuple[int, int]]:
+    """The rows of a block with which a part begins, its rows, and rows and bytes of the part left open.
+
+    `begun` are rows and bytes of the part that the blocks before have left open.
+    """
+    rows = len(block)
+    lengths = np.zeros(rows, dtype=np.int64)
+    for name in texts:
+        lengths += pc.fill_null(pc.binary_length(block[name]), 0).to_numpy()
+    ends, cuts = np.cumsum(lengths), []
+    first, held = -begun[0], -begun[1]  # the row with which the part begins, the bytes before it
+    while (at := _part_end(ends, first, held, most_rows, most_bytes)) < rows:
+        cuts.append(at)
+        first, held = at, int(ends[at - 1]) if at else 0
+    return cuts, rows, (rows - first, int(ends[-1]) - held)
+
+
+def _part_end(ends: np.ndarray, first: int, held: int, most_rows: int, most_bytes: int) -> int:
+    """The row after the last of the part from `first`; `ends` are the bytes up to and with each row."""
+    fits = int(np.searchsorted(ends, held + most_bytes, side="right"))
+    return max(min(first + most_rows, fits), first + 1)
 
 
 def blocks_of(dataset: Dataset) -> list[Any]:

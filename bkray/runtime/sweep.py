@@ -287,10 +287,7 @@ def _trial(candidate: Candidate, result: Result | None, prepared: dict[str, Arti
     """The row of one trial; its cost includes the stages that prepared its data, paid in full."""
     name, point, baseline = candidate.name, candidate.point, candidate.name == BASELINE
     if result is None or result.error is not None or not result.metrics or METRIC not in result.metrics:
-        error = (
-            str(result.error).strip().splitlines()[-1] if result and result.error else "it reported nothing"
-        )
-        return Trial(name, point, "failed", baseline=baseline, error=error)
+        return Trial(name, point, "failed", baseline=baseline, error=_error(candidate, result))
     metrics = result.metrics
     flops, seconds = float(metrics["flops"]), float(metrics["seconds"])
     for artifact in prepared.values():
@@ -305,6 +302,13 @@ def _trial(candidate: Candidate, result: Result | None, prepared: dict[str, Arti
         seconds=seconds,
         baseline=baseline,
     )
+
+
+def _error(candidate: Candidate, result: Result | None) -> str:
+    """Why a trial failed: the message of its own if it diverged, else the last line of what Tune says."""
+    if candidate.result and "error" in candidate.result:
+        return candidate.result["error"]
+    return str(result.error).strip().splitlines()[-1] if result and result.error else "it reported nothing"
 
 
 def _write_results(

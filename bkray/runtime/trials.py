@@ -73,9 +73,13 @@ def read_result(plan: Plan, recipe: Recipe) -> dict[str, Any] | None:
 
 
 def write_result(job: Job, values: Mapping[str, Any]) -> None:
-    """Leave the result of a run, which is then finished: its checkpoints go."""
+    """Leave the result of a run, which is then finished.
+
+    Its checkpoints go, unless it is an `error`: the batch that the run diverged on lies among them.
+    """
     write_atomically(job.run / _RESULT, json.dumps({"key": job.key, **values}))
-    shutil.rmtree(job.checkpoints, ignore_errors=True)
+    if "error" not in values:
+        shutil.rmtree(job.checkpoints, ignore_errors=True)
 
 
 def running(folders: Mapping[str, Path]) -> str:

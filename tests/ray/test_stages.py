@@ -59,6 +59,27 @@ def test_parts_are_the_same_bytes_whatever_the_blocks(tmp_path):
     assert read.schema == SCHEMA
 
 
+def test_parts_of_long_texts_have_fewer_rows_whatever_the_blocks(tmp_path):
+    rng = np.random.default_rng(0)
+    lengths = [int(length) for length in rng.integers(0, 40, 200)]
+    lengths[70] = lengths[71] = 500  # longer than a part: alone in it
+    whole = pa.table([range(200), [0.0] * 200, ["é" * length for length in lengths]], schema=SCHEMA)
+    expected, rows, size = [], 0, 0
+    for length in lengths:
+        if rows and (rows == 9 or size + 2 * length > 300):
+            expected, rows, size = [*expected, rows], 0, 0
+        rows, size = rows + 1, size + 2 * length
+    expected.append(rows)
+    assert {1, 9} < set(expected)
+    for count in (1, 3, 17):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        write_parts(blocks(whole, count), folder, SCHEMA, ["window_id"], rows_per_part=9, bytes_per_part=300)
+        parts = [pq.read_table(path) for path in sorted(folder.iterdir())]
+        assert [len(part) for part in parts] == expected
+        assert pa.concat_tables(parts).equals(whole)
+
+
 def test_an_empty_dataset_makes_one_empty_part(tmp_path):
     assert write_parts(ray.data.from_arrow(table().slice(0, 0)), tmp_path, SCHEMA, ["window_id"]) == 0
     assert pq.read_table(tmp_path / "part-00000.parquet").schema == SCHEMA

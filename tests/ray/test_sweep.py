@@ -1,6 +1,7 @@
 """bkray sweep, for real: a trial that diverges is a row, one that was interrupted is run again."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -29,7 +30,7 @@ def spec(tmp_path, texts):
     return path
 
 
-def test_a_trial_that_diverges_is_a_row_and_one_that_was_interrupted_is_run_again(spec, tmp_path):
+def test_a_trial_that_diverges_is_a_row_and_one_that_was_interrupted_is_run_again(spec, tmp_path, capfd):
     def rows():
         return {
             row["parameters"]["training.lr"]: row for row in json.loads((folder / "trials.json").read_text())
@@ -38,7 +39,9 @@ def test_a_trial_that_diverges_is_a_row_and_one_that_was_interrupted_is_run_agai
     folder = run_sweep(spec, out=tmp_path / "out")
     first = rows()
     assert (first[1e-2]["status"], first[1e30]["status"]) == ("finished", "failed")
-    assert "not finite" in first[1e30]["error"]
+    assert first[1e30]["error"].startswith("training diverged at step 1: ")
+    assert Path(first[1e30]["error"].split()[-1]).exists(), "the batch"
+    assert "Traceback" not in capfd.readouterr().err
     assert "What failed" in (folder / "report.html").read_text()
     assert yaml.safe_load((folder / "winner.yaml").read_text())["training"]["lr"] == 1e-2
 
@@ -52,4 +55,5 @@ def test_a_trial_that_diverges_is_a_row_and_one_that_was_interrupted_is_run_agai
     assert results[1e-2].stat().st_mtime_ns > written[1e-2]
     again = rows()
     assert again[1e30] == first[1e30]
-    assert {**again[1e-2], "seconds": None} == {**first[1e-2], "seconds": None}
+    assert again[1e-2]["bits_per_byte"] == first[1e-2]["bits_per_byte"]
+    assert again[1e-2]["flops"] == 2 * first[1e-2]["flops"], "its lost steps are charged"
