@@ -52,6 +52,7 @@ _LOCAL_NODE = {
 }
 """Parameters of Ray's own node (`RayParams`) that `ray.init` does not hand on."""
 
+_STALLED_S = 300  # a data stage that makes no step for so long is given up
 _OBJECT_STORE_BYTES = 1 << 30
 _WORKER_BYTES = 1 << 30  # resident memory to expect of a training worker beside its model's states
 
@@ -128,7 +129,7 @@ def _configure_data() -> None:
     context = DataContext.get_current()
     context.use_datasource_v2 = False  # its reads of Parquet files start 32 processes each for the footers
     context.enable_progress_bars = False
-    context.execution_no_progress_timeout_s = 300
+    context.execution_no_progress_timeout_s = _STALLED_S
     # On a small cluster the default shuffle starts 200 partitions: 10 s for 25,000 rows; this one took 2.
     context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
     for name in ("ray.data", "ray.train", "ray.tune"):
