@@ -28,7 +28,7 @@ def texts(tmp_path_factory):
     random_ = random.Random(0)
     for name in ("a.jsonl", "b.jsonl"):
         lines = []
-        for _ in range(60):
+        for _ in range(40):
             start = random_.randrange(len(WORDS))
             count = random_.randrange(60, 160)
             lines.append(

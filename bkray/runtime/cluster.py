@@ -95,7 +95,7 @@ def _start(cpus: int | None) -> None:
     for name, value in _LOCAL_RAY.items():
         os.environ.setdefault(name, value)
     try:
-        with _node_parameters(_LOCAL_NODE):
+        with _own_node():
             ray.init(
                 address="local",
                 num_cpus=max(_LEAST_CPUS, local_cpus(cpus)),
@@ -114,15 +114,20 @@ def _start(cpus: int | None) -> None:
 
 
 @contextmanager
-def _node_parameters(values: dict[str, Any]) -> Iterator[None]:
-    """Let the node that is started in this context have these parameters."""
-    parameter: Any = import_module("ray._private.parameter")  # Any: one of its classes is exchanged
-    before = parameter.RayParams
-    parameter.RayParams = partial(before, **values)
+def _own_node() -> Iterator[None]:
+    """Let the node that is started in this context have `_LOCAL_NODE`, and no server of a dashboard.
+
+    Without a dashboard Ray starts its server all the same, for usage reports, and waits for it.
+    """
+    parameter: Any = import_module("ray._private.parameter")  # Any: what they define is exchanged
+    node: Any = import_module("ray._private.node").Node
+    before = parameter.RayParams, node.start_api_server
+    parameter.RayParams = partial(parameter.RayParams, **_LOCAL_NODE)
+    node.start_api_server = lambda self, **_: None
     try:
         yield
     finally:
-        parameter.RayParams = before
+        parameter.RayParams, node.start_api_server = before
 
 
 def _configure_data() -> None:

@@ -1,18 +1,14 @@
-import multiprocessing
-
 import pytest
 import torch.multiprocessing as mp
+
+from tests.forks import fork_server
 
 
 @pytest.fixture(scope="session")
 def spawn():
-    """Call `work(rank, *arguments)` in `nprocs` processes, like `mp.spawn`.
-
-    They are forked from one that has done the slow imports and nothing else, so it has no threads yet.
-    """
-    multiprocessing.set_forkserver_preload(["torch", "bkray.model", "bkray.training", "torch._dynamo"])
+    """Call `work(rank, *arguments)` in `nprocs` processes, like `mp.spawn`."""
 
     def call(work, arguments, nprocs):
-        mp.start_processes(work, arguments, nprocs, start_method="forkserver")
+        mp.start_processes(work, arguments, nprocs, start_method=fork_server())
 
     return call

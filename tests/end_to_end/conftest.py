@@ -1,6 +1,4 @@
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -8,6 +6,7 @@ import pytest
 
 from bkray.cli import app
 from bkray.runtime.cluster import cluster
+from tests.forks import run
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,14 +14,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def bkray():
     """Call the command line; returns the finished process."""
-
-    def call(*arguments, **options):
-        command = [sys.executable, "-m", "bkray.cli", *map(str, arguments)]
-        return subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False, **options
-        )
-
-    return call
+    return lambda *arguments: run(arguments, ROOT)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from bkray.config import load_recipe
+from tests import forks
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.ray]
 
@@ -115,6 +116,8 @@ def run(command, checkout, **variables):
     """Run one line in the checkout, its environment first on the path."""
     path = f"{checkout / '.venv' / 'bin'}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHON": sys.executable, **variables}
+    if command.startswith("bkray "):
+        return forks.run(shlex.split(command)[1:], checkout, env=environment)
     return subprocess.run(
         command,
         check=False,

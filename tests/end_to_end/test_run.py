@@ -3,8 +3,6 @@
 import json
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +11,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
+
+from tests.forks import Command
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.ray]
 
@@ -183,27 +183,18 @@ def disturbed(recipe, out, cpus, stage, how, kill_node):
     Workers outlive their driver by some seconds, in which they save more checkpoints: they are waited for, as
     the next turn would take those for its own.
     """
-    command = [sys.executable, "-m", "bkray.cli", "run", str(recipe), "--out", str(out), "--cpus", str(cpus)]
-    # Below a background job of a shell the interrupt is ignored, and children inherit that.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     log = out.parent / "stderr.txt"
-    with open(log, "w") as stderr:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-        )
-        signal.signal(signal.SIGINT, before)
-        saved = set((out / "small").glob("checkpoints/step-*"))
-        wait_for(lambda: reached(out / "small", stage, saved), process)
-        workers = [each for each in psutil.Process(process.pid).children(recursive=True) if trains(each)]
-        assert workers or stage != "training"
-        if how == "kill the node":
-            kill_node(process)
-        else:
-            process.send_signal(signal.SIGINT if how == "interrupt" else signal.SIGKILL)
-        process.wait(timeout=120)
+    log.unlink(missing_ok=True)
+    process = Command(["run", recipe, "--out", out, "--cpus", cpus], ROOT, stderr=log)
+    saved = set((out / "small").glob("checkpoints/step-*"))
+    wait_for(lambda: reached(out / "small", stage, saved), process)
+    workers = [each for each in psutil.Process(process.pid).children(recursive=True) if trains(each)]
+    assert workers or stage != "training"
+    if how == "kill the node":
+        kill_node(process)
+    else:
+        process.send_signal(signal.SIGINT if how == "interrupt" else signal.SIGKILL)
+    process.wait(timeout=120)
     started = time.monotonic()
     while any(map(trains, workers)):
         assert time.monotonic() - started < 120

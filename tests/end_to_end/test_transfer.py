@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.end_to_end, pytest.mark.ray, pytest.mark.usefixtures("
 
 README = Path(__file__).parents[2] / "README.md"
 WINDOW = 48
-LEAKED = 3  # of the target's held-out documents, put into the pool
+LEAKED = 6  # of the target's held-out documents, put into the pool, which holds some of them out itself
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +30,9 @@ def folder(tmp_path_factory, texts):
     articles = [f" = Title {number} = \n {json.loads(line)['text']}\n" for number, line in enumerate(lines)]
     target = folder / "target"
     target.mkdir()
-    for split, rows in (("train", articles[:30]), ("valid", articles[30:45]), ("test", articles[45:])):
+    for split, rows in (("train", articles[:20]), ("valid", articles[20:30]), ("test", articles[30:])):
         (target / f"{split}.txt").write_text("".join(rows))
-    leaked = (json.dumps({"text": article}) + "\n" for article in articles[45 : 45 + LEAKED])
+    leaked = (json.dumps({"text": article}) + "\n" for article in articles[30 : 30 + LEAKED])
     (folder / "pool.jsonl").write_text((texts / "b.jsonl").read_text() + "".join(leaked))
     return folder
 
@@ -107,7 +107,7 @@ def test_pretrain_and_tune(bkray_here, transfer, tmp_path):
     _, pool_made = finished_run(pretrained)
     target, made = finished_run(out / "tuned")
     reasons = pool_made["decontaminated"].manifest["details"]["reasons"]
-    assert sum(reasons.values()) >= LEAKED
+    assert sum(reasons.values()) >= LEAKED / 2
     assert all("it" in reason for reason in reasons)
 
     results = json.loads((out / "tuned" / "transfer.json").read_text())

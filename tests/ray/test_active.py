@@ -21,6 +21,7 @@ from bkray.evaluation import paired_difference
 from bkray.reporting.progress import Progress
 from bkray.runtime.active import Runs, run_active
 from bkray.runtime.rounds import LoopRunner
+from tests.forks import Command
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
 
@@ -208,16 +209,14 @@ def test_two_workers_make_the_same_of_a_round_whose_checkpoint_is_lost(finished,
 def kill_when(condition, spec, out, kill_node):
     """Start the loop on the command line, and kill all of its processes when the condition holds."""
     log = out / "stderr.txt"
-    command = [sys.executable, "-m", "bkray.cli", "active", str(spec), "--out", str(out), "--cpus", "2"]
-    with open(log, "w") as stderr:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr)
-        started = time.monotonic()
-        while not condition():
-            assert process.poll() is None, f"it ended before: {log.read_text()}"
-            assert time.monotonic() - started < 1800
-            time.sleep(0.01)
-        kill_node(process)
-        process.wait(timeout=60)
+    process = Command(["active", spec, "--out", out, "--cpus", 2], ROOT, stderr=log)
+    started = time.monotonic()
+    while not condition():
+        assert process.poll() is None, f"it ended before: {log.read_text()}"
+        assert time.monotonic() - started < 1800
+        time.sleep(0.01)
+    kill_node(process)
+    process.wait(timeout=60)
 
 
 def test_repeated_it_changes_nothing_and_another_loop_is_refused(finished, spec):

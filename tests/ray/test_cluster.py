@@ -36,6 +36,9 @@ with exit_codes(), cluster(2):
 TOO_SLOW = """
 import os, signal, threading, time
 from pathlib import Path
+from types import SimpleNamespace
+os.environ["RAY_raylet_start_wait_time_s"] = "3"
+from ray._private import node
 from bkray.runtime.cluster import cluster
 from bkray.runtime.exits import exit_codes
 
@@ -49,10 +52,18 @@ def stop_the_node():
     os.kill(int(nodes[0]), signal.SIGSTOP)
     print(nodes[0], flush=True)
 
+node.time = SimpleNamespace(**{**vars(time), "monotonic": lambda: 10 * time.monotonic()})  # not 30 s
 threading.Thread(target=stop_the_node, daemon=True).start()
 with exit_codes(), cluster(2):
     print("started")
 """
+
+
+def test_a_local_node_starts_only_what_it_needs(two_cpus):
+    lines = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+    assert any("/raylet " in line for line in lines)
+    for unneeded in ("dashboard.py", "monitor.py", "log_monitor.py"):
+        assert not [line for line in lines if unneeded in line]
 
 
 def ended(program):

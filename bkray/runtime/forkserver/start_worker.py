@@ -123,11 +123,13 @@ def _import() -> None:
     """Import what workers use; of this package the copy that this file belongs to."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # Ray sets it in each worker: too late for what is loaded
     sys.path.insert(0, str(Path(__file__).parents[3]))
+    gc.disable()  # looking for garbage takes a fifth of the time, and there is none
     for name in _IMPORTS:
         import_module(name)
     import_module("numba").njit(_nothing)()  # its first function takes it most of a second, others do not
     del sys.path[0]
     gc.freeze()
+    gc.enable()
 
 
 def _nothing() -> None:

@@ -60,8 +60,11 @@ def main():
             b[:, 0] = torch.nan if length == 33 else 1
             agree(resolvent_mix, (a, b, eta, torch.randn(2, length, 2, 3, dtype=dtype)), 10 * tolerance)
         for length in SCAN_LENGTHS if single else (33,):
-            agree(spectral_scan, gates(length, 17, dtype), 10 * tolerance)
-        agree(plain_scan, gates(33, 17, dtype), 10 * tolerance)
+            channels = (
+                17 if single and length == 33 else 3
+            )  # one more than a block, once: it takes twice as long
+            agree(spectral_scan, gates(length, channels, dtype), 10 * tolerance)
+        agree(plain_scan, gates(33, 3, dtype), 10 * tolerance)
     for site in (1, 33):
         old, new = operator(40, 2, torch.float32), operator(40, 2, torch.float32, seed=1)
         causal(resolvent_diagonal, old, new, site)

@@ -1,0 +1,85 @@
+"""Processes of the tests as forks of one that has done the slow imports: half of what a small run takes.
+
+It is multiprocessing's fork server, which has no threads and does nothing else.
+"""
+
+import atexit
+import gc
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from subprocess import CompletedProcess
+from tempfile import TemporaryDirectory
+
+from bkray.cli import main
+
+_IMPORTS = [
+    "bkray.runtime.comparison",
+    "bkray.runtime.compression",
+    "bkray.runtime.doctor",
+    "bkray.runtime.overview",
+    "bkray.runtime.submission",
+    "bkray.runtime.sweep",
+    "torch._dynamo",
+]
+_START = "forkserver"
+
+
+def fork_server():
+    """The start method for multiprocessing, whose server imports what the tests need when it starts."""
+    multiprocessing.set_forkserver_preload(_IMPORTS)
+    return _START
+
+
+class Command:
+    """A started `bkray`, its output in files: as much of `subprocess.Popen` as the tests use."""
+
+    def __init__(self, arguments, cwd, stdout=os.devnull, stderr=os.devnull, env=None):
+        self.args = list(map(str, arguments))
+        given = (self.args, str(cwd), dict(env or os.environ), str(stdout), str(stderr))
+        self._process = multiprocessing.get_context(fork_server()).Process(target=_become, args=given)
+        self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self):
+        return self._process.exitcode
+
+    returncode = property(poll)
+
+    def wait(self, timeout):
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.returncode
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+
+def run(arguments, cwd, timeout=1800, env=None):
+    """Like `subprocess.run` of `bkray` with its output captured as text."""
+    with TemporaryDirectory() as folder:
+        paths = [Path(folder, name) for name in ("stdout", "stderr")]
+        command = Command(arguments, cwd, *paths, env=env)
+        code = command.wait(timeout)
+        texts = [path.read_text() for path in paths]
+    return CompletedProcess(command.args, code, *texts)
+
+
+def _become(arguments, cwd, environment, *outputs):
+    gc.freeze()  # else the first search for garbage would copy all that is shared
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, path in enumerate(outputs, start=1):
+        with open(path, "ab") as file:
+            os.dup2(file.fileno(), number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = ["bkray", *arguments]
+    try:
+        main()
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing leaves them out
