@@ -64,7 +64,11 @@ def run(arguments, cwd, timeout=1800, env=None):
     with TemporaryDirectory() as folder:
         paths = [Path(folder, name) for name in ("stdout", "stderr")]
         command = Command(arguments, cwd, *paths, env=env)
-        code = command.wait(timeout)
+        try:
+            code = command.wait(timeout)
+        finally:
+            if command.poll() is None:
+                command.send_signal(signal.SIGKILL)
         texts = [path.read_text() for path in paths]
     return CompletedProcess(command.args, code, *texts)
 

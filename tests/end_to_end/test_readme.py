@@ -113,7 +113,7 @@ def wikitext(tmp_path_factory):
 
 
 def run(command, checkout, **variables):
-    """Run one line in the checkout, its environment first on the path."""
+    """Run one line in the checkout, its environment first on the path; `bkray` itself as a fork."""
     path = f"{checkout / '.venv' / 'bin'}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHON": sys.executable, **variables}
     if command.startswith("bkray "):
