@@ -10,6 +10,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from subprocess import CompletedProcess
 from tempfile import TemporaryDirectory
@@ -26,6 +28,8 @@ _IMPORTS = [
     "torch._dynamo",
 ]
 _START = "forkserver"
+_ONE_AT_A_TIME = threading.Lock()
+"""Starting a process asks all others for their exit code, which one thread alone may read."""
 
 
 def fork_server():
@@ -41,22 +45,31 @@ class Command:
         self.args = list(map(str, arguments))
         given = (self.args, str(cwd), dict(env or os.environ), str(stdout), str(stderr))
         self._process = multiprocessing.get_context(fork_server()).Process(target=_become, args=given)
-        self._process.start()
+        with _ONE_AT_A_TIME:
+            self._process.start()
         self.pid = self._process.pid
+        atexit.register(self.kill)  # else multiprocessing would wait for what a failed test leaves
 
     def poll(self):
-        return self._process.exitcode
+        with _ONE_AT_A_TIME:
+            return self._process.exitcode
 
     returncode = property(poll)
 
     def wait(self, timeout):
-        self._process.join(timeout)
-        if self.returncode is None:
-            raise subprocess.TimeoutExpired(self.args, timeout)
+        deadline = time.monotonic() + timeout
+        while self.returncode is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            time.sleep(0.02)
         return self.returncode
 
     def send_signal(self, number):
         os.kill(self.pid, number)
+
+    def kill(self):
+        if self.returncode is None:
+            self.send_signal(signal.SIGKILL)
 
 
 def run(arguments, cwd, timeout=1800, env=None):
@@ -67,8 +80,7 @@ def run(arguments, cwd, timeout=1800, env=None):
         try:
             code = command.wait(timeout)
         finally:
-            if command.poll() is None:
-                command.send_signal(signal.SIGKILL)
+            command.kill()
         texts = [path.read_text() for path in paths]
     return CompletedProcess(command.args, code, *texts)
 

@@ -75,30 +75,41 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Return a copy of `values` with each ``dotted.key=value`` set; values are read as YAML."""
+    """Return a copy of `values` with each ``dotted.key=value`` set; values are read as YAML.
+
+    Raises UserError with one line an override that cannot be set.
+    """
     result: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    faults = []
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"override {override!r} must read key=value, for example training.lr=3e-4")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from None
-        *parents, last = key.split(".")
-        node = result
-        for parent in parents:
-            child = node.get(parent)
-            if child is None:
-                child = {}
-            elif not isinstance(child, dict):
-                raise UserError(
-                    f"override {override!r}: {parent} holds {child!r}, which has no keys of its own"
-                )
-            node[parent] = child
-            node = child
-        node[last] = value
+            _set(result, override)
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("\n".join(faults))
     return result
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r} must read key=value, for example training.lr=3e-4")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from None
+    *parents, last = key.split(".")
+    node = values
+    for parent in parents:
+        child = node.get(parent)
+        if child is None:
+            child = {}
+        elif not isinstance(child, dict):
+            raise UserError(f"override {override!r}: {parent} holds {child!r}, which has no keys of its own")
+        node[parent] = child
+        node = child
+    node[last] = value
 
 
 def dump_yaml(model: BaseModel) -> str:

@@ -78,7 +78,9 @@ def _python_files(package: str) -> dict[str, int]:
         single = root / f"{package}.py"
         if single.is_file():
             sizes[single.name] = single.stat().st_size
-        for folder, _, names in os.walk(root / package):
+        if not (root / package).is_dir():
+            continue
+        for folder, _, names in os.walk(root / package, onerror=_unreadable):
             for name in names:
                 path = Path(folder, name)
                 if name.endswith(".py") and path.is_file():  # an editor's lock is a link to nothing
@@ -86,6 +88,10 @@ def _python_files(package: str) -> dict[str, int]:
     if not sizes:
         raise UserError(f"corpus.packages: {package!r} has no Python files here: leave it out")
     return sizes
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"corpus.packages: {error.filename} cannot be read: {error.strerror}") from error
 
 
 def _version(package: str, distributions: list[str]) -> str:

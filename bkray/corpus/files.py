@@ -76,6 +76,8 @@ def _find(path: str, suffixes: tuple[str, ...]) -> Iterator[tuple[fsspec.Abstrac
         yield fs, root, posixpath.basename(root)
         return
     if fs.isdir(root):
+        if isinstance(fs, LocalFileSystem):
+            _check_folders(root)
         base, candidates = root, fs.find(root)
     elif has_magic(root):
         base, candidates = _folder_before_magic(root), [file for file in fs.glob(root) if not fs.isdir(file)]
@@ -87,6 +89,16 @@ def _find(path: str, suffixes: tuple[str, ...]) -> Iterator[tuple[fsspec.Abstrac
         raise UserError(f"corpus.path {path!r}: no file with a name in {', '.join(suffixes)} there")
     for file, name in kept:
         yield fs, file, name
+
+
+def _check_folders(root: str) -> None:
+    """Raise the OSError of a folder below `root` that cannot be listed: fsspec leaves out what is in it."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for _ in os.walk(root, onerror=refuse):
+        pass
 
 
 def _hidden(name: str) -> bool:

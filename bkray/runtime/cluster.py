@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.utils import estimate_available_memory
 from ray.data.context import DataContext, ShuffleStrategy
 
 from bkray.config import Recipe, UserError
+from bkray.config.model import ImportModel
 from bkray.runtime.forkserver import START_WORKER
 from bkray.runtime.watch import watching
 
@@ -150,7 +152,8 @@ def check_budget(recipe: Recipe, cpus: int, out: Path, corpus_bytes: int) -> Non
     if workers > cpus:
         raise UserError(
             f"training.workers {workers} x 1 CPU = {workers} CPUs, but there are {cpus}: "
-            f"set training.workers={cpus}, or --cpus {workers} to share the cores that there are"
+            f"set training.workers={cpus}"
+            + ("" if inside_job() else f", or --cpus {workers} to share the cores that there are")
         )
     folder = next(p for p in (out, *out.absolute().parents) if p.exists())
     free, needed = shutil.disk_usage(folder).free, disk_bytes(recipe, corpus_bytes)
@@ -161,12 +164,14 @@ def check_budget(recipe: Recipe, cpus: int, out: Path, corpus_bytes: int) -> Non
         )
     if inside_job():
         return  # the workers' memory is that of other machines
-    available, needed = available_memory(), _OBJECT_STORE_BYTES + workers * _WORKER_BYTES
+    worker = _WORKER_BYTES + _least_state_bytes(recipe)
+    available, needed = available_memory(), _OBJECT_STORE_BYTES + workers * worker
     if needed > available:
         raise UserError(
-            f"{workers} workers x {_mib(_WORKER_BYTES)} + object store {_mib(_OBJECT_STORE_BYTES)} = "
+            f"{workers} workers x {_mib(worker)} (model and optimizer at least "
+            f"{_mib(_least_state_bytes(recipe))}) + object store {_mib(_OBJECT_STORE_BYTES)} = "
             f"{_mib(needed)} of memory, but {_mib(available)} are available: "
-            "set training.workers lower or close other programs"
+            "set training.workers lower, take a smaller model or close other programs"
         )
 
 
@@ -187,7 +192,24 @@ def disk_bytes(recipe: Recipe, corpus_bytes: int) -> int:
     return int(corpus_bytes * copies * (1.5 + stages)) + (64 << 20) * (recipe.training.keep_checkpoints + 3)
 
 
+def _least_state_bytes(recipe: Recipe) -> int:
+    """What a worker's weights, gradients and moments take at least, 4 bytes each: those of the feed-forward
+    layers, most of a large model. Nothing is known of a model of kind import."""
+    model, training = recipe.model, recipe.training
+    if isinstance(model, ImportModel):
+        return 0
+    width = getattr(model, "feed_forward_width", None) or 3 * model.d_model
+    share = 1 / training.workers  # of what the workers do not all hold
+    copies = {"ddp": 3, "zero1": 2 + share, "fsdp2": 3 * share}[training.parallel]
+    return int(4 * copies * model.n_layers * 2 * model.d_model * width)
+
+
 def available_memory() -> int:
+    """Bytes that are free or can be freed, on the machine and within the limit of a container."""
+    return min(_machine_memory(), estimate_available_memory())
+
+
+def _machine_memory() -> int:
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024

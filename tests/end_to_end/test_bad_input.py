@@ -132,6 +132,11 @@ def test_a_corpus_too_small_for_one_window(bkray, tmp_path):
 @pytest.mark.ray
 @pytest.mark.usefixtures("two_cpus")
 def test_a_cut_gz_and_an_empty_file(bkray, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "empty.txt").touch()
+    path = recipe(tmp_path, corpus={"kind": "text", "path": str(empty)})
+    assert "the corpus is empty (1 files of 0 bytes)" in refused(bkray, path, tmp_path / "out")
     data = gzip.compress(("words and words \n\n" * 5000).encode())
     (tmp_path / "cut.txt.gz").write_bytes(data[: len(data) // 2])
     path = recipe(tmp_path, corpus={"kind": "text", "path": str(tmp_path / "cut.txt.gz")})

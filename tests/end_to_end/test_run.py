@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from bkray.corpus.tokenizer import load_tokenizer
 from tests.forks import Command
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.ray]
@@ -30,10 +32,21 @@ def files(run):
     return {str(path.relative_to(run)): path.read_bytes() for path in kept}
 
 
+@pytest.fixture(scope="module")
+def corpus(texts, tmp_path_factory):
+    """The small corpus and a row that is none."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for path in texts.iterdir():
+        shutil.copy2(path, folder)
+    (folder / "c.jsonl").write_text("{broken\n")
+    return folder
+
+
 @pytest.fixture
-def small(small):
+def small(small, corpus):
     """The small recipe, trained for so long that it can be disturbed three times."""
     recipe = yaml.safe_load(small.read_text())
+    recipe["corpus"]["path"] = str(corpus)
     recipe["training"]["tokens"] = 120_000
     small.write_text(yaml.safe_dump(recipe))
     return small
@@ -60,6 +73,8 @@ def test_a_run_leaves_what_is_promised_and_changes_nothing_when_repeated(bkray, 
     summary = json.loads((run / "summary.json").read_text())
     assert f"{summary['held_out']['bits_per_byte']:.4f} bits per byte" in finished.stdout
     assert str(run / "report.html") in finished.stdout
+    seen = f"{summary['ledger']['tokens_seen']:,} tokens seen"
+    assert f"cost      {summary['ledger']['total_flops']:.3g} FLOPs, {seen}" in finished.stdout
     assert {"bits_per_byte", "nats_per_token", "perplexity", "split"} <= summary["held_out"].keys()
     assert {"total_flops", "by_kind", "wall_s", "tokens_seen", "unique_tokens"} <= summary["ledger"].keys()
     assert {"training", "optimizer", "validation", "proxy_training", "scoring", "evaluation"} <= summary[
@@ -106,6 +121,8 @@ def test_a_run_leaves_what_is_promised_and_changes_nothing_when_repeated(bkray, 
     assert (run / "report.html").read_bytes() == report
     plan = bkray_here("plan", small, "--out", run.parent)
     assert plan.stdout.count("cached") == 11
+    (windows,) = run.glob("artifacts/windows-*/manifest.json")
+    assert re.search(rf"windows +cached +{json.loads(windows.read_text())['rows']:,} ", plan.stdout)
 
 
 def test_a_browser_shows_its_report(bkray, small, reference, in_browser):
@@ -115,7 +132,19 @@ def test_a_browser_shows_its_report(bkray, small, reference, in_browser):
     assert f'<dd id="bits-per-byte">{bits:.3f}</dd>' in dom
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", dom, re.DOTALL)
     assert len(captions) == dom.count("<figure") <= dom.count("<svg")
-    assert "the scan" in dom
+    for about in ("Cross-entropy a token", "Where the cost went", "easy windows first", "Difficulty of the"):
+        assert sum(about in caption for caption in captions) == 1, about
+    sections = dict(zip(*[iter(re.split(r"<h2>(.*?)</h2>", dom)[1:])] * 2, strict=True))
+    assert "malformed JSON" in sections["Rejected rows"]
+    (training_set,) = run.glob("artifacts/training_set-*")
+    tokens = pq.read_table(training_set / "part-00000.parquet", columns=["tokens"])["tokens"]
+    (tokenizer,) = run.glob("artifacts/tokenizer-*/tokenizer.json")
+    easiest = load_tokenizer(tokenizer).decode(tokens[0].as_py()[1:])
+    shown = " ".join(sections["Easiest and hardest training windows"].split())
+    assert " ".join(easiest.split()[1:12]) in shown
+    assert "the scan" in sections["Generated text"]
+    assert "window: 48" in sections["Recipe"]
+    assert "torch" in sections["Versions"]
 
 
 def test_compressed_copies_are_smaller_and_evaluated(bkray, bkray_here, small, reference):

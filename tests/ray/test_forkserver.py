@@ -1,5 +1,6 @@
 """Workers of a local Ray are forks of one process that has done their imports."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -37,6 +38,7 @@ class Worker:
             "child": subprocess.run(["false"], check=False).returncode,  # needs the usual SIGCHLD
             "blocked": {int(each) for each in signal.pthread_sigmask(signal.SIG_BLOCK, [])},
             "directory": os.getcwd(),
+            "collects garbage": gc.isenabled(),
         }
 
 
@@ -51,6 +53,7 @@ def test_workers_are_forks_with_all_imported_and_with_chance_of_their_own(two_cp
     for state in (first, second):
         assert state["group"] == state["pid"]
         assert state["imported"]
+        assert state["collects garbage"]
         assert state["threads"] == 1
         assert state["child"] == 1
         assert state["argv"].endswith("default_worker.py")

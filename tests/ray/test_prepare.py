@@ -41,6 +41,7 @@ def test_awkward_rows_are_set_aside_and_copies_stay_in_one_split(texts, tmp_path
     endless = "".join(random.Random(0).choices("ACGT", k=149_000)) + " " * 149_000 + "."
     splits = {"train": lines[:20], "validation": lines[20:30], "test": lines[30:]}
     (tmp_path / "corpus").mkdir()
+    splits["test"] = [*splits["test"], json.dumps({"text": "zqxj " * 500}).encode()]
     splits["train"] = [*AWKWARD.values(), *splits["train"], json.dumps({"text": endless}).encode()]
     for name, own in splits.items():
         rows = [*own, json.dumps({"text": COPY}).encode(), b'{"text": " "}', b""]
@@ -56,8 +57,10 @@ def test_awkward_rows_are_set_aside_and_copies_stay_in_one_split(texts, tmp_path
     assert [row["text"] for row in kept].count(COPY) == 1
     assert [row["text"] for row in kept].count(endless) == 1
     assert documents.manifest["removed"] == 2
-    assert len(kept) == len(lines) + 2
+    assert len(kept) == len(lines) + 3
     assert artifacts["windows"].splits.keys() == splits.keys()
+    bpe = json.loads((artifacts["tokenizer"].path / "tokenizer.json").read_text())
+    assert not [token for token in bpe["model"]["vocab"] if "zq" in token], "learnt from the test split"
 
 
 def test_a_corpus_of_blank_texts_is_refused_and_nothing_is_left(tmp_path):

@@ -1,4 +1,4 @@
-"""bkray sweep, for real: a trial that diverges is a row, one that was interrupted is run again."""
+"""bkray sweep, for real: weak trials are stopped, one that diverges is a row, one interrupted runs again."""
 
 import json
 from pathlib import Path
@@ -28,6 +28,22 @@ def spec(tmp_path, texts):
     path = tmp_path / "rates.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+def test_asha_stops_the_weak_trials_and_never_the_baseline(spec, tmp_path):
+    """The first trial learns; the others, whose rate is next to nothing, begin when it has reported."""
+    changes = (
+        "training.tokens=11520",
+        "training.lr=1e-9",
+        "space={training.lr: {kind: choice, values: [1.0e-9, 2.0e-9, 3.0e-9, 0.01]}}",
+        "baseline={training.lr: 1.0e-9}",
+    )
+    folder = run_sweep(spec, (*changes, "trials=4", "grace_steps=5", "seed=0"), out=tmp_path / "out")
+    baseline, first, *others = json.loads((folder / "trials.json").read_text())
+    assert (baseline["status"], first["status"]) == ("finished", "finished")
+    assert first["parameters"]["training.lr"] == 1e-2
+    assert [row["status"] for row in others] == ["stopped early"] * 3
+    assert all(row["flops"] < baseline["flops"] for row in others)
 
 
 def test_a_trial_that_diverges_is_a_row_and_one_that_was_interrupted_is_run_again(spec, tmp_path, capfd):

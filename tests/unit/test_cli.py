@@ -1,3 +1,4 @@
+import gc
 from importlib.metadata import version
 
 import ray
@@ -21,6 +22,7 @@ def test_the_plan_shows_stages_and_the_budget_without_starting_ray(small, tmp_pa
     result = CliRunner().invoke(app, ["plan", str(small), "--out", str(tmp_path / "out"), "--cpus", "1"])
     assert result.exit_code == 0, result.output
     assert ray.is_initialized() == before
+    assert gc.isenabled()
     assert not (tmp_path / "out").exists()
     rows = {line.split()[0]: line for line in result.stdout.splitlines()}
     assert "to run" in rows["scored"]

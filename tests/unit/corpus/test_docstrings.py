@@ -1,5 +1,6 @@
 """Docstrings of packages: found without importing, filtered, split by file."""
 
+import os
 import sys
 
 import pytest
@@ -137,6 +138,26 @@ def test_packages_that_cannot_be_read(package):
     (root / "deep" / "m00.py").unlink()
     with pytest.raises(UserError, match=r"no file bkray_sample/deep/m00\.py here"):
         list(read_shard(shards[0], corpus, Cleaning(), 0))
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(package, monkeypatch):
+    """Permissions do not hold for root, so the listing itself refuses."""
+    usual = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return usual(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"deep cannot be read: Permission denied"):
+        list_shards(DocstringsCorpus(kind="docstrings", packages=("bkray_sample",)))
+
+
+def test_the_usual_packages_are_those_that_come_with_the_install():
+    packages = DocstringsCorpus(kind="docstrings").packages
+    assert set(packages) == {"torch", "sympy", "numpy", "pandas", "networkx", "ray", "nltk"}
+    assert {shard.location for shard in list_shards(DocstringsCorpus(kind="docstrings"))} == set(packages)
 
 
 def test_real_package():

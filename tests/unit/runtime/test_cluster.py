@@ -23,8 +23,27 @@ def test_too_few_cpus_and_too_little_disk_are_refused_with_the_arithmetic(
 
 def test_too_little_memory_is_refused_with_the_arithmetic(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "available_memory", lambda: 1 << 30)
-    with pytest.raises(UserError, match="3,072 MiB of memory, but 1,024 MiB are available"):
+    with pytest.raises(UserError, match="3,092 MiB of memory, but 1,024 MiB are available"):
         cluster.check_budget(RECIPE, 2, tmp_path, 0)
+
+
+def test_a_model_that_no_memory_holds_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "available_memory", lambda: 64 << 30)
+    model = {"kind": "resnet_bk", "d_model": 4096, "n_layers": 32, "feed_forward_width": 16384}
+
+    def check(**training):
+        recipe = {**RECIPE.model_dump(mode="json"), "model": model, "training": training}
+        cluster.check_budget(parse_recipe(recipe), 2, tmp_path, 0)
+
+    with pytest.raises(UserError, match=r"2 workers x 50,176 MiB \(model and optimizer at least 49,152 MiB"):
+        check()
+    check(parallel="fsdp2")  # each holds a half
+
+
+def test_the_limit_of_a_container_counts(monkeypatch):
+    assert 0 < cluster.available_memory() <= cluster._machine_memory()
+    monkeypatch.setattr(cluster, "estimate_available_memory", lambda: 5 << 20)
+    assert cluster.available_memory() == 5 << 20
 
 
 def test_soft_targets_take_six_bytes_for_each_of_k_twice_where_a_token_takes_four():

@@ -1,5 +1,7 @@
 """What a stage's key depends on."""
 
+from dataclasses import replace
+
 import pytest
 
 from bkray.config import UserError, parse_recipe
@@ -85,6 +87,13 @@ def test_cleaning_adds_stages_and_leaves_the_documents_as_they_were(tmp_path):
     other = stages(near={}, quality=trusted)
     assert other["deduplicated"].key == both["deduplicated"].key
     assert other["filtered"].key != both["filtered"].key
+
+
+def test_a_column_that_no_stage_before_provides_is_named(tmp_path):
+    stages = make_plan(parse_recipe(BASE), (), tmp_path).stages
+    stages["windows"] = replace(stages["windows"], requires=("text", "colour"))
+    with pytest.raises(AssertionError, match=r"stage windows requires \['colour'\], which documents lacks"):
+        plan._check_columns(stages)
 
 
 def test_a_sample_that_is_not_there_is_named(tmp_path):
