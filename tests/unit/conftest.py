@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,3 +21,19 @@ class Largest(TorchDispatchMode):
 def largest():
     """A context; afterwards its `most` says how large the tensors in it became."""
     return Largest()
+
+
+@pytest.fixture
+def unlistable(monkeypatch):
+    """Let folders of a name not be listed; permissions would not hold for root."""
+    usual = os.scandir
+
+    def refuse(name):
+        def scandir(path):
+            if str(path).endswith(name):
+                raise PermissionError(13, "Permission denied", str(path))
+            return usual(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+
+    return refuse

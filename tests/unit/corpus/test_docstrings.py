@@ -1,6 +1,5 @@
 """Docstrings of packages: found without importing, filtered, split by file."""
 
-import os
 import sys
 
 import pytest
@@ -140,16 +139,8 @@ def test_packages_that_cannot_be_read(package):
         list(read_shard(shards[0], corpus, Cleaning(), 0))
 
 
-def test_a_folder_that_cannot_be_listed_is_an_error(package, monkeypatch):
-    """Permissions do not hold for root, so the listing itself refuses."""
-    usual = os.scandir
-
-    def scandir(path):
-        if str(path).endswith("deep"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return usual(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
+def test_a_folder_that_cannot_be_listed_is_an_error(package, unlistable):
+    unlistable("deep")
     with pytest.raises(UserError, match=r"deep cannot be read: Permission denied"):
         list_shards(DocstringsCorpus(kind="docstrings", packages=("bkray_sample",)))
 

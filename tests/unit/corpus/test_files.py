@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import pickle
 import tracemalloc
 from pathlib import Path
@@ -286,18 +285,10 @@ def test_file_that_cannot_be_opened_is_named(tmp_path):
         list_shards(text(tmp_path))
 
 
-def test_a_folder_below_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
-    """Permissions do not hold for root, so the listing itself refuses."""
+def test_a_folder_below_that_cannot_be_listed_is_an_error(tmp_path, unlistable):
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "closed").mkdir()
-    usual = os.scandir
-
-    def scandir(path):
-        if str(path).endswith("closed"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return usual(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
+    unlistable("closed")
     with pytest.raises(UserError, match=r"cannot be reached: PermissionError: .*closed"):
         list_shards(TextCorpus(kind="text", path=str(tmp_path)))
 
