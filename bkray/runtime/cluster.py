@@ -194,9 +194,13 @@ def disk_bytes(recipe: Recipe, corpus_bytes: int) -> int:
 
 def _least_state_bytes(recipe: Recipe) -> int:
     """What a worker's weights, gradients and moments take at least, 4 bytes each: those of the feed-forward
-    layers, most of a large model. Nothing is known of a model of kind import."""
+    layers, most of a large model. Not counted: what lies on GPUs, kind import, experts and halting.
+    """
+    import torch  # late: the workers of data stages do without
+
     model, training = recipe.model, recipe.training
-    if isinstance(model, ImportModel):
+    changed = any(getattr(model, option, None) for option in ("experts", "halting"))
+    if isinstance(model, ImportModel) or changed or torch.cuda.device_count() >= training.workers:
         return 0
     width = getattr(model, "feed_forward_width", None) or 3 * model.d_model
     share = 1 / training.workers  # of what the workers do not all hold

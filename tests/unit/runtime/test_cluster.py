@@ -38,6 +38,8 @@ def test_a_model_that_no_memory_holds_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"2 workers x 50,176 MiB \(model and optimizer at least 49,152 MiB"):
         check()
     check(parallel="fsdp2")  # each holds a half
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    check()
 
 
 def test_the_limit_of_a_container_counts(monkeypatch):
