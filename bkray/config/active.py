@@ -42,7 +42,7 @@ class ActiveLearning(OnRecipe):
         if len(set(self.seeds)) < len(self.seeds):
             faults.append(f"seeds {list(self.seeds)} names a value twice")
         if faults:
-            raise ValueError("; ".join(faults))
+            raise ValueError("\n".join(faults))
         return self
 
 

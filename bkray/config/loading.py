@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import functools
 import json
+import operator
 import re
 import types
 from collections.abc import Iterable, Mapping
@@ -55,8 +58,49 @@ def parse_section(model: type[M], values: Mapping[str, Any], origin: str) -> M:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = [_describe(model, fault) for fault in error.errors()]
-        raise UserError(f"{origin}:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines))) from None
+        faults = error.errors()
+    lines = _lines(model, faults) + _conflicts(model, values, faults)
+    raise UserError(f"{origin}:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines)))
+
+
+def _conflicts(model: type[BaseModel], values: Mapping[str, Any], faults: list[Any]) -> list[str]:
+    """What does not fit together beside the `faults`; pydantic looks where every key is right by itself.
+
+    So it looks again, at the nearest known keys and values. What has none is left out, and with it every line
+    that names it: its default may be what does not fit.
+    """
+    mended, left_out = copy.deepcopy(dict(values)), set()
+    for fault in reversed(faults):  # from the end of a list
+        *path, key = _keys(mended, fault["loc"]) or [None]
+        if key is None:
+            return []
+        section = functools.reduce(operator.getitem, path, mended)
+        nearest = _nearest(model, fault)
+        if nearest and fault["type"] == "extra_forbidden":
+            section.setdefault(nearest, section.pop(key))
+        elif nearest and isinstance(section[key], dict):
+            section[key]["kind"] = nearest
+        elif nearest:
+            section[key] = nearest
+        else:
+            left_out.add(str(key))
+            del section[key]
+    try:
+        model.model_validate(mended)
+    except ValidationError as error:
+        lines = _lines(model, (fault for fault in error.errors() if fault["type"] == "value_error"))
+        return [line for line in lines if not left_out & set(re.findall(r"\w+", line))]
+    return []
+
+
+def _keys(values: Any, location: Iterable[Any]) -> list[Any]:
+    """The parts of `location` that are keys and positions in `values`: not the kinds that pydantic adds."""
+    keys = []
+    for part in location:
+        if part in values if isinstance(values, dict) else isinstance(values, list) and isinstance(part, int):
+            keys.append(part)
+            values = values[part]
+    return keys
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -125,35 +169,46 @@ def _nearby(path: Path) -> str:
     return f"; did you mean {path.parent / close[0]}?" if close else ""
 
 
-def _describe(model: type[BaseModel], fault: Any) -> str:  # noqa: PLR0911 - one return a type of fault
+def _lines(model: type[BaseModel], faults: Iterable[Any]) -> list[str]:
+    return [line for fault in faults for line in _describe(model, fault).split("\n")]
+
+
+def _describe(model: type[BaseModel], fault: Any) -> str:
     shown = _shown(model, fault["loc"], last_is_key=fault["type"] == "extra_forbidden")
+    nearest = _nearest(model, fault)
     if fault["type"] == "extra_forbidden":
-        known = _known_keys(model, fault["loc"][:-1])
-        close = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
-        return f"{shown}: unknown key; {hint}"
-    if fault["type"] == "union_tag_invalid":
-        return f"{shown}.kind: {_suggest(fault['ctx']['tag'], _quoted(fault['ctx']['expected_tags']))}"
+        known = ", ".join(_known_keys(model, fault["loc"][:-1]))
+        return f"{shown}: unknown key; " + (f"did you mean {nearest}?" if nearest else f"known keys: {known}")
+    if fault["type"] in ("literal_error", "union_tag_invalid"):
+        value, choices = _choice(fault)
+        hint = f"did you mean {nearest}?" if nearest else f"choose from {', '.join(choices)}"
+        kind = ".kind" if fault["type"] == "union_tag_invalid" else ""
+        return f"{shown}{kind}: {value!r} is unknown; {hint}"
     if fault["type"] == "union_tag_not_found":
         return f"{shown}: needs a kind"
-    if fault["type"] == "literal_error":
-        return f"{shown}: {_suggest(fault['input'], _quoted(fault['ctx']['expected']))}"
     if fault["type"] == "missing":
         return f"{shown}: missing"
     message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "value_error":
-        return f"{shown}: {message}" if shown else message
+    if fault["type"] == "value_error":  # of several, each has its line
+        return "\n".join(f"{shown}: {line}" if shown else line for line in message.split("\n"))
     return f"{shown}: {message}, but it is {fault['input']!r}"
 
 
-def _quoted(text: str) -> list[str]:
-    return re.findall(r"'([^']*)'", text)
+def _nearest(model: type[BaseModel], fault: Any) -> str | None:
+    """The known key or value that the one at fault is most like; None where none is, and for other faults."""
+    if fault["type"] == "extra_forbidden":
+        written, known, cutoff = fault["loc"][-1], _known_keys(model, fault["loc"][:-1]), 0.5
+    elif fault["type"] in ("literal_error", "union_tag_invalid"):
+        (written, known), cutoff = _choice(fault), 0.6
+    else:
+        return None
+    return next(iter(difflib.get_close_matches(str(written), known, n=1, cutoff=cutoff)), None)
 
 
-def _suggest(value: Any, known: list[str]) -> str:
-    close = difflib.get_close_matches(str(value), known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
-    return f"{value!r} is unknown; {hint}"
+def _choice(fault: Any) -> tuple[Any, list[str]]:
+    """The value that is none of those known, and these."""
+    known = fault["ctx"].get("expected") or fault["ctx"]["expected_tags"]
+    return fault["ctx"].get("tag", fault["input"]), re.findall(r"'([^']*)'", known)
 
 
 def _shown(model: type[BaseModel], location: tuple[Any, ...], last_is_key: bool) -> str:

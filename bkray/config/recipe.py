@@ -188,7 +188,7 @@ class Recipe(Section):
         if any(source.validation + source.test > 0.5 for source in sources):
             faults.append("corpus.validation and corpus.test together leave less than half for training")
         if faults:
-            raise ValueError("; ".join(faults))
+            raise ValueError("\n".join(faults))
         return self
 
     def _unsuitable_hardware(self) -> list[str]:

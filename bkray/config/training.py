@@ -129,7 +129,7 @@ class Training(Section):
                 "fsdp2) is not one graph: remove it or set training.parallel to ddp or zero1"
             )
         if faults:
-            raise ValueError("; ".join(faults))
+            raise ValueError("\n".join(faults))
         return self
 
     @field_validator("trackers")

@@ -1,4 +1,6 @@
 import signal
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -17,16 +19,17 @@ def bkray():
     return lambda *arguments: run(arguments, ROOT)
 
 
-@pytest.fixture
-def bkray_here(capfd):
+@pytest.fixture(scope="session")
+def bkray_here():
     """Call the command line in this process, which spares its start; returns what a process would."""
 
-    def call(*arguments):
+    def call(*arguments, cwd=ROOT):
         before = signal.getsignal(signal.SIGTERM)
-        with pytest.raises(SystemExit) as ended:
+        output = redirect_stdout(StringIO()), redirect_stderr(StringIO())
+        with output[0] as out, output[1] as err, chdir(cwd), pytest.raises(SystemExit) as ended:
             app([str(argument) for argument in arguments])
         signal.signal(signal.SIGTERM, before)
-        return CompletedProcess(arguments, ended.value.code or 0, *capfd.readouterr())
+        return CompletedProcess(arguments, ended.value.code or 0, out.getvalue(), err.getvalue())
 
     return call
 

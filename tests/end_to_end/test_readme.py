@@ -7,14 +7,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
 
 from bkray.config import load_recipe
-from tests import forks
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.ray]
 
@@ -40,9 +38,9 @@ def fenced(language):
 
 
 def commands():
-    """The command lines of the README's shell blocks, continued lines joined, in order."""
-    for block in fenced("bash"):
-        for line in block.replace("\\\n", " ").splitlines():
+    """The command lines of the README's shell blocks and running text, continued lines joined, in order."""
+    for block, inline in re.findall(r"^```bash\n(.*?)^```|`(bkray \w+ \S+\.yaml[^`]*)`", README, re.M | re.S):
+        for line in (block or inline).replace("\\\n", " ").splitlines():
             if command := re.sub(r"\s+#.*", "", line).strip():
                 yield command
 
@@ -84,6 +82,9 @@ def checkout(tmp_path_factory, texts):
         "grace_steps": 10,
     }
     (folder / "tune" / "sweeps" / "quickstart.yaml").write_text(yaml.safe_dump({**sweep, **small_sweep}))
+    active = yaml.safe_load((recipes / "active_loop.yaml").read_text())
+    few = {"overrides": active["overrides"] + ["training.tokens=8000"], "rounds": 1, "seeds": [0]}
+    (recipes / "active_loop.yaml").write_text(yaml.safe_dump({**active, **few}))
     comparison = folder / "pipelines" / "comparisons" / "models_docstrings.yaml"
     arms = {
         name: {"model": {"kind": kind, "d_model": 16, "n_layers": 1}}
@@ -112,12 +113,10 @@ def wikitext(tmp_path_factory):
     return folder
 
 
-def run(command, checkout, **variables):
-    """Run one line in the checkout, its environment first on the path; `bkray` itself as a fork."""
+def run(command, checkout):
+    """Run one line in the checkout, its environment first on the path."""
     path = f"{checkout / '.venv' / 'bin'}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHON": sys.executable, **variables}
-    if command.startswith("bkray "):
-        return forks.run(shlex.split(command)[1:], checkout, env=environment)
+    environment = {**os.environ, "PATH": path, "PYTHON": sys.executable}
     return subprocess.run(
         command,
         check=False,
@@ -131,31 +130,31 @@ def run(command, checkout, **variables):
 
 
 @pytest.fixture(scope="module")
-def finished(checkout, wikitext):
+def finished(checkout, wikitext, two_cpus, bkray_here):
     """Every command of the README: {command: finished process}.
 
-    Those about a sweep or a comparison, which use nothing of the others, run beside them; each part in order.
+    Lines of the shell start a process and a Ray of their own; `bkray` itself is called in this one, on one
+    Ray for all.
     """
-
-    def in_order(part):
-        done = {}
-        for command in part:
-            line = command.replace("FOLDER", str(wikitext)).replace("FILE", "mine.txt")
+    done = {}
+    for command in commands():
+        if any(map(command.startswith, ELSEWHERE)):
+            continue
+        line = command.replace("FOLDER", str(wikitext)).replace("FILE", "mine.txt")
+        program, *arguments = shlex.split(line)
+        if program == "bkray":
+            done[command] = bkray_here(*arguments, cwd=checkout)
+        else:
             done[command] = run(line, checkout)
-            shown = f"{command}\n{done[command].stdout[-2000:]}\n{done[command].stderr[-4000:]}"
-            assert done[command].returncode == 0, shown
-        return done
-
-    here = [command for command in commands() if not any(map(command.startswith, ELSEWHERE))]
-    beside = [command for command in here if "sweep" in command or "compare" in command]
-    with ThreadPoolExecutor(2) as executor:
-        parts = executor.map(in_order, ([command for command in here if command not in beside], beside))
-        return {command: process for part in parts for command, process in part.items()}
+        shown = f"{command}\n{done[command].stdout[-2000:]}\n{done[command].stderr[-4000:]}"
+        assert done[command].returncode == 0, shown
+    return done
 
 
 def test_every_command_works_as_it_stands(checkout, finished):
     assert next(iter(finished)) == "make run"
-    for name in ("quickstart", "small-corpus", "recurrent", "wikitext2", "quickstart-sweep-winner"):
+    left = ("quickstart", "small-corpus", "recurrent", "wikitext2", "quickstart-sweep-winner", "three-points")
+    for name in (*left, "active-loop"):
         assert (checkout / "runs" / name / "report.html").exists(), name
     shown = {
         name: (checkout / "runs" / name / "report.html").read_text() for name in ("quickstart", "wikitext2")
@@ -176,6 +175,7 @@ SCRIPTS = {
     "pipelines.evaluate": "pipelines/recipes/quickstart.yaml",
     "pipelines.compress": "runs/quickstart",
     "tune.sweep": "tune/sweeps/quickstart.yaml",
+    "pipelines.active_loop": "pipelines/recipes/active_loop.yaml",
     "pipelines.compare_models": "pipelines/comparisons/models_docstrings.yaml",
 }
 AS_MAIN = """
@@ -219,7 +219,7 @@ def test_a_comparison_leaves_its_rows(checkout, finished):
 
 def test_a_sweep_leaves_a_table_a_picture_and_a_winner(checkout, finished):
     first, again = (
-        done for command, done in finished.items() if "sweep tune" in command or "make sweep" in command
+        finished[command] for command in ("bkray sweep tune/sweeps/quickstart.yaml", "make sweep")
     )
     folder = checkout / "runs" / "quickstart-sweep"
     trials = json.loads((folder / "trials.json").read_text())

@@ -29,6 +29,43 @@ def test_every_fault_is_reported_at_once_with_the_nearest_known_key():
     assert "augmentation.0.probabilty: unknown key; did you mean probability?" in text
 
 
+@pytest.mark.parametrize(
+    ("values", "faults"),
+    [
+        (
+            {"trainng": {"workers": 3}, "proxy": {}},
+            ["trainng: unknown", "training.workers 3", "proxy has no"],
+        ),
+        ({"training": {"optimiser": "adamw", "workers": 3}}, ["optimiser: unknown", "training.workers 3"]),
+        (
+            {"augmentation": [{"kind": "swop"}, {"kind": "swap"}, {"kind": "x"}]},
+            ["'swop'", "'x'", "swap twice"],
+        ),
+        ({"training": {"optimizer": "muom"}, "proxy": {}}, ["did you mean muon?", "proxy has no effect"]),
+        ({"training": {"lr": -1}, "difficulty": {"kind": "rarity"}}, ["it is -1", "without a curriculum"]),
+        ({"whatever": 1, "proxy": {}}, ["whatever: unknown key", "proxy has no effect"]),
+        (
+            {"training": {"batch_tokens": 1000, "lrr": 1}, "proxy": {}},
+            ["multiple of window 256", "lrr: unknown", "proxy has no effect"],
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_named_beside_unknown_keys_and_wrong_values(values, faults):
+    text = message({**BASE, **values})
+    for fault in faults:
+        assert fault in text
+    assert len(text.splitlines()) == 1 + len(faults)
+
+
+def test_what_was_left_out_is_not_said_to_fit_nothing():
+    wrong = {"curriculum": {"start": 7}, "difficulty": {"kind": "rarity"}, "proxy": {}, "window": 100}
+    assert len(message({**BASE, **wrong}).splitlines()) == 4
+    wrong["window"] = "wide"  # its default would not fit batch_tokens
+    text = message({**BASE, **wrong, "training": {"batch_tokens": 300}})
+    assert "window" in text
+    assert "multiple" not in text
+
+
 def test_an_unknown_kind_names_the_nearest():
     assert "corpus.kind: 'docstring' is unknown; did you mean docstrings?" in message(
         {"name": "t", "corpus": {"kind": "docstring"}}
