@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from bkray.config import Recipe
 from bkray.corpus import load_tokenizer
@@ -47,10 +48,13 @@ def evaluation(work: Work) -> Outcome:
         models["start_nats"] = start
     ledger = Ledger()
     held_out, *before = evaluate(work, windows, models, ledger).values()
+    written, flops, tokens = ray.get(samples)
+    if written:
+        ledger.charge("samples", flops=flops, tokens=tokens)
     details: dict[str, Any] = {
         "held_out": held_out.as_dict(_SPLIT),
         "baselines": ray.get(baselines),
-        "samples": ray.get(samples),
+        "samples": written,
     }
     if before:
         details["start"] = before[0].as_dict(_SPLIT)
@@ -154,15 +158,20 @@ def _fit_baselines(parts: list[Path], tokenizer: Path, split: str) -> dict[str, 
     return {**result, "seconds": time.perf_counter() - started}
 
 
-def _samples(exported: Path, tokenizer: Path, recipe: Recipe) -> list[tuple[str, str]]:
+def _samples(exported: Path, tokenizer: Path, recipe: Recipe) -> tuple[list[tuple[str, str]], float, int]:
+    """(Prompt, what the model writes after it) of every prompt; its FLOPs; the tokens read and written."""
     settings = recipe.samples
     if settings is None:
-        return []
+        return [], 0.0, 0
     network, bpe = load_model(exported), load_tokenizer(tokenizer)
-    return [
-        (prompt, write(network, bpe, prompt, settings.tokens, settings.temperature, recipe.seed).text)
-        for prompt in settings.prompts
-    ]
+    with FlopCounterMode(display=False) as counter:
+        made = [
+            write(network, bpe, prompt, settings.tokens, settings.temperature, recipe.seed)
+            for prompt in settings.prompts
+        ]
+    tokens = sum(written.prompt_tokens + written.tokens for written in made)
+    texts = [(prompt, written.text) for prompt, written in zip(settings.prompts, made, strict=True)]
+    return texts, float(counter.get_total_flops()), tokens
 
 
 @dataclass(frozen=True)

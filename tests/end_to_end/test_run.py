@@ -77,12 +77,13 @@ def test_a_run_leaves_what_is_promised_and_changes_nothing_when_repeated(bkray, 
     assert f"cost      {summary['ledger']['total_flops']:.3g} FLOPs, {seen}" in finished.stdout
     assert {"bits_per_byte", "nats_per_token", "perplexity", "split"} <= summary["held_out"].keys()
     assert {"total_flops", "by_kind", "wall_s", "tokens_seen", "unique_tokens"} <= summary["ledger"].keys()
-    assert {"training", "optimizer", "validation", "proxy_training", "scoring", "evaluation"} <= summary[
-        "ledger"
-    ]["by_kind"].keys()
-    assert all(
-        summary["ledger"]["by_kind"][kind]["flops"] > 0 for kind in ("training", "proxy_training", "scoring")
-    )
+    spent = summary["ledger"]["by_kind"]
+    assert {"training", "optimizer", "validation", "proxy_training", "scoring", "evaluation"} <= spent.keys()
+    assert all(spent[kind]["flops"] > 0 for kind in ("training", "proxy_training", "scoring"))
+    assert 4 <= spent["samples"]["tokens"] <= 1 + len("the scan") + 12
+    for kind in ("samples", "evaluation"):  # the model is the same, so a token costs the same
+        spent[kind]["each"] = spent[kind]["flops"] / spent[kind]["tokens"]
+    assert spent["samples"]["each"] == pytest.approx(spent["evaluation"]["each"], rel=0.2)
     skill = summary["skill"]["rank_correlation"]
     assert {"compression", "rarity", "sentence_length", "loss", "entropy", "margin"} <= skill.keys()
     scores, seen = (
