@@ -1,10 +1,10 @@
 """What users get wrong: one clear message, exit code 2, nothing half-written."""
 
 import gzip
+import importlib.util
 import json
 import re
 import shutil
-from importlib.util import find_spec
 
 import pytest
 import yaml
@@ -91,8 +91,9 @@ def test_a_recipe_that_is_not_there(bkray, tmp_path):
     assert "no such file" in refused(bkray, tmp_path / "none.yaml", tmp_path / "out")
 
 
-@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
-def test_a_tracker_that_is_not_installed(bkray, tmp_path):
+def test_a_tracker_that_is_not_installed(bkray, tmp_path, monkeypatch):
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else there(name))
     (tmp_path / "text.txt").write_text("words " * 1000)
     stderr = refused(bkray, recipe(tmp_path), tmp_path / "out", "training.trackers=[wandb]")
     assert "wandb, which is not installed: pip install 'bkray[trackers]'" in stderr

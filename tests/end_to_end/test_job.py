@@ -42,10 +42,22 @@ def head(kill_node):
     command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={state}"]
     command += [f"--{name}={number}" for name, number in ports.items()]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(ports["dashboard-port"])
     yield environment, f"http://127.0.0.1:{ports['dashboard-port']}"
     kill_node(process)  # an orderly end takes half a minute
     process.wait(timeout=60)
     shutil.rmtree(state, ignore_errors=True)
+
+
+def wait_for(port):
+    """Until somebody listens there: every attempt to submit takes seconds."""
+    deadline = time.monotonic() + 120
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        assert time.monotonic() < deadline, "the head did not start"
+        time.sleep(0.1)
 
 
 def submit(head, *arguments):

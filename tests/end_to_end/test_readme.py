@@ -245,6 +245,18 @@ def test_another_python_makes_the_environment():
     assert "another/bin/bkray run" in made
 
 
+@pytest.mark.parametrize("line", dict.fromkeys(re.findall(r"`(pip install [^`]+)`", README)))
+def test_what_it_installs_is_what_these_tests_run_with(line, tmp_path):
+    """No index is asked, and nothing is installed: the packages are there, in the versions of constraints."""
+    shutil.copytree(ROOT / "bkray", tmp_path / "bkray", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
+        shutil.copy2(ROOT / name, tmp_path)
+    command = [sys.executable, "-m", *shlex.split(line), "--dry-run", "--no-index", "--no-build-isolation"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines()[-1] == "Would install bkray-0.1.0"
+
+
 def test_every_corpus_line_is_a_recipe(tmp_path):
     (block,) = (block for block in fenced("yaml") if "name: mine" in block)
     lines = [line.removeprefix("# ") for line in block.splitlines() if "corpus:" in line]

@@ -84,6 +84,8 @@ def test_a_run_leaves_what_is_promised_and_changes_nothing_when_repeated(bkray, 
     for kind in ("samples", "evaluation"):  # the model is the same, so a token costs the same
         spent[kind]["each"] = spent[kind]["flops"] / spent[kind]["tokens"]
     assert spent["samples"]["each"] == pytest.approx(spent["evaluation"]["each"], rel=0.2)
+    manifests = [json.loads(path.read_text()) for path in run.glob("artifacts/*/manifest.json")]
+    assert all(manifest["versions"] == summary["versions"] for manifest in manifests)
     skill = summary["skill"]["rank_correlation"]
     assert {"compression", "rarity", "sentence_length", "loss", "entropy", "margin"} <= skill.keys()
     scores, seen = (
