@@ -42,11 +42,13 @@ def head(kill_node):
     command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={state}"]
     command += [f"--{name}={number}" for name, number in ports.items()]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(ports["dashboard-port"])
-    yield environment, f"http://127.0.0.1:{ports['dashboard-port']}"
-    kill_node(process)  # an orderly end takes half a minute
-    process.wait(timeout=60)
-    shutil.rmtree(state, ignore_errors=True)
+    try:
+        wait_for(ports["dashboard-port"])
+        yield environment, f"http://127.0.0.1:{ports['dashboard-port']}"
+    finally:
+        kill_node(process)  # an orderly end takes half a minute
+        process.wait(timeout=60)
+        shutil.rmtree(state, ignore_errors=True)
 
 
 def wait_for(port):
