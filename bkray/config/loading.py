@@ -57,24 +57,31 @@ def parse_section(model: type[M], values: Mapping[str, Any], origin: str) -> M:
     """Validate `values` as `model`; raise UserError with one line a fault."""
     try:
         return model.model_validate(values)
-    except ValidationError as error:
-        faults = error.errors()
-    lines = _lines(model, faults) + _conflicts(model, values, faults)
+    except ValidationError:
+        lines = _faults(model, copy.deepcopy(dict(values)), frozenset())
     raise UserError(f"{origin}:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines)))
 
 
-def _conflicts(model: type[BaseModel], values: Mapping[str, Any], faults: list[Any]) -> list[str]:
-    """What does not fit together beside the `faults`; pydantic looks where every key is right by itself.
+def _faults(model: type[BaseModel], values: dict[str, Any], left_out: frozenset[str]) -> list[str]:
+    """One line a fault of `values`, which it mends as far as it can, to look again.
 
-    So it looks again, at the nearest known keys and values. What has none is left out, and with it every line
-    that names it: its default may be what does not fit.
+    Pydantic looks at what does not fit together where every key is right by itself. For a key or value with
+    no nearest known one the default is taken, and no line that names such a key counts any more.
     """
-    mended, left_out = copy.deepcopy(dict(values)), set()
+    try:
+        model.model_validate(values)
+        return []
+    except ValidationError as error:
+        faults: list[Any] = error.errors()
+    misspelt = {(*f["loc"][:-1], _nearest(model, f)) for f in faults if f["type"] == "extra_forbidden"}
+    faults = [f for f in faults if f["type"] != "missing" or f["loc"] not in misspelt]
+    lines = [line for fault in faults for line in _describe(model, fault).split("\n")]
+    lines = [line for line in lines if not left_out & set(re.findall(r"\w+", line))]
     for fault in reversed(faults):  # from the end of a list
-        *path, key = _keys(mended, fault["loc"]) or [None]
+        *path, key = _keys(values, fault["loc"]) or [None]
         if key is None:
-            return []
-        section = functools.reduce(operator.getitem, path, mended)
+            return lines
+        section = functools.reduce(operator.getitem, path, values)
         nearest = _nearest(model, fault)
         if nearest and fault["type"] == "extra_forbidden":
             section.setdefault(nearest, section.pop(key))
@@ -83,14 +90,9 @@ def _conflicts(model: type[BaseModel], values: Mapping[str, Any], faults: list[A
         elif nearest:
             section[key] = nearest
         else:
-            left_out.add(str(key))
+            left_out |= {str(key)}
             del section[key]
-    try:
-        model.model_validate(mended)
-    except ValidationError as error:
-        lines = _lines(model, (fault for fault in error.errors() if fault["type"] == "value_error"))
-        return [line for line in lines if not left_out & set(re.findall(r"\w+", line))]
-    return []
+    return lines + _faults(model, values, left_out)
 
 
 def _keys(values: Any, location: Iterable[Any]) -> list[Any]:
@@ -167,10 +169,6 @@ def _nearby(path: Path) -> str:
     names = [p.name for p in path.parent.iterdir() if p.suffix in {".yaml", ".yml"}]
     close = difflib.get_close_matches(path.name, names, n=1)
     return f"; did you mean {path.parent / close[0]}?" if close else ""
-
-
-def _lines(model: type[BaseModel], faults: Iterable[Any]) -> list[str]:
-    return [line for fault in faults for line in _describe(model, fault).split("\n")]
 
 
 def _describe(model: type[BaseModel], fault: Any) -> str:

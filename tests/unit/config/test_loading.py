@@ -57,6 +57,14 @@ def test_what_does_not_fit_together_is_named_beside_unknown_keys_and_wrong_value
     assert len(text.splitlines()) == 1 + len(faults)
 
 
+def test_what_is_misspelt_is_not_missing_as_well():
+    text = message({"name": "t", "corpuss": {"kind": "text", "pth": "x"}, "proxy": {}})
+    assert "corpuss: unknown key; did you mean corpus?" in text
+    assert "corpus.pth: unknown key; did you mean path?" in text
+    assert "proxy has no effect" in text
+    assert len(text.splitlines()) == 4
+
+
 def test_what_was_left_out_is_not_said_to_fit_nothing():
     wrong = {"curriculum": {"start": 7}, "difficulty": {"kind": "rarity"}, "proxy": {}, "window": 100}
     assert len(message({**BASE, **wrong}).splitlines()) == 4
