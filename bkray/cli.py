@@ -236,9 +236,10 @@ def _pipeline(
     loaded = load_recipe(recipe, overrides or ())
     with _importing():
         from bkray.runtime.pipeline import run_pipeline
+        from bkray.runtime.stopwatch import process_seconds
         from bkray.runtime.submission import closing_lines
 
-    result = run_pipeline(loaded, _out(out), until=until, cpus=cpus)
+    result = run_pipeline(loaded, _out(out), until=until, cpus=cpus, earlier=process_seconds())
     typer.echo("\n".join(closing_lines(result)))
 
 

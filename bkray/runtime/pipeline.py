@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,9 +33,9 @@ from bkray.runtime.evaluation import evaluation, forgetting
 from bkray.runtime.exits import find_user_error
 from bkray.runtime.nearest import nearest
 from bkray.runtime.plan import Plan, Stage, make_plan
-from bkray.runtime.results import has_results, versions, write_results
+from bkray.runtime.results import STARTUP, has_results, versions, write_results
 from bkray.runtime.selection import selected
-from bkray.runtime.stopwatch import counting
+from bkray.runtime.stopwatch import Stopwatch, counting
 from bkray.runtime.training import model
 from bkray.runtime.work import Outcome, Work
 from bkray.training import Checkpointer, GradientCache
@@ -85,11 +86,14 @@ def run_pipeline(
     cpus: int | None = None,
     artifacts: Path | None = None,
     progress: Progress | None = None,
+    earlier: float = 0.0,
 ) -> RunResult:
     """Build every stage up to `until`, in order; what is already there is kept.
 
+    `earlier`: seconds that the command took before this call, for the ledger.
     Raises UserError before anything is written where the recipe, the folder or the machine does not fit.
     """
+    called = time.perf_counter()
     progress = progress or Progress()
     plan = plan_run(recipe, out, artifacts)
     run = out / recipe.name
@@ -109,7 +113,8 @@ def run_pipeline(
         check_budget_here(recipe, cpus, out, plan.corpus_bytes)
     make_folder(run)
     with locked(run), _claimed(run, recipe):
-        built = _build_all(plan, stages, cpus, progress, out)
+        with counting(run / STARTUP, earlier=earlier + time.perf_counter() - called, keep=True) as watch:
+            built = _build_all(plan, stages, cpus, progress, out, watch)
         if until == "evaluation":
             write_results(plan, built, run)
     return RunResult(run, built, _summary(run, until))
@@ -137,7 +142,7 @@ def finished_run(run: Path) -> tuple[Plan, dict[str, Artifact]]:
 
 
 def _build_all(
-    plan: Plan, stages: dict[str, Stage], cpus: int | None, progress: Progress, out: Path
+    plan: Plan, stages: dict[str, Stage], cpus: int | None, progress: Progress, out: Path, startup: Stopwatch
 ) -> dict[str, Artifact]:
     built: dict[str, Artifact] = {}
     for name, stage in stages.items():
@@ -151,7 +156,8 @@ def _build_all(
         check_budget(plan.recipe, there, out, plan.corpus_bytes)
         for name, stage in stages.items():
             if name not in built:
-                built[name] = build_stage(plan, stage, built, there, progress)
+                with startup.paused():
+                    built[name] = build_stage(plan, stage, built, there, progress)
     return built
 
 

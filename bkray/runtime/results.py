@@ -24,6 +24,7 @@ from bkray.reporting.files import write_atomically
 from bkray.reporting.report import write_report
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.plan import Plan
+from bkray.runtime.stopwatch import noted_seconds
 from bkray.training import Ledger
 
 _PACKAGES = ("bkray", "torch", "ray", "numpy", "numba", "pyarrow", "tokenizers", "datasets")
@@ -41,13 +42,17 @@ _KINDS = {
 """What a stage's seconds are charged to, beyond those that its own ledger holds; the rest is preparation."""
 
 
+STARTUP = "startup"
+"""What a run's commands take outside of its stages, noted in its folder: imports, planning, Ray's start."""
+
+
 def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
 
 
 def write_results(plan: Plan, built: dict[str, Artifact], run: Path) -> dict[str, Any]:
     """Write both files, each whole or not at all, and return the summary."""
-    summary = summarise(plan, built)
+    summary = summarise(plan, built, run)
     write_report(run / "report.html", _report(plan, built, run, summary))
     write_atomically(run / "summary.json", json.dumps(summary, indent=2))
     return summary
@@ -61,9 +66,11 @@ def has_results(plan: Plan, run: Path) -> bool:
     return json.loads(path.read_text()).get("key") == plan.stages["evaluation"].key
 
 
-def summarise(plan: Plan, built: dict[str, Artifact]) -> dict[str, Any]:
+def summarise(plan: Plan, built: dict[str, Artifact], run: Path) -> dict[str, Any]:
     """summary.json: held-out quality, baselines, everything that was spent, and what it was run with."""
     ledger, wall = spent(built.values())
+    startup = noted_seconds(run / STARTUP)
+    ledger.charge(STARTUP, seconds=startup)
     training, test = built["model"].manifest["details"], built["evaluation"].manifest["details"]
     return {
         "name": plan.recipe.name,
@@ -74,7 +81,7 @@ def summarise(plan: Plan, built: dict[str, Artifact]) -> dict[str, Any]:
         "ledger": {
             "total_flops": ledger.total_flops,
             "by_kind": ledger.table(),
-            "wall_s": wall,
+            "wall_s": wall + startup,
             "tokens_seen": training["tokens"],
             "unique_tokens": training["unique_tokens"],
         },

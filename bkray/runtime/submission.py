@@ -10,6 +10,7 @@ from bkray.config import load_recipe
 from bkray.runtime.cluster import inside_job
 from bkray.runtime.exits import exit_codes
 from bkray.runtime.pipeline import RunResult, run_pipeline
+from bkray.runtime.stopwatch import process_seconds
 
 
 def default_out() -> Path:
@@ -55,5 +56,5 @@ def main(until: str, description: str) -> None:
     given = arguments(description, "recipe", "training.lr=3e-4")
     with exit_codes():
         recipe = load_recipe(given.file, given.overrides)
-        result = run_pipeline(recipe, given.out, until=until, cpus=given.cpus)
+        result = run_pipeline(recipe, given.out, until=until, cpus=given.cpus, earlier=process_seconds())
         print("\n".join(closing_lines(result)))

@@ -60,11 +60,14 @@ def reference(tmp_path_factory):
     def get(bkray, small):
         if "run" not in made:
             out = tmp_path_factory.mktemp("reference")
+            started = time.monotonic()
             finished = bkray("run", small, "--out", out, "--cpus", 2)
+            made["seconds"] = time.monotonic() - started
             assert finished.returncode == 0, finished.stderr
             made["run"], made["finished"] = out / "small", finished
         return made["run"], made["finished"]
 
+    get.seconds = lambda: made["seconds"]
     return get
 
 
@@ -126,6 +129,13 @@ def test_a_run_leaves_what_is_promised_and_changes_nothing_when_repeated(bkray, 
     assert plan.stdout.count("cached") == 11
     (windows,) = run.glob("artifacts/windows-*/manifest.json")
     assert re.search(rf"windows +cached +{json.loads(windows.read_text())['rows']:,} ", plan.stdout)
+
+
+def test_the_ledger_has_nearly_every_second_of_the_command(bkray, small, reference):
+    run, _ = reference(bkray, small)
+    ledger = json.loads((run / "summary.json").read_text())["ledger"]
+    assert ledger["wall_s"] == pytest.approx(sum(cost["seconds"] for cost in ledger["by_kind"].values()))
+    assert 0.8 * reference.seconds() < ledger["wall_s"] < reference.seconds(), "all but the report's"
 
 
 def test_a_browser_shows_its_report(bkray, small, reference, in_browser):
@@ -207,6 +217,12 @@ def test_disturbed_at_every_turn_it_ends_with_the_same_bytes(bkray, small, refer
     assert again.stderr.count("already there") == 10
     assert files(out / "small") == files(run)
     assert not list(out.rglob(".partial-*"))
+    undisturbed, in_all = (startup_seconds(each) for each in (run, out / "small"))
+    assert in_all > 3 * undisturbed > 0, "seven commands to one"
+
+
+def startup_seconds(run):
+    return json.loads((run / "summary.json").read_text())["ledger"]["by_kind"]["startup"]["seconds"]
 
 
 def disturbed(recipe, out, cpus, stage, how, kill_node):
