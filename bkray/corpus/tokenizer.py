@@ -7,7 +7,8 @@ Id 0 is the separator between documents. Text that spells the separator out is e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from bkray.config import UserError
 
 SEPARATOR = "<|endoftext|>"
 SEPARATOR_ID = 0
-_TEXTS_AT_ONCE = 256
+_TEXTS_AT_ONCE, _CHARACTERS_AT_ONCE = 256, 1 << 20  # an encoded character takes up to a hundred bytes
+_BETWEEN_WORDS = re.compile(r"\S(?= \S)")  # where GPT-2's pattern splits whatever stands on either side
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -36,7 +38,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
     tokenizer.encode_special_tokens = True
     return tokenizer
 
@@ -66,8 +68,29 @@ def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndar
     """The ids of each text, int32, without separators."""
     return [
         np.array(encoding.ids, dtype=np.int32)
-        for start in range(0, len(texts), _TEXTS_AT_ONCE)
-        for encoding in tokenizer.encode_batch_fast(
-            texts[start : start + _TEXTS_AT_ONCE], add_special_tokens=False
-        )
+        for batch in _batches(texts)
+        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False)
     ]
+
+
+def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The texts in order, up to so many and so many characters at once, but one at least."""
+    start = characters = 0
+    for end, text in enumerate(texts):
+        full = end - start == _TEXTS_AT_ONCE or characters + len(text) > _CHARACTERS_AT_ONCE
+        if full and end > start:
+            yield texts[start:end]
+            start, characters = end, 0
+        characters += len(text)
+    if start < len(texts):
+        yield texts[start:]
+
+
+def _pieces(text: str, size: int = 1 << 16) -> Iterator[str]:
+    """A text in pieces of about `size` characters, cut where the words counted are the same: the trainer
+    holds hundreds of texts at once."""
+    start = 0
+    while cut := _BETWEEN_WORDS.search(text, start + size):
+        yield text[start : cut.end()]
+        start = cut.end()
+    yield text[start:]

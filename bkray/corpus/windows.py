@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+
+_ROWS = 16  # read at once: texts may have a megabyte each
 
 
 def read_columns(parts: Sequence[Path], columns: Sequence[str], split: str | None = None) -> pa.Table:
     """The named columns of all `parts` in order, restricted to one split where it is named."""
-    return _scanner(parts, columns, split).to_table()
+    keep = pc.field("split") == split if split else None
+    return _dataset(parts).scanner(columns=list(columns), filter=keep).to_table()
+
+
+def read_rows(parts: Sequence[Path], columns: Sequence[str], split: str) -> Iterator[pa.Table]:
+    """The named columns of one split in order, a few rows at a time; of a part little more is held.
+
+    Parts without a row of the split are not read.
+    """
+    keep = pc.field("split") == split
+    for fragment in _dataset(parts).get_fragments():
+        if fragment.subset(keep).row_groups:
+            with pq.ParquetFile(fragment.path) as part:
+                for batch in part.iter_batches(_ROWS, columns=[*columns, "split"], use_threads=False):
+                    yield pa.table(batch).filter(keep).select(list(columns))
 
 
 def first_rows(parts: Sequence[Path], columns: Sequence[str], split: str, count: int) -> pa.Table:
     """The first `count` rows of a split, or fewer where there are no more; the rest is not held."""
-    return _scanner(parts, columns, split).head(count)
+    found, rows = [_dataset(parts).schema.empty_table().select(list(columns))], 0
+    for table in read_rows(parts, columns, split):
+        found.append(table)
+        rows += table.num_rows
+        if rows >= count:
+            break
+    return pa.concat_tables(found).slice(0, count)
 
 
-def _scanner(parts: Sequence[Path], columns: Sequence[str], split: str | None) -> pads.Scanner:
-    keep = pc.field("split") == split if split else None
-    dataset = pads.dataset([str(part) for part in parts], format="parquet")
-    return dataset.scanner(columns=list(columns), filter=keep)
+def _dataset(parts: Sequence[Path]) -> pads.Dataset:
+    return pads.dataset([str(part) for part in parts], format="parquet")
 
 
 def tokens_array(table: pa.Table) -> np.ndarray:

@@ -31,7 +31,7 @@ from bkray.corpus import (
     train_tokenizer,
 )
 from bkray.corpus.schema import DOCUMENTS, REJECTS, SPLITS, row_rng, windows_schema
-from bkray.corpus.windows import first_rows, read_columns
+from bkray.corpus.windows import read_columns, read_rows
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.stages import bucket_of, map_tables, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
@@ -128,12 +128,16 @@ def _check_rejects(reasons: Counter[str], accepted: int, recipe: Recipe, path: P
 def _check_splits(parts: list[Path], window: int) -> None:
     """Refuse a split of which no tokenizer can make a window: a token is at least a byte or ends a text."""
     for split in SPLITS:
-        texts = first_rows(parts, ["text"], split, _FEW_DOCUMENTS)["text"]
-        size = sum(len(text.encode()) for text in texts.to_pylist())
-        if len(texts) < _FEW_DOCUMENTS and size + len(texts) <= window:
+        count = size = 0
+        for rows in read_rows(parts, ["text"], split):
+            count += rows.num_rows
+            size += pc.sum(pc.binary_length(rows["text"])).as_py() or 0
+            if count >= _FEW_DOCUMENTS or size + count > window:
+                break
+        else:
             raise UserError(
                 f"corpus: the {split} split is too small for one window of {window} tokens, it has "
-                f"{len(texts)} documents of {size} bytes in all: set window lower, or bring more text"
+                f"{count} documents of {size} bytes in all: set window lower, or bring more text"
             )
 
 
@@ -154,8 +158,8 @@ def tokenizer(work: Work) -> Outcome:
 @ray.remote(num_cpus=1)
 def _train_tokenizer(parts: list[Path], vocab_size: int, target: str) -> int:
     def texts() -> Iterator[str]:
-        for part in parts:
-            for text in read_columns([part], ["text"], "train")["text"].to_pylist():
+        for rows in read_rows(parts, ["text"], "train"):
+            for text in rows["text"].to_pylist():
                 yield _LONG_BLANK.sub(r"\1", _LONG_WORD.sub(r"\g<0>\n", text))
 
     trained = train_tokenizer(texts(), vocab_size)

@@ -10,7 +10,7 @@ import pytest
 from bkray.corpus import mapped
 from bkray.corpus.mapped import JoinedWindows, map_windows
 from bkray.corpus.schema import soft_targets_fields
-from bkray.corpus.windows import first_rows, read_columns, tokens_array
+from bkray.corpus.windows import first_rows, read_columns, read_rows, tokens_array
 
 
 def write_parts(folder, sizes, width=9):
@@ -105,6 +105,22 @@ def test_the_first_rows_of_a_split_are_those_of_the_whole(tmp_path):
     whole = tokens_array(read_columns(parts, ["tokens"], "validation"))
     for count in (1, 9, 1000):
         assert np.array_equal(tokens_array(first_rows(parts, ["tokens"], "validation", count)), whole[:count])
+
+
+def test_parts_without_a_row_of_the_split_are_not_read(tmp_path, monkeypatch):
+    texts = {"test": ["a"], "train": ["b"] * 40, "validation": ["c", "d"]}
+    parts = [tmp_path / f"{split}.parquet" for split in texts]
+    for part, (split, column) in zip(parts, texts.items(), strict=True):
+        pq.write_table(pa.table({"split": [split] * len(column), "text": column}), part)
+    opened, usual = [], pq.ParquetFile
+    monkeypatch.setattr(pq, "ParquetFile", lambda path: opened.append(Path(path)) or usual(path))
+    for part, (split, column) in zip(parts, texts.items(), strict=True):
+        assert [
+            row for table in read_rows(parts, ["text"], split) for row in table["text"].to_pylist()
+        ] == column
+        assert opened.pop() == part
+    assert first_rows(parts, ["text"], "other", 5).num_rows == 0
+    assert opened == []
 
 
 def test_two_sources_are_read_as_one(tmp_path):

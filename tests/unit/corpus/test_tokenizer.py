@@ -1,13 +1,16 @@
 """Byte-level BPE: lossless, deterministic, every byte accounted for."""
 
+import random
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from tokenizers import pre_tokenizers
 
 from bkray.config import UserError
 from bkray.corpus import SEPARATOR_ID, encode_documents, load_tokenizer, token_bytes, train_tokenizer
+from bkray.corpus import tokenizer as module
 
 TRAIN = [
     f"The {w} of the number {i} is an element of the ring Z/{i}Z.\n"
@@ -73,6 +76,40 @@ def test_training_is_deterministic_in_threads_and_order(tmp_path):
     ]
     assert outputs[0] == outputs[1] == outputs[2]
     assert len(outputs[0]) > 5000
+
+
+def test_a_long_text_gives_the_same_words_in_pieces():
+    signs = "ab'sd \t\n\r\x0b\x1c\x85\xa0\u2003\u3000\u180e\ufeffé1٣.!’\U0001f600"
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str
+    random_, cuts = random.Random(0), 0
+    for _ in range(2000):
+        text = "".join(random_.choices(signs, k=40)).replace("d", " ")
+        pieces = list(module._pieces(text, 3))
+        assert "".join(pieces) == text
+        assert [word for piece in pieces for word, _ in split(piece)] == [word for word, _ in split(text)]
+        cuts += len(pieces) - 1
+    assert cuts > 1000
+
+
+def test_a_tokenizer_trained_on_long_texts_is_that_of_their_words():
+    long = "".join(f" word{i % 700}'s number {i * i % 997},\n" for i in range(20_000))
+    assert len(list(module._pieces(long))) > 5
+    whole = train_tokenizer(["".join(piece) for piece in module._pieces(long, 500)], 500)
+    assert train_tokenizer([long], 500).to_str() == whole.to_str()
+
+
+def test_texts_are_encoded_alike_however_many_at_once(tokenizer, monkeypatch):
+    texts = [*TEXTS, *TRAIN[:50], "", "word " * 300]
+    whole = encode_documents(tokenizer, texts)
+    assert [list(batch) for batch in module._batches(texts)] == [texts]
+    monkeypatch.setattr(module, "_CHARACTERS_AT_ONCE", 100)
+    monkeypatch.setattr(module, "_TEXTS_AT_ONCE", 3)
+    batches = list(module._batches(texts))
+    assert [text for batch in batches for text in batch] == texts
+    assert all(len(batch) == 1 or sum(map(len, batch)) <= 100 for batch in batches)
+    assert max(map(len, batches)) == 3
+    for one, other in zip(encode_documents(tokenizer, texts), whole, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_file_that_is_no_tokenizer(tmp_path):
