@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run sweep test checks benchmarks clean
+.PHONY: run sweep test test-long checks benchmarks clean
 
 run: $(READY)
 	$(BIN)/bkray run pipelines/recipes/quickstart.yaml --out runs
@@ -12,8 +12,13 @@ run: $(READY)
 sweep: $(READY)
 	$(BIN)/bkray sweep tune/sweeps/quickstart.yaml --out runs
 
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10
+
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10
+	$(PYTEST) -m 'not long'
+
+test-long: $(READY)
+	$(PYTEST) -m long
 
 checks: $(READY)
 	$(BIN)/ruff check .

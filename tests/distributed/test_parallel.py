@@ -264,7 +264,7 @@ def world_of_4(spawn, tmp_path_factory):
     return finished(spawn, 4, tmp_path_factory.mktemp("world"))
 
 
-@pytest.fixture(scope="module", params=["world_of_2", "world_of_4"])
+@pytest.fixture(scope="module", params=["world_of_2", pytest.param("world_of_4", marks=pytest.mark.long)])
 def world(request):
     return request.getfixturevalue(request.param)
 

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.end_to_end, pytest.mark.ray]
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 ELSEWHERE = {
-    "make test": "runs this test",
+    "make test": "runs this test, and make test-long some more",
     "ray start --head": "test_job.py, with ports of its own",
     "RAY_AUTH_MODE=token ray job submit": "test_job.py",
     "bkray transfer": "test_transfer.py, with the text at hand that the README goes on with",

@@ -13,7 +13,7 @@ import pytest
 from bkray.runtime import cluster
 from bkray.runtime.stages import read_parts, top_k, write_parts
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 STORE = 80 << 20
 PARTS, ROWS, BYTES, KEPT = 20, 1000, 40_000, 1500  # 800 MB, of which 60 MB are kept
