@@ -15,6 +15,8 @@ from tokenizers import Tokenizer
 from bkray.corpus.schema import stable_id, windows_schema
 from bkray.corpus.tokenizer import SEPARATOR_ID, encode_documents, token_bytes
 
+_OF_OWNER = ("doc_id", "split", "parent_id", "augmentation")  # of the document in whose text a window begins
+
 
 def pack(documents: pa.Table, tokenizer: Tokenizer, window: int) -> tuple[pa.Table, int]:
     """Pack `documents` into windows of `window` targets (N); also the number of targets dropped at the end.
@@ -41,7 +43,7 @@ def pack(documents: pa.Table, tokenizer: Tokenizer, window: int) -> tuple[pa.Tab
     rows = np.searchsorted(starts, first_targets, side="right") - 1
     offsets = first_targets - starts[rows]
 
-    owners = documents.take(pa.array(rows))
+    owners = documents.select(_OF_OWNER).take(pa.array(rows))
     ids = [
         stable_id(doc_id, offset, "window")
         for doc_id, offset in zip(owners["doc_id"].to_pylist(), offsets.tolist(), strict=True)
@@ -50,7 +52,7 @@ def pack(documents: pa.Table, tokenizer: Tokenizer, window: int) -> tuple[pa.Tab
         "window_id": pa.array(ids, pa.int64()),
         "tokens": pa.FixedSizeListArray.from_arrays(pa.array(tokens.ravel()), window + 1),
         "target_bytes": pa.array(token_bytes(tokenizer)[tokens[:, 1:]].sum(axis=1, dtype=np.int32)),
-        **{name: owners[name] for name in ("doc_id", "split", "parent_id", "augmentation")},
+        **{name: owners[name] for name in _OF_OWNER},
     }
     return pa.table({name: columns[name] for name in schema.names}, schema=schema), dropped
 

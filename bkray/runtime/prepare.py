@@ -41,6 +41,7 @@ _FEW_DOCUMENTS = 64  # a split of fewer is measured as soon as it is read
 _FEWEST_DOCUMENTS = 32  # a block of augmentation: starting a translator takes as long as some of them
 _LONG_WORD, _LONG_BLANK = re.compile(r"\S{1000}"), re.compile(r"(\s{1000})\s+")  # BPE trains in their square
 _MOST_DOCUMENTS = 256  # a block of augmentation: slow translations are done in minutes, not in hours
+_MOST_BYTES = 16 << 20  # of such a block: split into words, a text takes many times as much
 
 
 # --- documents -----------------------------------------------------------------------------------
@@ -170,8 +171,10 @@ def _train_tokenizer(parts: list[Path], vocab_size: int, target: str) -> int:
 def augmented(work: Work) -> Outcome:
     """Of each training document that a kind takes one augmented document, or the reason why there is none."""
     originals = read_parts(work.source.parts, "train").materialize()
-    evenly = -(-originals.count() // (_BLOCKS_PER_CPU * work.cpus))
-    block = min(_MOST_DOCUMENTS, max(_FEWEST_DOCUMENTS, evenly))
+    count = originals.count()
+    evenly = -(-count // (_BLOCKS_PER_CPU * work.cpus))
+    fits = max(1, _MOST_BYTES * count // max(1, originals.size_bytes()))
+    block = min(_MOST_DOCUMENTS, fits, max(_FEWEST_DOCUMENTS, evenly))
     spread = originals.repartition(target_num_rows_per_block=block)
     attempts = map_tables(spread, _Augment(work.recipe), batch_size=block).materialize()
     kinds = augmentation_counts(map_tables(attempts, _outcomes, batch_size=None).take_all())

@@ -60,6 +60,7 @@ def reference(tmp_path_factory):
     def get(bkray, small):
         if "run" not in made:
             out = tmp_path_factory.mktemp("reference")
+            assert bkray("--version").returncode == 0  # starts the server of which processes are forks
             made["started"] = time.time()
             finished = bkray("run", small, "--out", out, "--cpus", 2)
             assert finished.returncode == 0, finished.stderr

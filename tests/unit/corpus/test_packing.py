@@ -55,6 +55,20 @@ def test_targets_reproduce_the_stream_once(window, count):
     assert sum(windows["target_bytes"].to_pylist()) + tail == sum(len(text.encode()) for text in texts)
 
 
+def test_the_windows_of_a_long_document_do_not_each_hold_its_text():
+    text = " ".join(RNG.choice(WORDS, 30_000))
+    table = documents(1).set_column(1, DOCUMENTS.field("text"), pa.array([text]))
+    before = pa.default_memory_pool()
+    pool = pa.system_memory_pool()  # nothing else uses it
+    pa.set_memory_pool(pool)
+    try:
+        windows, _ = pack(table, TOKENIZER, 16)
+    finally:
+        pa.set_memory_pool(before)
+    assert windows.num_rows > 300
+    assert pool.max_memory() < 50 * len(text)
+
+
 def test_windows_belong_to_the_document_of_their_first_target():
     table = documents(30, augmentation="swap")
     windows, _ = pack(table, TOKENIZER, 16)
