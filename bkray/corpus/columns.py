@@ -33,6 +33,12 @@ def read_parquet(shard: Shard, corpus: ParquetCorpus) -> Iterator[Record]:
                     ordinal += 1
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"{shard.location}: cannot be read as Parquet: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # a file system's own, such as that of a server which sends no part of a file
+        mend = "; download it first" if shard.location.startswith("http") else ""
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{shard.location}: cannot be read: {reason}{mend}") from error
 
 
 def cells(column: pa.Array) -> Iterator[bytes | Fault]:

@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from bkray.config import UserError
 from bkray.config.corpus import JsonlCorpus, ParquetCorpus, TextCorpus
-from bkray.corpus.lines import COMPRESSION
+from bkray.corpus.lines import COMPRESSION, name_in
 from bkray.corpus.shard import Shard, own_splits
 
 _SUFFIXES = {"text": (".txt", ".md"), "jsonl": (".jsonl", ".json", ".ndjson"), "parquet": (".parquet",)}
@@ -73,7 +73,7 @@ def _find(path: str, suffixes: tuple[str, ...]) -> Iterator[tuple[fsspec.Abstrac
     except (ValueError, ImportError) as error:
         raise UserError(f"corpus.path {path!r}: {error}") from error
     if fs.isfile(root):
-        yield fs, root, posixpath.basename(root)
+        yield fs, root, posixpath.basename(name_in(root))
         return
     if fs.isdir(root):
         if isinstance(fs, LocalFileSystem):

@@ -11,10 +11,12 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
+from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow as pa
+from fsspec.spec import AbstractBufferedFile
 
 from bkray.config import UserError
 from bkray.config.corpus import JsonlCorpus, TextCorpus
@@ -64,8 +66,8 @@ def read_jsonl(shard: Shard, corpus: JsonlCorpus, max_chars: int) -> Iterator[Re
 def read_pieces(url: str) -> Iterator[bytes]:
     """The lines of a file, uncompressed; those over 1 MiB in several pieces, of which the last ends in LF."""
     try:
-        with fsspec.open(url, "rb") as file:
-            stream = _uncompressed(cast(BinaryIO, file), url)
+        with fsspec.open(url, "rb", **({"block_size": 0} if _on_the_web(url) else {})) as file:
+            stream = _uncompressed(_readable(file), url)
             first = stream.readline(_PIECE_BYTES).removeprefix(_BYTE_ORDER_MARK)
             if first:
                 yield first
@@ -76,11 +78,28 @@ def read_pieces(url: str) -> Iterator[bytes]:
                 f"{url}: the compressed stream ends early; copy or download the file again"
             ) from error
         raise UserError(f"{url}: cannot be read: {error}") from error
+    except Exception as error:  # a file system's own, such as a server's that hangs up
+        raise UserError(f"{url}: cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _on_the_web(url: str) -> bool:
+    """Whether a web server sends the file: as a stream (block size 0), as many send no parts of one."""
+    return url.startswith(("http://", "https://"))
+
+
+def _readable(file: Any) -> BinaryIO:
+    """`readline` of fsspec's own files goes back in them, which a stream cannot."""
+    return io.BufferedReader(file, _PIECE_BYTES) if isinstance(file, AbstractBufferedFile) else file
+
+
+def name_in(url: str) -> str:
+    """The path in a URL, without what a web server is asked beside it (`?token=…`); else the whole."""
+    return urlsplit(url).path if _on_the_web(url) else url
 
 
 def _uncompressed(file: BinaryIO, url: str) -> BinaryIO:
     for suffix, codec in COMPRESSION.items():
-        if url.lower().endswith(suffix):
+        if name_in(url).lower().endswith(suffix):
             # Arrow's stream reports a cut file for both codecs; the zstandard package reads it as complete.
             stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), codec)
             return cast(BinaryIO, io.BufferedReader(stream, _PIECE_BYTES))

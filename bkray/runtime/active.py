@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from bkray.config import Recipe, UserError
+from bkray.config import Recipe
 from bkray.config.active import ActiveLearning, load_active
 from bkray.config.preparation import Proxy, Selection
 from bkray.corpus import Shard, list_shards
@@ -33,7 +33,8 @@ from bkray.reporting.progress import Progress
 from bkray.reporting.report import write_active_report
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.cluster import check_budget, check_budget_here, cluster
-from bkray.runtime.pipeline import check_out, check_words, locked, make_folder
+from bkray.runtime.folder import LOOP, check_identity, check_out, claimed, locked, make_folder
+from bkray.runtime.pipeline import check_words
 from bkray.runtime.plan import make_plan
 from bkray.runtime.results import spent
 from bkray.runtime.rounds import Built, DoneRound, LoopRun, LoopRunner
@@ -105,7 +106,9 @@ def run_active(
     active, recipe = load_active(Path(path), tuple(overrides))
     folder = out / active.name
     check_out(out)
-    if _complete(folder, active, recipe):
+    identity = _identity(active, recipe)
+    check_identity(folder / LOOP, identity)
+    if _complete(folder, active):
         progress.say(f"{folder}: already complete, nothing to do")
         return folder
     check_words([recipe])
@@ -114,8 +117,8 @@ def run_active(
     make_folder(folder)
     with locked(folder), cluster(cpus) as there:
         check_budget(recipe, there, out, runs.plan.corpus_bytes)
-        write_atomically(folder / "active.json", _identity(active, recipe))
-        data = runs.prepare(there, progress)
+        with claimed(folder / LOOP, identity, folder / "runs"):
+            data = runs.prepare(there, progress)
         done = [run for seed in active.seeds for run in _run_arms(runs, seed, data, there, progress)]
     report = _report(active, done)
     write_atomically(folder / "results.json", json.dumps(report.as_dict(), indent=2))
@@ -134,13 +137,9 @@ def _identity(active: ActiveLearning, recipe: Recipe) -> str:
     return json.dumps([shares, recipe.model_dump(mode="json")])
 
 
-def _complete(folder: Path, active: ActiveLearning, recipe: Recipe) -> bool:
-    """Whether the results of these seeds are there; raises UserError where the folder is another loop's."""
-    path, results = folder / "active.json", folder / "results.json"
-    if path.exists() and path.read_text() != _identity(active, recipe):
-        raise UserError(
-            f"{folder} holds another loop of this name: choose another --out, or name=… for this one"
-        )
+def _complete(folder: Path, active: ActiveLearning) -> bool:
+    """Whether the results of these seeds are there."""
+    results = folder / "results.json"
     if not results.exists() or not (folder / "report.html").exists():
         return False
     return bool(json.loads(results.read_text())["seeds"] == list(active.seeds))

@@ -39,7 +39,8 @@ from bkray.reporting.progress import Line, Progress
 from bkray.reporting.report import write_comparison_report
 from bkray.runtime.cluster import check_budget, check_budget_here, cluster
 from bkray.runtime.distillation import map_soft_targets
-from bkray.runtime.pipeline import check_models, check_out, check_words, locked, make_folder
+from bkray.runtime.folder import COMPARISON, check_identity, check_out, claimed, locked, make_folder
+from bkray.runtime.pipeline import check_models, check_words
 from bkray.runtime.plan import Plan, make_plan
 from bkray.runtime.results import spent
 from bkray.runtime.training import run_training
@@ -112,7 +113,8 @@ def run_comparison(
     comparison, recipes = load_comparison(Path(path), tuple(overrides))
     folder = out / comparison.name
     check_out(out)
-    _check_folder(folder, comparison, recipes)
+    identity = _identity(comparison, recipes)
+    check_identity(folder / COMPARISON, identity)
     check_models(recipes.values())
     check_words(recipes.values())
     runs = Runs(recipes, folder)
@@ -126,8 +128,8 @@ def run_comparison(
     make_folder(folder)
     with locked(folder), cluster(cpus) as there:
         check_budget(recipe, there, out, corpus_bytes)
-        write_atomically(folder / "comparison.json", _identity(comparison, recipes))
-        data = {run.arm: spent(prepare_data(run.plan, there, progress).values())[0] for run in tuning}
+        with claimed(folder / COMPARISON, identity, folder / "runs"):
+            data = {run.arm: spent(prepare_data(run.plan, there, progress).values())[0] for run in tuning}
         _execute("tuning", tuning, progress)
         rates = {arm: _best_rate([run for run in tuning if run.arm == arm]) for arm in recipes}
         seconds = _step_seconds(comparison, runs, rates, folder, progress)
@@ -146,14 +148,6 @@ def _identity(comparison: Comparison, recipes: dict[str, Recipe]) -> str:
     """What the finished runs depend on; more budgets and seeds may join them."""
     shared = comparison.model_dump(mode="json", include={"reference", "tuning_steps", "learning_rates"})
     return json.dumps([shared, {arm: recipe.model_dump(mode="json") for arm, recipe in recipes.items()}])
-
-
-def _check_folder(folder: Path, comparison: Comparison, recipes: dict[str, Recipe]) -> None:
-    path = folder / "comparison.json"
-    if path.exists() and path.read_text() != _identity(comparison, recipes):
-        raise UserError(
-            f"{folder} holds another comparison of this name: choose another --out, or name=… for this one"
-        )
 
 
 # --- running ---------------------------------------------------------------------------------------
@@ -196,7 +190,7 @@ def _train(run: Run) -> None:
         "steps": details["steps"],
         "tokens": details["tokens"],
         "flops": Ledger(details["ledger"]).total_flops,
-        "training_seconds": details["ledger"]["training"]["seconds"],
+        "training_seconds": sum(details["ledger"][kind]["seconds"] for kind in ("training", "optimizer")),
         "seconds": time.perf_counter() - started,
         "nats": nats.tolist(),
         "bytes": held_out["target_bytes"].to_pylist(),

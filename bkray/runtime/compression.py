@@ -26,7 +26,8 @@ from bkray.reporting.progress import Progress
 from bkray.runtime.artifacts import Artifact, key_of, write_manifest, writing
 from bkray.runtime.cluster import cluster
 from bkray.runtime.evaluation import held_out_windows
-from bkray.runtime.pipeline import finished_run, locked
+from bkray.runtime.folder import locked
+from bkray.runtime.pipeline import finished_run
 from bkray.runtime.results import versions
 from bkray.training import load_model
 from bkray.training.state.export import Exported, unique_tensors, write_export

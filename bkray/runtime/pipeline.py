@@ -5,13 +5,9 @@ recipe ─► shards ─► plan ─► budget ─► each stage that has no art
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,14 +19,13 @@ from bkray.config.model import ImportModel
 from bkray.config.training import PLACEMENT
 from bkray.corpus import list_shards
 from bkray.model import build_model, model_config
-from bkray.reporting.files import write_atomically
 from bkray.reporting.progress import Progress
 from bkray.reporting.trackers import check_trackers
 from bkray.runtime import cleaning, distillation, leakage, prepare, scoring
 from bkray.runtime.artifacts import Artifact, write_manifest, writing
 from bkray.runtime.cluster import check_budget, check_budget_here, cluster, inside_job
 from bkray.runtime.evaluation import evaluation, forgetting
-from bkray.runtime.exits import find_user_error
+from bkray.runtime.folder import RUN, check_kind, check_out, claimed, locked, make_folder
 from bkray.runtime.nearest import nearest
 from bkray.runtime.plan import Plan, Stage, make_plan
 from bkray.runtime.results import STARTUP, has_results, versions, write_results
@@ -112,7 +107,7 @@ def run_pipeline(
     if not all(found.values()):
         check_budget_here(recipe, cpus, out, plan.corpus_bytes)
     make_folder(run)
-    with locked(run), _claimed(run, recipe):
+    with locked(run), claimed(run / RUN, dump_yaml(recipe), run / "checkpoints"):
         with counting(run / STARTUP, earlier=earlier + time.perf_counter() - called, keep=True) as watch:
             built = _build_all(plan, stages, cpus, progress, out, watch)
         if until == "evaluation":
@@ -129,9 +124,9 @@ def rewrite_results(run: Path) -> str:
 
 def finished_run(run: Path) -> tuple[Plan, dict[str, Artifact]]:
     """The plan of a finished run and all its artifacts; raises UserError where it is none."""
-    if not (run / "resolved.yaml").exists():
+    if not (run / RUN).exists():
         raise UserError(f"{run} holds no run: name the folder of a finished one, for example runs/quickstart")
-    plan = plan_run(load_recipe(run / "resolved.yaml"), run.parent)
+    plan = plan_run(load_recipe(run / RUN), run.parent)
     found = {name: stage.find() for name, stage in plan.stages.items()}
     missing = [name for name, artifact in found.items() if artifact is None]
     if missing:
@@ -211,11 +206,10 @@ def _up_to(plan: Plan, until: str) -> dict[str, Stage]:
 
 
 def check_folder(run: Path, recipe: Recipe) -> None:
-    """Refuse a folder that holds the run of another recipe."""
-    path = run / "resolved.yaml"
+    """Refuse a folder that holds the run of another recipe, or something else."""
+    path = run / RUN
+    check_kind(path)
     if not path.exists():
-        if run.exists() and any(run.iterdir()) and not (run / ".lock").exists():
-            raise UserError(f"{run} is not empty and holds no run of bkray: choose another --out or name")
         return
     try:
         there = load_recipe(path).model_dump(mode="json")
@@ -234,39 +228,11 @@ def check_folder(run: Path, recipe: Recipe) -> None:
         )
 
 
-@contextmanager
-def _claimed(run: Path, recipe: Recipe) -> Iterator[None]:
-    """Make `run` the folder of `recipe`; not for good where the recipe has to be mended before it trains."""
-    path = run / "resolved.yaml"
-    write_atomically(path, dump_yaml(recipe))
-    try:
-        yield
-    except Exception as error:
-        if find_user_error(error) and not (run / "checkpoints").exists():
-            path.unlink()
-        raise
-
-
-def check_out(out: Path) -> None:
-    """Raise UserError where nothing can be written under `out`; makes nothing."""
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        kind = "not writable" if there.is_dir() else "not a folder"
-        raise UserError(f"--out {out}: {there} is {kind}: choose another --out")
-
-
 def check_words(recipes: Iterable[Recipe]) -> None:
     """Raise UserError where the data or the translator of an augmentation is missing on this machine."""
     if not inside_job():  # there the workers' machines have them
         for recipe in recipes:
             check_augmentations(recipe.augmentation)
-
-
-def make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be made ({error.strerror}): choose another --out") from None
 
 
 def check_models(recipes: Iterable[Recipe]) -> None:
@@ -309,21 +275,6 @@ def _flat(values: object, prefix: str = "") -> dict[str, object]:
     if isinstance(values, dict) and values:
         return {k: v for key, inner in values.items() for k, v in _flat(inner, f"{prefix}{key}.").items()}
     return {prefix.rstrip("."): list(values) if isinstance(values, tuple) else values}
-
-
-@contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Keep a second process out of the same folder; clear away what a killed one left half-written."""
-    with open(run / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{run}: another bkray process is at work here: wait for it, or choose another --out"
-            ) from None
-        for partial in run.glob("**/.partial-*"):
-            shutil.rmtree(partial, ignore_errors=True)
-        yield
 
 
 def _summary(run: Path, until: str) -> dict | None:

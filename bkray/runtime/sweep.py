@@ -35,7 +35,8 @@ from bkray.reporting.report import write_sweep_report
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.beside import end_actors, run_beside
 from bkray.runtime.cluster import check_budget, check_budget_here, cluster
-from bkray.runtime.pipeline import check_models, check_out, check_words, locked, make_folder
+from bkray.runtime.folder import SWEEP, check_identity, check_out, claimed, locked, make_folder
+from bkray.runtime.pipeline import check_models, check_words
 from bkray.runtime.plan import Plan, make_plan
 from bkray.runtime.training import Job, run_training
 from bkray.runtime.trials import prepare_data, read_result, run_key, running, trial_job, write_result
@@ -82,7 +83,8 @@ def run_sweep(
     folder = out / sweep.name
     check_out(out)
     candidates = _candidates(sweep, values, folder)
-    _check_folder(folder, sweep, values)
+    identity = _identity(sweep, values)
+    check_identity(folder / SWEEP, identity)
     if _complete(folder, candidates):
         progress.say(f"{folder}: already complete, nothing to do")
         return folder
@@ -93,8 +95,8 @@ def run_sweep(
     make_folder(folder)
     with locked(folder), cluster(cpus) as there:
         check_budget(recipe, there, out, corpus_bytes)
-        write_atomically(folder / "sweep.json", _identity(sweep, values))
-        prepared = {one.name: prepare_data(one.plan, there, progress) for one in candidates}
+        with claimed(folder / SWEEP, identity, folder / "trials"):
+            prepared = {one.name: prepare_data(one.plan, there, progress) for one in candidates}
         with progress.stage("trials") as line:
             results = _tune(sweep, candidates, folder, there, line)
             line.result = f"{len(candidates)} trials"
@@ -155,14 +157,6 @@ def _plain(value: Any) -> Any:
 
 def _identity(sweep: Sweep, values: dict[str, Any]) -> str:
     return json.dumps([sweep.model_dump(mode="json"), values], sort_keys=True)
-
-
-def _check_folder(folder: Path, sweep: Sweep, values: dict[str, Any]) -> None:
-    path = folder / "sweep.json"
-    if path.exists() and path.read_text() != _identity(sweep, values):
-        raise UserError(
-            f"{folder} holds another sweep of this name: choose another --out, or name=… for this one"
-        )
 
 
 def _complete(folder: Path, candidates: list[Candidate]) -> bool:

@@ -27,14 +27,12 @@ from bkray.reporting.report import write_transfer_report
 from bkray.reporting.trackers import check_trackers
 from bkray.runtime.artifacts import key_of
 from bkray.runtime.cluster import check_budget_here, cluster
+from bkray.runtime.folder import check_out, locked, make_folder
 from bkray.runtime.pipeline import (
     RunResult,
     build_stage,
     check_folder,
-    check_out,
     check_words,
-    locked,
-    make_folder,
     plan_run,
     run_pipeline,
 )

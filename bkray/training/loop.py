@@ -297,8 +297,10 @@ class TrainingRun:
 
     def update(self) -> None:
         """Take the optimizer's step along the gradient and forget the gradient."""
+        began = time.perf_counter()
         with scaled_rates(self.optimizer, self.recovery.rate_factor):
             self.optimizer.step()
+        self.update_seconds = time.perf_counter() - began
         remedy = f"training.lr is {self.recipe.training.lr}, try a lower one"
         self.check_parameters("after the update of", remedy)
         if self.average:
@@ -326,7 +328,8 @@ class TrainingRun:
         if self.cache:
             seconds -= self.cache.charge(self.ledger)
         if learnt:
-            self.charges.update(self.average)
+            self.charges.update(self.update_seconds, self.average)
+            seconds -= self.update_seconds
         windows = 0 if loss is None else len(batch.ids)
         self.charges.passes(windows, seconds)
         if windows and (compressing := self.parallel.compression_flops()):

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bkray.config import UserError, load_recipe
+from bkray.runtime.pipeline import run_pipeline
 from bkray.runtime.sweep import run_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
@@ -28,6 +30,17 @@ def spec(tmp_path, texts):
     path = tmp_path / "rates.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+def test_one_that_its_data_refuse_can_be_mended(spec, tmp_path):
+    out, wide = tmp_path / "out", ("window=4096", "training.batch_tokens=8192", "training.tokens=81920")
+    with pytest.raises(UserError, match="too small for one window of 4096 tokens"):
+        run_sweep(spec, wide, out=out)
+    (folder,) = out.iterdir()
+    assert not [path.name for path in folder.iterdir() if path.name not in {".lock", "artifacts"}]
+    run_sweep(spec, ("trials=1", "training.tokens=1920", "seed=1", "training.lr=0.01"), out=out)
+    with pytest.raises(UserError, match="holds a sweep, not a run"):
+        run_pipeline(load_recipe(tmp_path / "base.yaml", ["name=rates"]), out)
 
 
 def test_asha_stops_the_weak_trials_and_never_the_baseline(spec, tmp_path):

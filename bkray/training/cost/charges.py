@@ -50,9 +50,9 @@ class Charges:
         tokens = windows * self.window
         self.ledger.charge("training", flops=self.flops(windows), tokens=tokens, seconds=seconds)
 
-    def update(self, average: AveragedModel | None) -> None:
-        """An optimizer step, and the average of the weights that follows it."""
-        self.ledger.charge("optimizer", flops=self.optimizer_flops)
+    def update(self, seconds: float, average: AveragedModel | None) -> None:
+        """An optimizer step of so many seconds (of the host), and the average of the weights that follows."""
+        self.ledger.charge("optimizer", flops=self.optimizer_flops, seconds=seconds)
         if average:
             count = sum(parameter.numel() for parameter in average.module.parameters())
             self.ledger.charge("averaging", flops=AVERAGING_FLOPS * count * self.metrics.world.size)

@@ -41,10 +41,10 @@ def charges():
 
 def test_every_rank_keeps_an_average_and_the_update_is_theirs_together(charges):
     made, model = charges
-    made.update(averaged(model, Average(decay=0.9)))
-    made.update(None)
+    made.update(0.5, averaged(model, Average(decay=0.9)))
+    made.update(0.25, None)
     table = made.ledger.table()
-    assert table["optimizer"]["flops"] == 2 * 1000.0
+    assert table["optimizer"] == {"flops": 2 * 1000.0, "tokens": 0, "seconds": 0.75}
     assert table["averaging"]["flops"] == 3 * sum(p.numel() for p in model.parameters()) * 4
 
 
@@ -67,6 +67,6 @@ def test_passes_and_settling_cost_three_forward_passes_a_window(charges):
 
 def test_what_is_lost_is_what_was_reached_beyond_what_is_kept(charges):
     made, _ = charges
-    made.update(None)
+    made.update(0.0, None)
     made.lost({"total_flops": 1500.0, "tokens": 900, "seconds": 9.0}, tokens=600, seconds=5.0)
     assert made.ledger.table()["lost"] == {"flops": 500.0, "tokens": 300, "seconds": 4.0}

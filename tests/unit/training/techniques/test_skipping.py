@@ -235,7 +235,9 @@ def test_hard_windows_are_trained_on_more_often_and_it_is_all_in_the_log(data, t
     spent = ledger.table()
     assert spent["predictor"]["flops"] == 48 * run.skipper.predictor.flops(16, 8, WINDOW)
     assert spent["predictor"]["seconds"] > 0
-    assert spent["predictor"]["seconds"] + spent["training"]["seconds"] == pytest.approx(run.seconds)
+    parts = [spent[kind]["seconds"] for kind in ("predictor", "optimizer", "training")]
+    assert min(parts) > 0
+    assert sum(parts) == pytest.approx(run.seconds)
     assert run.result().unique_tokens == (visits > 0).sum() * WINDOW
 
 
