@@ -2,14 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready
 
 .PHONY: run sweep test test-long checks benchmarks clean
 
-run: $(READY)
+run: $(INSTALLED)
 	$(BIN)/bkray run pipelines/recipes/quickstart.yaml --out runs
 
-sweep: $(READY)
+sweep: $(INSTALLED)
 	$(BIN)/bkray sweep tune/sweeps/quickstart.yaml --out runs
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10
@@ -30,10 +31,15 @@ benchmarks: $(READY)
 	for script in $(filter-out %/bench_transfer.py,$(wildcard tests/benchmarks/bench_*.py)); do OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
 
 # torch first and pinned, so that nothing else decides which build of it comes.
-$(READY): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "bkray needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $(INSTALLED)
+
+# What tests and checks need beside.
+$(READY): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $(READY)
 

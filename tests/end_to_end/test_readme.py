@@ -56,9 +56,10 @@ def checkout(tmp_path_factory, texts):
     environment = folder / ".venv"
     environment.mkdir()
     for entry in Path(sys.prefix).iterdir():
-        if entry.name != ".ready":
+        if entry.name not in {".installed", ".ready"}:
             (environment / entry.name).symlink_to(entry)
-    (environment / ".ready").touch()
+    for stamp in (".installed", ".ready"):
+        (environment / stamp).touch()
     corpus = {"kind": "jsonl", "path": str(texts), "validation": 0.1, "test": 0.1}
     recipes = folder / "pipelines" / "recipes"
     quickstart = {"name": "quickstart", "corpus": corpus, "curriculum": {"start": 0.5}, **SMALL}
@@ -75,6 +76,7 @@ def checkout(tmp_path_factory, texts):
     small_sweep = {
         "overrides": ["selection={kind: entropy}", "proxy={d_model: 16, n_layers: 1, tokens: 8000}"],
         "space": {
+            "curriculum.pacing": {"kind": "choice", "values": ["exponential", "step"]},
             "curriculum.start": {"kind": "uniform", "low": 0.2, "high": 0.6},
             "selection.keep": {"kind": "choice", "values": [0.5, 0.8]},
         },
@@ -233,6 +235,7 @@ def test_a_sweep_leaves_a_table_a_picture_and_a_winner(checkout, finished):
     assert "<svg" in (folder / "report.html").read_text()
     winner = yaml.safe_load((folder / "winner.yaml").read_text())
     assert winner["name"] == "quickstart-sweep-winner"
+    assert {trial["parameters"].get("curriculum.pacing") for trial in trials[1:]} <= {"exponential", "step"}
     if not best["baseline"]:
         assert winner["selection"]["keep"] == best["parameters"]["selection.keep"]
 

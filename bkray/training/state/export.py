@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -43,12 +44,18 @@ def export_model(
 def write_export(
     directory: Path, tensors: dict[str, Tensor], tokenizer: Path, config: dict[str, Any]
 ) -> None:
-    """The folder that `load_model` reads, whole or not at all; `config` names the model they belong to."""
+    """The folder that `load_model` reads, whole or not at all; `config` names the model they belong to.
+
+    Raises UserError where the weights cannot be written, as on a full disk.
+    """
     partial = directory.with_name(f".partial-{directory.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(tensors, partial / "model.safetensors")
+    try:
+        save_file(tensors, partial / "model.safetensors")
+    except SafetensorError as error:  # what it makes of an OSError
+        raise UserError(f"{directory} cannot be written: {error}: free some space") from error
     shutil.copy(tokenizer, partial / "tokenizer.json")
     (partial / "config.json").write_text(json.dumps(config, indent=2))
     shutil.rmtree(directory, ignore_errors=True)

@@ -1,5 +1,9 @@
 """Exported models: as they were, on longer sequences than they were trained on, and refused where damaged."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -8,6 +12,9 @@ from bkray.config import UserError, parse_recipe
 from bkray.evaluation import window_nats
 from bkray.model import build_model
 from bkray.training import export_model, load_model
+from bkray.training.state.export import write_export
+
+ROOT = Path(__file__).parents[4]
 
 VOCABULARY, WINDOW = 40, 24
 BK = {"kind": "resnet_bk", "n_heads": 4}
@@ -67,3 +74,21 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, value):
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(UserError, match=r"parameter blocks.1.feed_forward.up.weight holds NaN or infinity"):
         load_model(folder)
+
+
+def test_a_disk_that_takes_no_more_is_named_and_what_was_there_stays(tmp_path):
+    """The limit of a file's size stands for a full disk; of a process of its own, as it cannot be raised."""
+    write_export(tmp_path / "model", {"weights": torch.zeros(10)}, ROOT / "LICENSE", {})
+    code = (
+        "import pathlib, resource, sys, torch\n"
+        "from bkray.config import UserError\n"
+        "from bkray.training.state.export import write_export\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))\n"
+        "try: write_export(pathlib.Path(sys.argv[1]), {'weights': torch.ones(1 << 16)}, 'LICENSE', {})\n"
+        "except UserError as error: print(error)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "model")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert f"{tmp_path / 'model'} cannot be written: " in printed
+    assert "free some space" in printed
+    assert not load_file(tmp_path / "model" / "model.safetensors")["weights"].any()
