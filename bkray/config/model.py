@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -132,34 +134,42 @@ class ResNetBKModel(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> ResNetBKModel:
+        stack = partial(check_stack, self.n_layers, self.attention, self.halting, self.multiscale)
+        checks = (self._check_mixer, self._check_attention, stack, self._check_sparsity, self._check_experts)
+        if faults := [fault for check in checks if (fault := _fault_of(check))]:
+            raise ValueError("\n".join(faults))
+        return self
+
+    def _check_mixer(self) -> None:
         _check_heads(self.d_model, self.n_heads)
         if self.mixer == "gated" and self.changed("n_heads"):
             raise ValueError(f"n_heads {self.n_heads} has no effect with mixer gated: remove it")
-        if self.attention:
-            if max(self.attention.layers) >= self.n_layers:
-                raise ValueError(
-                    f"attention.layers {list(self.attention.layers)}: with n_layers {self.n_layers} the last "
-                    f"is {self.n_layers - 1}"
-                )
-            _check_heads(self.d_model, self.attention.n_heads, rotary=True)
-        check_stack(self.n_layers, self.attention, self.halting, self.multiscale)
-        if self.sparsity:
-            self._check_sparsity()
-        if self.experts and self.feed_forward_width:
-            raise ValueError("feed_forward_width has no effect beside experts: set experts.width")
-        return self
+
+    def _check_attention(self) -> None:
+        if not self.attention:
+            return
+        if max(self.attention.layers) >= self.n_layers:
+            raise ValueError(
+                f"attention.layers {list(self.attention.layers)}: with n_layers {self.n_layers} the last "
+                f"is {self.n_layers - 1}"
+            )
+        _check_heads(self.d_model, self.attention.n_heads, rotary=True)
 
     def _check_sparsity(self) -> None:
-        if self.mixer not in SPARSE_MIXERS:
+        if self.sparsity and self.mixer not in SPARSE_MIXERS:
             raise ValueError(
                 f"sparsity has no effect with mixer {self.mixer}: remove it or take mixer "
                 f"{' or '.join(SPARSE_MIXERS)}"
             )
-        if self.attention and set(self.attention.layers) >= set(range(self.n_layers)):
+        if self.sparsity and self.attention and set(self.attention.layers) >= set(range(self.n_layers)):
             raise ValueError(
                 "sparsity has no effect where attention takes every layer: remove it or one of "
                 "attention.layers"
             )
+
+    def _check_experts(self) -> None:
+        if self.experts and self.feed_forward_width:
+            raise ValueError("feed_forward_width has no effect beside experts: set experts.width")
 
 
 class TransformerModel(Section):
@@ -200,6 +210,14 @@ class ImportModel(Section):
         if not re.fullmatch(r"[\w.]+:\w+", target):
             raise ValueError(f"{target!r} must read package.module:function")
         return target
+
+
+def _fault_of(check: Callable[[], None]) -> str | None:
+    try:
+        check()
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def check_stack(

@@ -48,6 +48,15 @@ def test_every_fault_is_reported_at_once_with_the_nearest_known_key():
             {"training": {"batch_tokens": 1000, "lrr": 1}, "proxy": {}},
             ["multiple of window 256", "lrr: unknown", "proxy has no effect"],
         ),
+        (
+            {
+                "model": {
+                    **{"kind": "resnet_bk", "d_model": 30, "n_heads": 4, "mixer": "diagonal", "sparsity": {}},
+                    **{"experts": {}, "feed_forward_width": 64, "attention": {"layers": [9]}},
+                }
+            },
+            ["multiple of n_heads 4", "with n_layers 4 the last", "sparsity has no effect", "beside experts"],
+        ),
     ],
 )
 def test_what_does_not_fit_together_is_named_beside_unknown_keys_and_wrong_values(values, faults):
