@@ -143,6 +143,8 @@ class Selection(Section):
             for key in ("passes", "dropout"):
                 if self.changed(key):
                     raise ValueError(f"selection.{key} has no effect on kind {self.kind}: remove it")
+        if self.keep == 1.0:
+            raise ValueError("keep 1 selects nothing, all windows stay: remove the section")
         return self
 
 
@@ -203,3 +205,11 @@ class Curriculum(Section):
     start: Share = 0.3
     """Share of the data that is available at the first step."""
     adjuster: Adjuster | None = None
+
+    @model_validator(mode="after")
+    def _effective(self) -> Curriculum:
+        if self.start == 1.0:
+            raise ValueError(
+                "start 1 is plain shuffling, all windows are there from the first step: remove it"
+            )
+        return self

@@ -47,6 +47,12 @@ class Shard:
     member: int = 0
     """Position of its source in a mixed corpus."""
 
+    @property
+    def text_bytes(self) -> int:
+        """An estimate: compressed text, and the columns of a Parquet file, grow about threefold."""
+        compressed = self.kind == "parquet" or self.location.endswith((".gz", ".zst"))
+        return 3 * self.bytes if compressed else self.bytes
+
 
 class Fault(NamedTuple):
     """Why a document is rejected."""

@@ -8,13 +8,13 @@ convolution.py┘                    └─► recurrences.py     "reference": t
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.util
 import itertools
 import logging
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -79,8 +79,7 @@ def run_kernel(
     """Run a kernel of `kernels/` over all (batch, chunk of channels) items of `first` (B, N, C).
 
     A chunk holds whole groups of `group` channels, as many as make it wide or narrow unless `groups` says.
-    The items are independent and are shared out over `torch.get_num_threads()` threads. The kernels release
-    the GIL; numba's own threading layer is not used, because it may not be entered from two threads at once.
+    The items are independent and are shared out over `torch.get_num_threads()` threads.
     """
     arguments = [item.numpy() if isinstance(item, torch.Tensor) else item for item in (first, *others)]
     batch, _, channels = first.shape
@@ -91,14 +90,41 @@ def run_kernel(
             break
     threads = max(1, min(torch.get_num_threads(), items))
     bounds = np.linspace(0, items, threads + 1).astype(np.int64).tolist()
-    own, *rest = itertools.pairwise(bounds)
-    futures = [_pool(os.getpid(), threads).submit(kernel, *part, chunk, *arguments) for part in rest]
-    kernel(*own, chunk, *arguments)
-    for future in futures:
-        future.result()
+    _share_out([functools.partial(kernel, *part, chunk, *arguments) for part in itertools.pairwise(bounds)])
+
+
+def _share_out(calls: list[Callable[[], None]]) -> None:
+    """Run the calls, which release the GIL, on the OpenMP threads that torch's own operators use.
+
+    These wait for work without sleeping, so that other threads would have to share the cores with them. And
+    numba's threading layer may not be entered from two threads at once.
+    """
+    openmp, process = _openmp()
+    if len(calls) == 1 or openmp is None or os.getpid() != process:  # the threads do not survive a fork
+        for call in calls:
+            call()
+        return
+    failed: list[BaseException] = []
+
+    def run(_: int | None) -> None:
+        try:
+            for call in calls[openmp.omp_get_thread_num() :: openmp.omp_get_num_threads()]:
+                call()
+        except BaseException as error:  # ctypes would print and forget it
+            failed.append(error)
+
+    openmp.GOMP_parallel(_OpenMPFunction(run), None, len(calls), 0)
+    if failed:
+        raise failed[0]
+
+
+_OpenMPFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 @functools.cache
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Keyed by process, because threads do not survive a fork."""
-    return ThreadPoolExecutor(threads - 1, thread_name_prefix=f"bkray-kernel-{process}")
+def _openmp() -> tuple[ctypes.CDLL | None, int]:
+    """The OpenMP library that torch has loaded, None where it is not GNU's or compatible with it; and the
+    process that asked first.
+    """
+    loaded = ctypes.CDLL(None)
+    return loaded if hasattr(loaded, "GOMP_parallel") else None, os.getpid()

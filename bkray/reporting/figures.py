@@ -10,7 +10,7 @@ A figure without data is the empty string. Values that are not finite are counte
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -116,22 +116,30 @@ def difficulty_histogram(values: Sequence[float] | np.ndarray, name: str) -> str
 
 
 def ledger_bars(table: Mapping[str, Mapping[str, Any]], by: str = "kind of work") -> str:
-    """FLOPs and seconds by kind of work, or what else `by` says. table: {kind: {flops, seconds, …}}."""
-    kinds = sorted(table, key=lambda kind: table[kind]["flops"])
-    if not kinds:
+    """FLOPs and seconds by kind of work, or what else `by` says: two <svg> elements, the most on top.
+
+    table: {kind: {flops, seconds, …}}. What took none is left out.
+    """
+    return _amounts(table, "flops", f"FLOPs by {by}", BLUE, flops) + _amounts(
+        table, "seconds", f"Time by {by}", GREEN, duration
+    )
+
+
+def _amounts(
+    table: Mapping[str, Mapping[str, Any]], key: str, title: str, color: str, written: Callable[[float], str]
+) -> str:
+    taken = sorted((row[key], kind) for kind, row in table.items() if row[key])
+    if not taken:
         return ""
+    amounts, kinds = [amount for amount, _ in taken], [kind for _, kind in taken]
+    texts = [f"{written(amount)}  ({share(amount, sum(amounts))})" for amount in amounts]
 
     def draw(figure: Figure) -> None:
-        panels = figure.subplots(2, 1)
-        for axes, key, title, color, written in zip(
-            panels, ("flops", "seconds"), ("FLOPs", "Time"), (BLUE, GREEN), (flops, duration), strict=True
-        ):
-            amounts = [table[kind][key] for kind in kinds]
-            texts = [f"{written(amount)}  ({share(amount, sum(amounts))})" for amount in amounts]
-            _bars(axes, kinds, amounts, texts, [color] * len(kinds))
-            axes.set_title(f"{title} by {by}")
+        axes = figure.subplots()
+        _bars(axes, kinds, amounts, texts, [color] * len(kinds))
+        axes.set_title(title)
 
-    return render(draw, label=f"FLOPs and seconds by {by}", height=1.2 + 0.56 * len(kinds))
+    return render(draw, label=title, height=0.8 + 0.26 * len(kinds))
 
 
 def comparison_bars(values: Mapping[str, float | None]) -> str:

@@ -186,10 +186,6 @@ def _run_figures(report: RunReport, compared: dict[str, float | None]) -> list[t
             "Cross-entropy a token: the pale line is what was logged, the strong one its moving mean.",
         ),
         (
-            figures.comparison_bars(compared) if len(compared) > 1 else "",
-            "The same held-out windows under this model and under baselines that only count.",
-        ),
-        (
             figures.ledger_bars(report.summary["ledger"]["by_kind"]),
             "Where the cost went; the table below has the tokens too.",
         ),
@@ -197,6 +193,10 @@ def _run_figures(report: RunReport, compared: dict[str, float | None]) -> list[t
             figures.throughput(report.metrics) + figures.time_by_phase(report.metrics),
             "What the training steps got through, and where the time of the loop went; reading is waiting "
             "for the next batch.",
+        ),
+        (
+            figures.comparison_bars(compared) if len(compared) > 1 else "",
+            "The same held-out windows under this model and under baselines that only count.",
         ),
         (
             figures.share_of_data(report.metrics),

@@ -183,29 +183,37 @@ def check_budget_here(recipe: Recipe, cpus: int | None, out: Path, corpus_bytes:
 
 def disk_bytes(recipe: Recipe, corpus_bytes: int) -> int:
     """An estimate of what a run writes: text and tokens (4 bytes each) once a stage and once for the training
-    windows as they are read; checkpoints. Compressed text and large models take more."""
+    windows as they are read; checkpoints, with two moments of each weight."""
     copies, cleaning = 1 + sum(section.share for section in recipe.augmentation), recipe.cleaning
     stages = 3 + sum(map(bool, (cleaning.near, cleaning.quality, cleaning.nearest, cleaning.leakage)))
     stages += bool(recipe.difficulty or recipe.selection) + bool(recipe.selection)
     if distillation := recipe.training.distillation:  # 6 bytes for each of k, twice, where a token has 4
         stages += 3 * distillation.top_k
-    return int(corpus_bytes * copies * (1.5 + stages)) + (64 << 20) * (recipe.training.keep_checkpoints + 3)
+    checkpoint = max(64 << 20, 3 * 4 * _least_parameters(recipe))
+    return int(corpus_bytes * copies * (1.5 + stages)) + checkpoint * (recipe.training.keep_checkpoints + 3)
 
 
 def _least_state_bytes(recipe: Recipe) -> int:
-    """What a worker's weights, gradients and moments take at least, 4 bytes each: those of the feed-forward
-    layers, most of a large model. Not counted: what lies on GPUs, kind import, experts and halting.
+    """What a worker's weights, gradients and moments take at least, 4 bytes each. Not counted: what lies on
+    GPUs, and as in `_least_parameters`.
     """
     import torch  # late: the workers of data stages do without
 
-    model, training = recipe.model, recipe.training
-    changed = any(getattr(model, option, None) for option in ("experts", "halting"))
-    if isinstance(model, ImportModel) or changed or torch.cuda.device_count() >= training.workers:
+    training = recipe.training
+    if torch.cuda.device_count() >= training.workers:
         return 0
-    width = getattr(model, "feed_forward_width", None) or 3 * model.d_model
     share = 1 / training.workers  # of what the workers do not all hold
     copies = {"ddp": 3, "zero1": 2 + share, "fsdp2": 3 * share}[training.parallel]
-    return int(4 * copies * model.n_layers * 2 * model.d_model * width)
+    return int(4 * copies * _least_parameters(recipe))
+
+
+def _least_parameters(recipe: Recipe) -> int:
+    """Those of the feed-forward layers, most of a large model; 0 of kind import, experts and halting."""
+    model = recipe.model
+    if isinstance(model, ImportModel) or any(getattr(model, key, None) for key in ("experts", "halting")):
+        return 0
+    width = getattr(model, "feed_forward_width", None) or 3 * model.d_model
+    return model.n_layers * 2 * model.d_model * width
 
 
 def available_memory() -> int:

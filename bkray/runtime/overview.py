@@ -51,7 +51,7 @@ def print_plan(recipe: Recipe, out: Path, cpus: int | None) -> None:
         else f"does not fit: set training.workers={available} or --cpus {workers}"
     )
     console.print(
-        f"corpus    {len(plan.shards):,} shards, {plan.corpus_bytes / 1e6:,.1f} MB; "
+        f"corpus    {len(plan.shards):,} shards, {plan.corpus_bytes / 1e6:,.1f} MB of text; "
         f"about {disk_bytes(recipe, plan.corpus_bytes) / 1e6:,.0f} MB of disk\n"
         f"training  {recipe.steps:,} steps of {recipe.batch_windows} windows of {recipe.window} tokens\n"
         f"CPUs      {workers} {named} x 1 CPU = {workers} of {available}: {verdict}",

@@ -126,7 +126,8 @@ def finished_run(run: Path) -> tuple[Plan, dict[str, Artifact]]:
     """The plan of a finished run and all its artifacts; raises UserError where it is none."""
     if not (run / RUN).exists():
         raise UserError(f"{run} holds no run: name the folder of a finished one, for example runs/quickstart")
-    plan = plan_run(load_recipe(run / RUN), run.parent)
+    recipe = load_recipe(run / RUN)
+    plan = make_plan(recipe, list_shards(recipe.corpus), run)  # the folder may have another name by now
     found = {name: stage.find() for name, stage in plan.stages.items()}
     missing = [name for name, artifact in found.items() if artifact is None]
     if missing:

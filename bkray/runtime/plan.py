@@ -83,7 +83,8 @@ class Plan:
 
     @property
     def corpus_bytes(self) -> int:
-        return sum(shard.bytes for shard in self.shards)
+        """An estimate of the text in all shards."""
+        return sum(shard.text_bytes for shard in self.shards)
 
 
 class _Builder:

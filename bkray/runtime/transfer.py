@@ -105,7 +105,7 @@ def plan_phases(path: Path, overrides: tuple[str, ...], out: Path) -> list[Phase
             key = _key(recipe, shards, key)
             folder, called = out / "phases", f"{recipe.name}-{key}"
         recipe = recipe.model_copy(update={"name": called})
-        phases.append(Phase(name, recipe, folder, sum(shard.bytes for shard in shards)))
+        phases.append(Phase(name, recipe, folder, sum(shard.text_bytes for shard in shards)))
     return phases
 
 

@@ -128,7 +128,7 @@ def test_pretrain_and_tune(bkray_here, transfer, tmp_path):
     charged = [made[name].manifest["ledger"]["evaluation"]["tokens"] for name in ("evaluation", "forgetting")]
     assert sum(charged) == 2 * looked * WINDOW
     page = (out / "tuned" / "transfer.html").read_text()
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
     assert f"../phases/{pretrained.name}/report.html" in page
     assert "Before tuning" in (out / "tuned" / "report.html").read_text()
 

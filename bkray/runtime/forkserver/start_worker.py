@@ -109,7 +109,7 @@ def _serve(
     listener: socket.socket, request: tuple[list[str], dict[str, str]]
 ) -> tuple[list[str], dict[str, str]]:
     """Fork a worker a request until the raylet has ended; returns in each fork, with its own request."""
-    raylet = os.getppid()
+    raylet = int(os.environ["RAY_RAYLET_PID"])  # whoever has adopted this process by now is none
     _import()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system buries ended workers
     listener.settimeout(_LOOK_S)

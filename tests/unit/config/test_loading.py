@@ -203,6 +203,9 @@ def test_an_unknown_kind_names_the_nearest():
             {"selection": {"kind": "random", "dropout": 0.2}},
             "selection.dropout has no effect on kind random: remove it",
         ),
+        ({"selection": {"kind": "random", "keep": 1.0}}, "keep 1 selects nothing, all windows stay"),
+        ({"curriculum": {"start": 1.0}}, "start 1 is plain shuffling"),
+        ({"training": {"token_selection": {"keep": 1.0}}}, "keep 1 selects nothing, all tokens give a"),
         (
             {"selection": {"kind": "entropy"}, "proxy": {"folder": "m", "d_model": 32, "lr": 0.1}},
             "proxy.d_model, proxy.lr: no effect beside proxy.folder, which is trained: remove one",

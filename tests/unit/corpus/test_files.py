@@ -330,6 +330,14 @@ def splits(corpus, **options):
     return found
 
 
+def test_what_is_compressed_counts_threefold_as_text(tmp_path):
+    (tmp_path / "a.txt").write_text("plain\n")
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"packed\n"))
+    stored = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    shards = {shard.source: shard.text_bytes for shard in list_shards(text(tmp_path))}
+    assert shards == {"a.txt": stored["a.txt"], "b.txt.gz": 3 * stored["b.txt.gz"]}
+
+
 def test_splits_by_file_name(tmp_path):
     for name in ("train-00.txt", "Valid.txt", "test_1.txt", "training.md", "extra.txt", "testament.txt"):
         (tmp_path / name).write_text("\n".join(map(str, range(300))))

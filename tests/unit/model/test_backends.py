@@ -1,7 +1,9 @@
 """The choice of backend, and the work that the kernels share."""
 
 import logging
-import os
+import subprocess
+import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -75,7 +77,54 @@ def test_every_item_is_run_once(items):
     assert (done == 1).all()
 
 
-def test_a_forked_process_gets_threads_of_its_own():
-    pool = backends._pool(os.getpid(), 2)
-    assert backends._pool(os.getpid(), 2) is pool
-    assert backends._pool(os.getpid() + 1, 2) is not pool
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_kernel_runs_on_as_many_threads_as_torch(two_threads):
+    seen, both = {}, threading.Barrier(2, timeout=60)
+
+    def kernel(first, last, chunk, array):
+        seen[first, last] = threading.get_ident()
+        both.wait()
+
+    backends.run_kernel(kernel, torch.zeros(4, 1, 3))
+    assert set(seen) == {(0, 2), (2, 4)}
+    assert len(set(seen.values())) == 2
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+def test_what_a_kernel_fails_with_is_raised_whatever_its_thread(two_threads, failing):
+    def kernel(first, last, chunk, array):
+        if first == failing:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        backends.run_kernel(kernel, torch.zeros(4, 1, 3))
+
+
+FORKED = """
+import os, torch
+from bkray.model.backends import run_kernel
+
+def kernel(first, last, chunk, array):
+    array[first:last] += 1
+
+torch.set_num_threads(2)
+done = torch.zeros(4, 1, 3)
+run_kernel(kernel, done)
+child = os.fork()
+run_kernel(kernel, done)
+if not child:
+    os._exit(0 if done.flatten().tolist() == [2.0] * 12 else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+
+
+def test_a_forked_process_does_without_threads_that_it_has_not():
+    process = subprocess.run([sys.executable, "-c", FORKED], timeout=120, check=False)
+    assert process.returncode == 0

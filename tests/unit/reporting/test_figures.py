@@ -140,15 +140,20 @@ def test_ledger_bars_carry_amounts_and_shares():
     assert "scoring" in shown
 
 
+def test_ledger_leaves_out_what_took_none():
+    table = {"training": {"flops": 2e9, "seconds": 3.0}, "startup": {"flops": 0.0, "seconds": 5.0}}
+    flops, seconds = elements(figures.ledger_bars(table))
+    named = [
+        [text.text for text in panel.iter(f"{SVG}text") if text.text in table] for panel in (flops, seconds)
+    ]
+    assert named == [["training"], ["training", "startup"]]  # from the bottom up: the most on top
+
+
 def test_phases_are_means_over_the_lines_largest_on_top():
     shown = texts(drawn("phases"))
     names = [text for text in shown if text in {"forward", "backward", "validation", "other"}]
     assert names == ["validation", "other", "forward", "backward"]
     assert {"50.0 %", "25.0 %", "21.0 %", "4.0 %"} == {text for text in shown if text.endswith(" %")}
-
-
-def test_ledger_of_work_that_cost_nothing():
-    assert "0" in "".join(texts(figures.ledger_bars({"cache": {"flops": 0.0, "seconds": 0.0}})))
 
 
 def test_comparison_leaves_out_what_has_no_value():
@@ -176,6 +181,7 @@ def test_sweep_marks_the_baseline_and_counts_failures():
         figures.time_by_phase([{"step": 1, "loss": 2.0}]),
         figures.difficulty_histogram([], "rarity"),
         figures.ledger_bars({}),
+        figures.ledger_bars({"cache": {"flops": 0.0, "seconds": 0.0}}),
         figures.comparison_bars({"this model": math.nan}),
         figures.sweep_scatter([TRIALS[3]]),
     ],

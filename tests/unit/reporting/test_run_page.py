@@ -92,7 +92,7 @@ def test_page_is_semantic(html, parse):
     assert ("meta", "name", "viewport") in page.attributes
     assert page.tags.count("h1") == 1
     assert page.tags.count("figure") == page.tags.count("figcaption") == 6
-    assert page.tags.count("svg") == 9
+    assert page.tags.count("svg") == 10
     assert "th" in page.tags
     assert "title" in page.tags
 
@@ -168,7 +168,7 @@ def test_parts_that_are_absent_leave_no_trace(written, parse, check_self_contain
     html = written(write_report, BARE)
     check_self_contained(html)
     page = parse(html)
-    assert page.tags.count("svg") == 1  # the ledger
+    assert page.tags.count("svg") == 2  # the ledger: FLOPs and time
     absent = ("Stages", "Rejected", "Easiest", "Hardest", "Generated", "Versions", "baseline", "Divergences")
     for heading in absent:
         assert heading not in page.text
@@ -226,7 +226,7 @@ def test_a_browser_shows_the_headline_and_every_figure(tmp_path, html, check_sel
     path.write_text(html, encoding="utf-8")
     dom = in_browser(path)
     assert '<dd id="bits-per-byte">1.412</dd>' in dom
-    assert dom.count("<svg") == 9
+    assert dom.count("<svg") == 10
     assert dom.count("<figure") == 6
     assert "alert(1)" in dom
     assert "<script" not in dom

@@ -22,4 +22,4 @@ def test_transfer_has_every_phase_and_what_it_did_to_the_text_before(written, pa
     assert page.row("tune")[4:] == ["25.0 %", "1 min 00 s", "1.900", "1.700", "2.100", "2.310"]
     assert ("a", "href", "../phases/pool-1/report.html") in page.attributes
     assert "All FLOPs4.00 × 10¹⁵" in page.text.replace("\n", "")
-    assert page.tags.count("svg") == 2
+    assert page.tags.count("svg") == 3

@@ -29,6 +29,7 @@ def test_too_little_memory_is_refused_with_the_arithmetic(tmp_path, monkeypatch)
 
 def test_a_model_that_no_memory_holds_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "available_memory", lambda: 64 << 30)
+    monkeypatch.setattr(cluster, "disk_bytes", lambda recipe, corpus_bytes: 0)
     model = {"kind": "resnet_bk", "d_model": 4096, "n_layers": 32, "feed_forward_width": 16384}
 
     def check(**training):
@@ -40,6 +41,16 @@ def test_a_model_that_no_memory_holds_is_refused(tmp_path, monkeypatch):
     check(parallel="fsdp2")  # each holds a half
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     check()
+
+
+def test_the_checkpoints_of_a_large_model_are_counted():
+    def needed(width):
+        model = {"kind": "resnet_bk", "d_model": 1024, "n_layers": 12, "feed_forward_width": width}
+        return cluster.disk_bytes(parse_recipe({**RECIPE.model_dump(mode="json"), "model": model}), 0)
+
+    weights = 12 * 2 * 1024 * 8192
+    assert needed(8192) == 5 * 3 * 4 * weights  # keep_checkpoints and three more, as for a small model
+    assert needed(16384) == 2 * needed(8192)
 
 
 def test_the_limit_of_a_container_counts(monkeypatch):

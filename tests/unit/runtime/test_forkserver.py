@@ -104,6 +104,21 @@ def test_forks_that_do_not_end_after_the_raylet_are_ended():
     assert not still
 
 
+def test_a_server_whose_raylet_ended_before_it_ends(tmp_path):
+    """As where a node is killed just when its first worker starts."""
+    raylet = subprocess.Popen(["true"])
+    raylet.wait()
+    worker = tmp_path / "worker.py"
+    worker.write_text("")
+    command = [sys.executable, str(START_WORKER), str(worker), f"--raylet-name={tmp_path / 'raylet'}"]
+    environment = {**os.environ, "RAY_JOB_ID": "01000000", "RAY_RAYLET_PID": str(raylet.pid)}
+    with subprocess.Popen(command, env=environment) as server:
+        try:
+            assert server.wait(timeout=120) == 0
+        finally:
+            server.kill()
+
+
 def runs(pid):
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
