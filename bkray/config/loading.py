@@ -27,7 +27,14 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
     Raises UserError naming every fault, each with the nearest known key or value.
     """
-    return parse_recipe(apply_overrides(read_yaml(path), overrides), origin=str(path))
+    values, faults = _overridden(read_yaml(path), overrides)
+    try:
+        recipe = parse_recipe(values, origin=str(path))
+    except UserError as error:
+        faults.append(str(error))
+    if faults:
+        raise UserError("\n".join(faults))
+    return recipe
 
 
 def parse_recipe(values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
@@ -125,6 +132,14 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
 
     Raises UserError with one line an override that cannot be set.
     """
+    result, faults = _overridden(values, overrides)
+    if faults:
+        raise UserError("\n".join(faults))
+    return result
+
+
+def _overridden(values: Mapping[str, Any], overrides: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
+    """A copy of `values` with what can be set, and a line for each override that cannot."""
     result: dict[str, Any] = json.loads(json.dumps(values, default=str))
     faults = []
     for override in overrides:
@@ -132,9 +147,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
             _set(result, override)
         except UserError as error:
             faults.append(str(error))
-    if faults:
-        raise UserError("\n".join(faults))
-    return result
+    return result, faults
 
 
 def _set(values: dict[str, Any], override: str) -> None:

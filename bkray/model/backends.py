@@ -2,7 +2,7 @@
 
 resolvent.py ─┐                    ┌─► kernels/           "numba": CPU; one fused pass each way
 spectral.py  ─┼─► choose_backend ──┼─► triton_kernels.py  "triton": CUDA; one fused pass each way
-block.py     ─┤                    ├─► recurrences.py     "chunked": torch, any device; about 3 sqrt(N) steps
+mixing.py    ─┤                    ├─► recurrences.py     "chunked": torch, any device; about 3 sqrt(N) steps
 convolution.py┘                    └─► recurrences.py     "reference": torch, any device; a loop over N
 """
 

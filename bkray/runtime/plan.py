@@ -114,19 +114,9 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
     builder = _Builder(artifacts or run / "artifacts", run)
     add = builder.add
     seed = recipe.seed
-    windows = "windows"
-    cleaning = recipe.cleaning
-    add(
-        "documents",
-        [
-            _source(recipe.corpus),
-            _section(cleaning, "near", "quality", "nearest", "leakage"),
-            seed,
-            _prints(shards),
-        ],
-        provides=_DOCUMENT,
-    )
-    named = Named.by(cleaning)
+    exact = _section(recipe.cleaning, "near", "quality", "nearest", "leakage")
+    add("documents", [_source(recipe.corpus), exact, seed, _prints(shards)], provides=_DOCUMENT)
+    named = Named.by(recipe.cleaning)
     documents = _clean(builder, recipe, named)
     given = {setting: digests(setting, folder) for setting, folder in recipe.given_models.items()}
     start = given.get("training.start_from", {})
@@ -137,6 +127,32 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
         kinds = [_section(kind) for kind in recipe.augmentation]
         add("augmented", [kinds, seed], (documents,), _DOCUMENT, _DOCUMENT)
     add("windows", recipe.window, (documents, "augmented", "tokenizer"), _DOCUMENT, _WINDOW)
+    scores = _choose(builder, recipe, given)
+    _ask_teachers(builder, recipe, given)
+    pool = find_pool(recipe)
+    replay = recipe.training.replay
+    replayed = {"replay": [replay.share, pool.training_set.manifest["key"]]} if replay and pool else {}
+    training = [
+        _training(recipe.training) | start | replayed,
+        _section(recipe.curriculum),
+        _section(recipe.model),
+        seed,
+        *([_section(recipe.sampling)] if recipe.sampling else []),
+    ]
+    add("model", training, ("training_set", "soft_targets", "windows", "tokenizer"), ("tokens",))
+    if scores:
+        add("held_out_scores", [*scores, "test"], ("windows", "tokenizer", "proxy"), ("tokens", "split"))
+    if pool:
+        add("forgetting", [start, pool.windows.manifest["key"]], ("model",))
+    add("evaluation", "test", ("windows", "model", "tokenizer"), ("tokens", "target_bytes", "split"))
+    _check_columns(builder.stages)
+    path = Path(recipe.training.start_from).absolute() if recipe.training.start_from else None
+    return Plan(recipe, tuple(shards), builder.stages, path, pool, named)
+
+
+def _choose(builder: _Builder, recipe: Recipe, given: dict[str, dict[str, str]]) -> list[Any]:
+    """Add the stages from the windows to the training set; returns what the scores depend on, if any."""
+    add, seed, windows = builder.add, recipe.seed, "windows"
     if recipe.trains_proxy:
         proxy = recipe.proxy.model_dump(mode="json", exclude={"folder"}) if recipe.proxy else None
         add("proxy", [proxy, seed], ("windows", "tokenizer"), ("tokens", "split"))
@@ -167,26 +183,7 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
         ("window_id", "tokens"),
         builder.stages[windows].provides,
     )
-    _ask_teachers(builder, recipe, given)
-    pool = find_pool(recipe)
-    replay = recipe.training.replay
-    replayed = {"replay": [replay.share, pool.training_set.manifest["key"]]} if replay and pool else {}
-    training = [
-        _training(recipe.training) | start | replayed,
-        _section(recipe.curriculum),
-        _section(recipe.model),
-        seed,
-        *([_section(recipe.sampling)] if recipe.sampling else []),
-    ]
-    add("model", training, ("training_set", "soft_targets", "windows", "tokenizer"), ("tokens",))
-    if chosen:
-        add("held_out_scores", [*how, "test"], ("windows", "tokenizer", "proxy"), ("tokens", "split"))
-    if pool:
-        add("forgetting", [start, pool.windows.manifest["key"]], ("model",))
-    add("evaluation", "test", ("windows", "model", "tokenizer"), ("tokens", "target_bytes", "split"))
-    _check_columns(builder.stages)
-    path = Path(recipe.training.start_from).absolute() if recipe.training.start_from else None
-    return Plan(recipe, tuple(shards), builder.stages, path, pool, named)
+    return how if chosen else []
 
 
 def _ask_teachers(builder: _Builder, recipe: Recipe, given: dict[str, dict[str, str]]) -> None:

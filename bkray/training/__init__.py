@@ -3,7 +3,8 @@
 from bkray.training.batches import WindowData
 from bkray.training.cost.ledger import Ledger
 from bkray.training.cost.timing import interleaved_step_seconds
-from bkray.training.loop import Reporter, TrainResult, train
+from bkray.training.interfaces import Reporter
+from bkray.training.loop import TrainResult, train
 from bkray.training.optimization.optimizers import build_optimizer
 from bkray.training.optimization.schedules import LossTrendLR, build_schedule
 from bkray.training.state.checkpoint import Checkpointer

@@ -13,7 +13,7 @@ from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from bkray.training.cost.profiling import Tracer
 from bkray.training.cost.step_cost import StepCost
 from bkray.training.divergence.finite import first_non_finite
 from bkray.training.divergence.recovery import Diverged, Recovery, fall_back, refusal, scaled_rates, spread
+from bkray.training.interfaces import Reporter, Stateful
 from bkray.training.metrics import StepMetrics
 from bkray.training.objective import Objective
 from bkray.training.optimization.schedules import LossTrendLR, PlateauLR, build_schedule
@@ -42,23 +43,6 @@ from bkray.training.techniques.frozen import freeze, frozen_layers
 from bkray.training.techniques.gradient_cache import GradientCache
 from bkray.training.techniques.skipping import build_skipper
 from bkray.training.validation import validated
-
-
-class Reporter(Protocol):
-    """Where log lines go; `bkray.reporting.RunLog` is one."""
-
-    def log(self, step: int, **values: Any) -> None: ...
-
-    def truncate_after(self, step: int) -> dict[str, Any] | None:
-        """Drop the lines beyond `step`; the last of them tells what an interrupted attempt had spent."""
-
-
-class Stateful(Protocol):
-    """What a checkpoint keeps; `load_state_dict` of what `state_dict` gave goes on as if never stopped."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -164,13 +148,8 @@ class TrainingRun:
         adjuster: DifficultyAdjuster | None,
     ) -> None:
         self.world = World.current()
-        self.data, self.sampler, self.recipe, self.ledger, self.adjuster = (
-            data,
-            sampler,
-            recipe,
-            ledger,
-            adjuster,
-        )
+        self.data, self.sampler, self.recipe = data, sampler, recipe
+        self.ledger, self.adjuster = ledger, adjuster
         self.reporter = reporter if self.world.rank == 0 else None
         self.device = next(model.parameters()).device
         self.skipper = build_skipper(recipe, sampler)

@@ -12,7 +12,7 @@ from bkray.config import UserError, load_recipe
 from bkray.config.corpus import Cleaning, ParquetCorpus
 from bkray.corpus import list_shards, read_shard
 from bkray.corpus.contamination import KINDS
-from pipelines.contaminate import make_pool
+from bkray.runtime.contamination import make_pool
 
 ROOT = Path(__file__).parents[2]
 

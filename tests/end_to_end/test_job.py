@@ -15,7 +15,7 @@ import pytest
 
 from bkray.runtime import cluster
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.ray, pytest.mark.long]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.ray]
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")

@@ -10,7 +10,7 @@ import pytest
 from tests.benchmarks.bench_worker_start import memory
 from tests.forks import Command
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.ray, pytest.mark.long]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.ray]
 
 ROOT = Path(__file__).parents[2]
 

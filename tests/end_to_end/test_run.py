@@ -194,7 +194,6 @@ def test_compressed_copies_are_smaller_and_evaluated(bkray, bkray_here, small, r
     assert not list(run.rglob(".partial-*"))
 
 
-@pytest.mark.long
 def test_disturbed_at_every_turn_it_ends_with_the_same_bytes(bkray, small, reference, tmp_path, kill_node):
     """In data stages the driver or the whole node is killed; in training the node, then comes an interrupt.
 

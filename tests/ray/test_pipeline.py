@@ -30,7 +30,7 @@ def run(recipe, out, until, artifacts=None):
 
 def contents(run):
     """The bytes of every artifact, by path; manifests hold times and are left out."""
-    files = [path for path in run.glob("artifacts/*/*") if path.suffix in {".parquet", ".safetensors"}]
+    files = [path for path in run.glob("artifacts/*/*") if path.name != "manifest.json"]
     return {str(path.relative_to(run)): path.read_bytes() for path in files}
 
 

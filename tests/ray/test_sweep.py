@@ -57,6 +57,10 @@ def test_asha_stops_the_weak_trials_and_never_the_baseline(spec, tmp_path):
     assert first["parameters"]["training.lr"] == 1e-2
     assert [row["status"] for row in others] == ["stopped early"] * 3
     assert all(row["flops"] < baseline["flops"] for row in others)
+    assert [len(list(folder.glob(f"artifacts/{stage}-*"))) for stage in ("documents", "training_set")] == [
+        1,
+        1,
+    ]
 
 
 def test_a_trial_that_diverges_is_a_row_and_one_that_was_interrupted_is_run_again(spec, tmp_path, capfd):

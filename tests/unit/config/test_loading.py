@@ -255,6 +255,12 @@ def test_overrides_set_nested_values_and_whole_sections_without_touching_the_ori
         apply_overrides(BASE, ["training.lr", "seed=[", "name.first=a"])
 
 
+def test_overrides_that_cannot_be_set_hide_no_fault_of_the_recipe(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**BASE, "windw": 128}))
+    with pytest.raises(UserError, match=r"(?s)must read key=value.*lrr: unknown key.*did you mean window\?"):
+        load_recipe(tmp_path / "recipe.yaml", ["training.lr", "training.lrr=1"])
+
+
 def test_a_wrong_path_suggests_the_file_beside_it(tmp_path):
     (tmp_path / "quickstart.yaml").write_text(yaml.safe_dump(BASE))
     with pytest.raises(UserError, match=r"no such file; did you mean .*quickstart\.yaml"):
