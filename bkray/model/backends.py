@@ -22,9 +22,10 @@ import torch
 from bkray.config import UserError
 
 BACKENDS = ("reference", "chunked", "numba", "triton")
-WIDE, NARROW = 256, 128
-"""Channels that a kernel takes at a time: long rows are what memory likes; narrow where wide ones are too few
-for all threads. No result depends on it, for what a channel computes does not."""
+WIDE, NARROW = 256, 32
+"""Channels that a kernel takes at a time: long rows are what memory likes; narrower, to the least, where the
+wide ones are not shared out evenly among the threads. No result depends on it, for what a channel computes
+does not."""
 INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("numba", "triton")}
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton's interpreter runs its kernels on the CPU, for tests; triton reads the variable once, as here."""
@@ -78,19 +79,25 @@ def run_kernel(
 ) -> None:
     """Run a kernel of `kernels/` over all (batch, chunk of channels) items of `first` (B, N, C).
 
-    A chunk holds whole groups of `group` channels, as many as make it wide or narrow unless `groups` says.
+    A chunk holds whole groups of `group` channels, as many as `groups` says, or as serve the threads best.
     The items are independent and are shared out over `torch.get_num_threads()` threads.
     """
     arguments = [item.numpy() if isinstance(item, torch.Tensor) else item for item in (first, *others)]
     batch, _, channels = first.shape
-    for width in (WIDE, NARROW):
-        chunk = group * (groups or max(1, width // group))
-        items = batch * -(-channels // chunk)
-        if items >= torch.get_num_threads():
-            break
-    threads = max(1, min(torch.get_num_threads(), items))
+    threads = torch.get_num_threads()
+    chunk = group * (groups or _groups(batch, -(-channels // group), group, threads))
+    items = batch * -(-channels // chunk)
+    threads = max(1, min(threads, items))
     bounds = np.linspace(0, items, threads + 1).astype(np.int64).tolist()
     _share_out([functools.partial(kernel, *part, chunk, *arguments) for part in itertools.pairwise(bounds)])
+
+
+def _groups(batch: int, groups: int, group: int, threads: int) -> int:
+    """Groups a chunk: the fewest chunks that share the items of all batch rows evenly among the threads."""
+    fewest = -(-groups // max(1, WIDE // group))
+    most = max(fewest, groups // max(1, NARROW // group))
+    chunks = (n for n in range(fewest, most + 1) if batch * n % threads == 0 or batch * n >= 4 * threads)
+    return -(-groups // next(chunks, most))
 
 
 def _share_out(calls: list[Callable[[], None]]) -> None:
@@ -99,32 +106,41 @@ def _share_out(calls: list[Callable[[], None]]) -> None:
     These wait for work without sleeping, so that other threads would have to share the cores with them. And
     numba's threading layer may not be entered from two threads at once.
     """
-    openmp, process = _openmp()
-    if len(calls) == 1 or openmp is None or os.getpid() != process:  # the threads do not survive a fork
+    openmp = _openmp() if len(calls) > 1 and os.getpid() == _PROCESS else None
+    if openmp is None:
         for call in calls:
             call()
         return
     failed: list[BaseException] = []
+    done: list[None] = []
 
     def run(_: int | None) -> None:
         try:
             for call in calls[openmp.omp_get_thread_num() :: openmp.omp_get_num_threads()]:
                 call()
+                done.append(None)
         except BaseException as error:  # ctypes would print and forget it
             failed.append(error)
 
-    openmp.GOMP_parallel(_OpenMPFunction(run), None, len(calls), 0)
+    # All of torch's threads: with fewer the others would end, and be started again by torch's next operator.
+    openmp.GOMP_parallel(_OpenMPFunction(run), None, torch.get_num_threads(), 0)
     if failed:
         raise failed[0]
+    if len(done) < len(calls):  # a signal came just before the `try`
+        raise KeyboardInterrupt
 
 
 _OpenMPFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
+_PROCESS = os.getpid()  # OpenMP's threads do not survive a fork
+
+
 @functools.cache
-def _openmp() -> tuple[ctypes.CDLL | None, int]:
-    """The OpenMP library that torch has loaded, None where it is not GNU's or compatible with it; and the
-    process that asked first.
-    """
+def _openmp() -> ctypes.CDLL | None:
+    """The OpenMP library that torch has loaded; None where it is not GNU's or compatible with it."""
     loaded = ctypes.CDLL(None)
-    return loaded if hasattr(loaded, "GOMP_parallel") else None, os.getpid()
+    if hasattr(loaded, "GOMP_parallel"):
+        return loaded
+    _log.warning("torch's OpenMP is not compatible with GNU's: the numba kernels run on one thread")
+    return None
