@@ -115,7 +115,7 @@ class SiteSparsity(Section):
 
 class ResNetBKModel(Section):
     kind: Literal["resnet_bk"]
-    d_model: Annotated[int, Field(ge=16)] = 192
+    d_model: Count = 192
     n_layers: Count = 4
     n_heads: Count = 16
     mixer: MixerKind = "spectral"
@@ -153,7 +153,15 @@ class ResNetBKModel(Section):
                 f"attention.layers {list(self.attention.layers)}: with n_layers {self.n_layers} the last "
                 f"is {self.n_layers - 1}"
             )
+        if len(set(self.attention.layers)) < len(self.attention.layers):
+            raise ValueError(f"attention.layers {list(self.attention.layers)} names a layer more than once")
         _check_heads(self.d_model, self.attention.n_heads, rotary=True)
+        inert = [key for key in ("mixer", "n_heads", "longest_memory") if self.changed(key)]
+        if inert and set(self.attention.layers) >= set(range(self.n_layers)):
+            raise ValueError(
+                f"{', '.join(inert)}: no effect where attention takes every layer: remove it or one of "
+                "attention.layers"
+            )
 
     def _check_sparsity(self) -> None:
         if self.sparsity and self.mixer not in SPARSE_MIXERS:
@@ -170,6 +178,11 @@ class ResNetBKModel(Section):
     def _check_experts(self) -> None:
         if self.experts and self.feed_forward_width:
             raise ValueError("feed_forward_width has no effect beside experts: set experts.width")
+        if self.experts and not self.experts.width and self.experts.top_k > 4 * self.d_model:
+            raise ValueError(
+                f"experts.top_k {self.experts.top_k} leaves each no channel of 4 d_model {4 * self.d_model}: "
+                "set experts.width"
+            )
 
 
 class TransformerModel(Section):

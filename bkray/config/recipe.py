@@ -12,8 +12,10 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from bkray.config.corpus import AnyCorpus, Cleaning, MixedCorpus, Tokenizer
+from bkray.config.divergence import SkipStep
 from bkray.config.fine_tuning import unsuitable_fine_tuning
 from bkray.config.model import GRUModel, ImportModel, Model, ResNetBKModel
+from bkray.config.parallel import PowerSGD
 from bkray.config.preparation import (
     MODEL_SCORES,
     Augmentation,
@@ -23,6 +25,7 @@ from bkray.config.preparation import (
     Sampling,
     Selection,
 )
+from bkray.config.schedule import LossTrend
 from bkray.config.section import Section
 from bkray.config.training import Training
 
@@ -184,6 +187,7 @@ class Recipe(Section):
             )
         faults += self._unsuitable_hardware() + self._unsuitable_pool()
         faults += self._unsuitable_savings() + self._profile_beyond_the_end() + self._rise_of_one_step()
+        faults += self._restart_within_the_warm_up() + self._block_beyond_the_window()
         sources = self.corpus.sources if isinstance(self.corpus, MixedCorpus) else (self.corpus,)
         if any(source.validation + source.test > 0.5 for source in sources):
             faults.append("corpus.validation and corpus.test together leave less than half for training")
@@ -269,6 +273,28 @@ class Recipe(Section):
             "rise: raise it"
         ]
 
+    def _restart_within_the_warm_up(self) -> list[str]:
+        training = self.training
+        if not isinstance(training.schedule, LossTrend) or not self.batch_windows:
+            return []
+        every, rising = training.schedule.restart_every, round(training.warmup * self.steps)
+        if every is None or rising < every < self.steps:
+            return []
+        return [
+            f"training.schedule.restart_every {every} must be above the {rising} steps of the warm-up, which "
+            f"each restart begins with, and below the {self.steps} steps of the run"
+        ]
+
+    def _block_beyond_the_window(self) -> list[str]:
+        multiscale = getattr(self.model, "multiscale", None)
+        shortest = min(self.window, self.training.length.start if self.training.length else self.window)
+        if not multiscale or multiscale.factor <= shortest:
+            return []
+        return [
+            f"model.multiscale.factor {multiscale.factor} is above the {shortest} tokens of the shortest "
+            "window, so its layers would never see a whole block: lower it"
+        ]
+
     def _unsuitable_savings(self) -> list[str]:
         faults = []
         training = self.training
@@ -282,6 +308,13 @@ class Recipe(Section):
                     "training.compile cannot take training.length, each length of which would be compiled "
                     "for itself: remove one"
                 )
+        if isinstance(training.on_divergence, SkipStep) and isinstance(
+            training.gradient_compression, PowerSGD
+        ):
+            faults.append(
+                "training.on_divergence skip cannot take training.gradient_compression powersgd, which keeps "
+                "what it left out of a gradient that was not finite: take fall_back, or fp16 or bf16"
+            )
         if training.token_selection and training.compile:
             faults.append(
                 "training.compile cannot take training.token_selection, which computes the head in chunks: "

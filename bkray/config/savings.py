@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from bkray.config.section import Section, Share
 
@@ -83,9 +83,3 @@ class TokenSelection(Section):
     @property
     def needs_proxy(self) -> bool:
         return self.kind == "reducible"
-
-    @model_validator(mode="after")
-    def _effective(self) -> TokenSelection:
-        if self.keep == 1.0:
-            raise ValueError("keep 1 selects nothing, all tokens give a gradient: remove the section")
-        return self

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
+from bkray.config import UserError
 from bkray.model.arguments import at_least_float32, check_sequence
 from bkray.model.backends import choose_backend, run_kernel
 from bkray.model.operators import operator
@@ -49,6 +50,9 @@ def causal_convolution(x: Tensor, taps: Tensor, *, backend: str = "auto") -> Ten
     Returns (B, N, C) in float32 or the wider dtype given. Raises UserError for an unusable backend or shape.
     """
     check_sequence(x, 3, "x")
+    if taps.ndim != 3 or taps.shape[:2] != (x.shape[2], 1):
+        shape = tuple(taps.shape)
+        raise UserError(f"taps of shape {shape} do not go with the {x.shape[2]} channels of x: (C, 1, K)")
     x, taps = at_least_float32(x, taps)
     if choose_backend(backend, x) == "numba":
         return _convolve(x.contiguous(), taps.permute(1, 2, 0).contiguous())

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
 from torch import nn
 
-from bkray.config import UserError
+from bkray.config.loading import parse_section
 from bkray.config.model import (
-    SPARSE_MIXERS,
     Halting,
     KoopmanObjective,
     MixerKind,
     MixtureOfExperts,
     Multiscale,
+    ResNetBKModel,
     SiteSparsity,
     WindowedAttention,
-    check_stack,
 )
 from bkray.model.experts import Experts
 from bkray.model.halting import HaltingStack
@@ -26,7 +25,6 @@ from bkray.model.koopman import Koopman
 from bkray.model.language_model import LanguageModel, Mixer, Stack, check_sizes
 from bkray.model.layers import FeedForward
 from bkray.model.mixers import Attention, DiagonalMixer, GatedMixer, PotentialMixer, SpectralMixer
-from bkray.model.mixers.spectral import SHORTEST_MEMORY
 from bkray.model.multiscale import MultiscaleStack
 from bkray.model.sparsity import SiteGate
 
@@ -59,17 +57,11 @@ class ResNetBKConfig:
     """None: 4 d_model."""
 
     def __post_init__(self) -> None:
-        check_sizes(self, "vocab_size", "d_model", "n_layers", "n_heads", "feed_forward_width")
-        if self.d_model % self.n_heads:
-            raise UserError(f"d_model {self.d_model} must be a multiple of n_heads {self.n_heads}")
-        if not self.longest_memory > SHORTEST_MEMORY:
-            raise UserError(f"longest_memory {self.longest_memory} must be above {SHORTEST_MEMORY} sites")
-        try:
-            check_stack(self.n_layers, self.attention, self.halting, self.multiscale)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        if self.sparsity and self.mixer not in SPARSE_MIXERS:
-            raise UserError(f"sparsity takes mixer {' or '.join(SPARSE_MIXERS)}, not {self.mixer}")
+        check_sizes(self, "vocab_size")
+        values = {
+            field.name: getattr(self, field.name) for field in fields(self) if field.name != "vocab_size"
+        }
+        parse_section(ResNetBKModel, {"kind": "resnet_bk", **values}, "ResNetBKConfig")
 
 
 class ResNetBK(LanguageModel):

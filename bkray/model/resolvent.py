@@ -60,12 +60,12 @@ def resolvent_mix(a: Tensor, b: Tensor, eta: Tensor, x: Tensor, *, backend: str 
     Raises UserError as `resolvent_diagonal` does.
     """
     check_sequence(x, 4, "x")
-    check_finite(x, "x")
     if x.shape[:3] != a.shape:
         raise UserError(
             f"x of shape {tuple(x.shape)} does not go with a of shape {tuple(a.shape)}: (B, N, H, D)"
         )
     a, b, eta, x = at_least_float32(a, b, eta, x)
+    check_finite(x, "x")
     a, b, eta = _checked(a, b, eta)
     return _mix(a, b, eta, x.contiguous(), choose_backend(backend, a))
 

@@ -117,14 +117,14 @@ def _train_until(steps: int, run: TrainingRun, checkpointer: Checkpointer | None
         try:
             with tracer.step(run.step):
                 run.train_step()
+            last = run.step == steps
+            validated = len(run.data.validation) > 0 and (last or run.step % settings.eval_every == 0)
+            if validated:
+                with run.clock.phase("validation"):
+                    run.validate()
         except Diverged as error:
             fall_back(run, error, checkpointer)
             continue
-        last = run.step == steps
-        validated = len(run.data.validation) > 0 and (last or run.step % settings.eval_every == 0)
-        if validated:
-            with run.clock.phase("validation"):
-                run.validate()
         if last or run.step % settings.log_every == 0:
             run.log()
         if checkpointer and (last or run.step % settings.checkpoint_every == 0):
@@ -342,11 +342,19 @@ class TrainingRun:
             raise Diverged(f"parameter {bad} is not finite {when} step {self.step}: {remedy}")
 
     def validate(self) -> None:
-        """Mean loss in nats a token over the first `eval_windows` validation windows, shared by the ranks."""
+        """Mean loss in nats a token over the first `eval_windows` validation windows, shared by the ranks.
+
+        Raises Diverged where it is not finite.
+        """
         started = time.perf_counter()
         windows = self.data.validation[: self.recipe.training.eval_windows]
         model = self.average.module if self.average else self.model
         found = validated(model, windows, self.recipe.training, self.world)
+        if not math.isfinite(found.loss):
+            raise Diverged(
+                f"validation loss {found.loss} at step {self.step}: training.lr is "
+                f"{self.recipe.training.lr}: try a lower one"
+            )
         self.validation_loss = found.loss
         self.metrics.values["validation_loss"] = self.validation_loss
         if isinstance(self.schedule, PlateauLR):

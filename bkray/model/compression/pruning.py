@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bkray.config import UserError
+from bkray.config.model import MixtureOfExperts
 from bkray.model.experts import Experts
 from bkray.model.language_model import LanguageModel
 from bkray.model.layers import FeedForward
@@ -85,7 +86,10 @@ def prune_feed_forward(
             result[f"{name}.up.weight"] = tensors[f"{name}.up.weight"][kept].contiguous()
             result[f"{name}.down.weight"] = tensors[f"{name}.down.weight"][:, kept].contiguous()
     if isinstance(first, Experts):
-        return result, {"experts": {"count": left, "width": first.up.shape[2]}}
+        changed: dict[str, Any] = {"count": left, "width": first.up.shape[2]}
+        if left == first.top_k:  # with every expert chosen there is nothing to balance
+            changed["balance"] = MixtureOfExperts.model_fields["balance"].default
+        return result, {"experts": changed}
     return result, {"feed_forward_width": left}
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bkray.config import UserError
+from bkray.model.experts import Experts
 
 _LARGEST = {8: 127, 4: 7}
 _SCALE = ".scale"
@@ -62,8 +63,8 @@ def quantize_model(
 ) -> dict[str, Tensor]:
     """`tensors`, the state of `model`, with its matrices as `<name>.int8` or `.int4` and `<name>.scale`.
 
-    Matrices are the weights of linear and recurrent layers, and embeddings; these, whose rows are the output
-    channels of a tied head, keep eight bits. Vectors, convolution taps and phases stay as they are.
+    Matrices are the weights of linear and recurrent layers, those of experts, and embeddings; these, whose
+    rows are the output channels of a tied head, keep eight bits. Vectors, taps and phases stay as they are.
     Raises UserError where there is no matrix.
     """
     linear, tables = set(_matrices(model)) & set(tensors), set(_tables(model)) & set(tensors)
@@ -73,7 +74,8 @@ def quantize_model(
     for name, tensor in tensors.items():
         if name in linear | tables:
             own, size = (8, None) if name in tables else (bits, group)
-            result[f"{name}.int{own}"], result[name + _SCALE] = quantize(tensor, own, size)
+            rows = tensor.transpose(1, 2).flatten(0, 1) if tensor.ndim == 3 else tensor
+            result[f"{name}.int{own}"], result[name + _SCALE] = quantize(rows, own, size)
         else:
             result[name] = tensor
     return result
@@ -85,18 +87,20 @@ def restore(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> 
     for name, tensor in tensors.items():
         base, _, kind = name.rpartition(".")
         if kind in {"int8", "int4"} and base + _SCALE in tensors and base in shapes:
-            result[base] = dequantize(tensor, tensors[base + _SCALE], shapes[base][1])
+            rows, shape = dequantize(tensor, tensors[base + _SCALE], shapes[base][1]), shapes[base]
+            stacked = len(shape) == 3
+            result[base] = rows.unflatten(0, (shape[0], -1)).transpose(1, 2).contiguous() if stacked else rows
         elif not (name.endswith(_SCALE) and name not in shapes):
             result[name] = tensor
     return result
 
 
 def _matrices(model: nn.Module) -> Iterator[str]:
-    """Names of the weights of linear and recurrent layers."""
+    """Names of the weights of linear and recurrent layers, and of the stacks (E, in, out) of experts."""
     for prefix, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.RNNBase):
+        if isinstance(module, nn.Linear | nn.RNNBase | Experts):
             for name, parameter in module.named_parameters(prefix, recurse=False):
-                if parameter.ndim == 2:
+                if parameter.ndim >= 2:
                     yield name
 
 

@@ -115,7 +115,9 @@ def refusal(run: TrainingRun, batch: Batch, rng: Tensor, norm: float) -> Diverge
     loss = float(run.window_losses.mean())
     named = run.model.named_parameters()
     bad = first_non_finite((name, p.grad) for name, p in named if p.grad is not None)
-    bad = bad if bad and math.isfinite(loss) else "the loss"
+    if not math.isfinite(loss):
+        bad = "the loss"
+    bad = bad or "the norm, of a gradient that is finite itself"
     message = (
         f"training diverged at step {run.step}: loss {loss}, gradient norm {norm}, first at {bad}; "
         f"training.lr is {run.recipe.training.lr}: try a lower one"

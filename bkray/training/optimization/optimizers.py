@@ -110,11 +110,15 @@ def _adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
 
 
 def _tables(model: nn.Module) -> set[int]:
-    """Ids of the embeddings and of the output head, the one linear layer as wide as the vocabulary."""
+    """Ids of the embeddings and of the output head, the last linear layer as wide as one of them has rows.
+
+    bkray's own models have none: their head is the embedding.
+    """
     embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     rows = {embedding.num_embeddings for embedding in embeddings}
     heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features in rows]
-    return {id(module.weight) for module in (*embeddings, *heads)}
+    head = [] if isinstance(model, LanguageModel) else heads[-1:]
+    return {id(module.weight) for module in (*embeddings, *head)}
 
 
 def _split_parameters(

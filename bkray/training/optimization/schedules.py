@@ -61,6 +61,8 @@ def build_schedule(optimizer: torch.optim.Optimizer, training: Training, steps: 
         parts = [(left, _flat(optimizer))]
     if rising > 1:
         parts.insert(0, (rising, _line(optimizer, 1 / rising, 1.0, rising - 1)))
+    elif rising:
+        parts.insert(0, (rising, _flat(optimizer)))
     return _sequence(optimizer, parts)
 
 

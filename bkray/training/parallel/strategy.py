@@ -110,10 +110,14 @@ class Parallel:
         return self._ddp.no_sync() if self._ddp is not None else nullcontext()
 
     def clip(self, largest: float) -> float:
-        """Scale the gradient down to a norm of `largest`; returns the norm that it had."""
+        """Scale the gradient down to a norm of `largest`; returns the norm that it had.
+
+        Where that is not finite the gradient stays as it is, so that it can be seen what is not.
+        """
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = fsdp2.whole(nn.utils.get_total_norm(gradients))
-        nn.utils.clip_grads_with_norm_(self.model.parameters(), largest, norm)
+        if norm.isfinite():
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), largest, norm)
         return float(norm)
 
     def parts(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -97,15 +97,16 @@ class FrozenPrefix:
 
 
 class RowCache:
-    """Tensors by key, up to a number of bytes; the first ones stay.
+    """Tensors by key, up to a number of bytes; the first ones stay, until rows of another shape come.
 
     Epochs come round to the rows in turn: a cache that made room for the newest would have dropped each row
-    before it is wanted again.
+    before it is wanted again. Windows of a length that has passed do not come again.
     """
 
     def __init__(self, settings: ActivationCache) -> None:
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
         self.max_bytes, self.bytes = settings.max_bytes, 0
+        self._shape: torch.Size | None = None
         self._rows: MutableMapping[bytes, Tensor] = {} if settings.where == "memory" else _FileRows()
 
     def __contains__(self, key: bytes) -> bool:
@@ -116,6 +117,9 @@ class RowCache:
 
     def keep(self, key: bytes, row: Tensor) -> None:
         """Keep a copy of `row` where there is room for it."""
+        if row.shape != self._shape:
+            self.clear()
+            self._shape = row.shape
         size = row.numel() * row.element_size()
         if key in self._rows or self.bytes + size > self.max_bytes:
             return

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 _PURPOSE = 17  # of the random draws; 0 and 1 are the sampler's
 _RECENT = 10  # audits that are judged together
-_NORM_RATIOS = (1 / 3, 3.0)  # cached over true; beyond them the cache is switched off
+_NORM_RATIOS = (1 / 3, 3.0)  # cached, before `scale`, over true; beyond them the cache is switched off
 _SMOOTHING = 0.9  # weight of the past in the loss that is watched, a step: rare passes count for more
 
 
@@ -261,7 +261,7 @@ class GradientCache:
         if cosine < self.settings.least_cosine:
             least = f"below least_cosine {self.settings.least_cosine:g}"
             self._switch_off(step, f"{found} a mean cosine of {cosine:.3f} to the true gradient, {least}")
-        elif not _NORM_RATIOS[0] < ratio < _NORM_RATIOS[1]:
+        elif not _NORM_RATIOS[0] < ratio / self.settings.scale < _NORM_RATIOS[1]:
             self._switch_off(step, f"{found} cached gradients {ratio:.2g} times as long as the true ones")
 
     def _watch(self, step: int, loss: Tensor) -> None:

@@ -203,9 +203,20 @@ def test_an_unknown_kind_names_the_nearest():
             {"selection": {"kind": "random", "dropout": 0.2}},
             "selection.dropout has no effect on kind random: remove it",
         ),
+        (
+            {"training": {"on_divergence": "skip", "gradient_compression": "powersgd"}},
+            "on_divergence skip cannot take training.gradient_compression powersgd",
+        ),
+        (
+            {"training": {"schedule": {"kind": "loss_trend", "restart_every": 20}}},
+            "restart_every 20 must be above the 24 steps of the warm-up",
+        ),
+        (
+            {"window": 32, "model": {"kind": "resnet_bk", "multiscale": {"layers": [1], "factor": 33}}},
+            "multiscale.factor 33 is above the 32 tokens of the shortest window",
+        ),
         ({"selection": {"kind": "random", "keep": 1.0}}, "keep 1 selects nothing, all windows stay"),
         ({"curriculum": {"start": 1.0}}, "start 1 is plain shuffling"),
-        ({"training": {"token_selection": {"keep": 1.0}}}, "keep 1 selects nothing, all tokens give a"),
         (
             {"selection": {"kind": "entropy"}, "proxy": {"folder": "m", "d_model": 32, "lr": 0.1}},
             "proxy.d_model, proxy.lr: no effect beside proxy.folder, which is trained: remove one",

@@ -28,10 +28,15 @@ def resnet_bk(**options):
     return ResNetBK, functools.partial(ResNetBKConfig, **options)
 
 
+def gated(**options):
+    """It has no heads."""
+    return ResNetBK, lambda n_heads=None, **sizes: ResNetBKConfig(mixer="gated", **options, **sizes)
+
+
 WINDOWED = WindowedAttention(layers=(1,), window=5)
 KINDS = {
     "spectral": resnet_bk(),
-    "gated": resnet_bk(mixer="gated"),
+    "gated": gated(),
     "potential": resnet_bk(mixer="potential"),
     "diagonal": resnet_bk(mixer="diagonal"),
     "windowed": resnet_bk(attention=WINDOWED),
@@ -43,7 +48,7 @@ KINDS = {
     "one of the experts": resnet_bk(experts=MixtureOfExperts(count=4, top_k=1)),
     "koopman": resnet_bk(koopman=KoopmanObjective()),
     "sparse": resnet_bk(sparsity=SiteSparsity()),
-    "sparse and gated": resnet_bk(mixer="gated", sparsity=SiteSparsity()),
+    "sparse and gated": gated(sparsity=SiteSparsity()),
     "transformer": (Transformer, TransformerConfig),
     "gru": (GRU, lambda n_heads=None, **sizes: GRUConfig(**sizes)),
 }
@@ -273,5 +278,22 @@ def test_bad_sizes_are_named(kind):
     if kind[0] is not GRU:
         with pytest.raises(UserError, match="d_model 30"):
             kind[1](vocab_size=10, d_model=30, n_heads=4)
-    with pytest.raises(UserError, match="n_layers must be at least 1"):
+    with pytest.raises(UserError, match=r"n_layers\b.*(at least|greater than or equal to) 1"):
         kind[1](vocab_size=10, n_layers=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mixer": "spectrl"}, "mixer: 'spectrl' is unknown; did you mean spectral"),
+        ({"attention": WindowedAttention(layers=(7,))}, "with n_layers 4 the last is 3"),
+        ({"attention": WindowedAttention(layers=(1, 1))}, "names a layer more than once"),
+        ({"attention": WindowedAttention(layers=(1,), n_heads=5)}, "multiple of n_heads 5"),
+        ({"attention": WindowedAttention(layers=(0, 1, 2, 3)), "n_heads": 8}, "n_heads: no effect"),
+        ({"experts": MixtureOfExperts(), "feed_forward_width": 64}, "no effect beside experts"),
+        ({"experts": MixtureOfExperts(count=900, top_k=800)}, "leaves each no channel"),
+    ],
+)
+def test_a_configuration_that_cannot_be_built_is_refused_as_in_a_recipe(options, message):
+    with pytest.raises(UserError, match=message):
+        ResNetBKConfig(vocab_size=10, **options)

@@ -66,5 +66,8 @@ def test_the_density_of_all_layers_is_measured_once():
 
 
 def test_mixers_without_a_drive_are_refused():
-    with pytest.raises(UserError, match="sparsity takes mixer spectral or gated, not potential"):
+    with pytest.raises(
+        UserError,
+        match="sparsity has no effect with mixer potential",
+    ):
         ResNetBKConfig(20, mixer="potential", sparsity=SiteSparsity())

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from bkray.config import UserError
+from bkray.config.model import MixtureOfExperts
 from bkray.model import GRU, GRUConfig, ResNetBK, ResNetBKConfig
 from bkray.model.compression import dequantize, quantize, quantize_model, restore
 
@@ -36,13 +37,18 @@ def test_what_lies_on_the_grid_stays(bits, group, largest):
 @pytest.mark.parametrize(("bits", "group"), [(8, None), (4, 32)])
 def test_models_come_back_with_rounded_matrices_and_all_else_exact(bits, group):
     torch.manual_seed(0)
-    for model in (ResNetBK(ResNetBKConfig(50, 32, 2, 4)), GRU(GRUConfig(50, 32, 2))):
-        state = model.state_dict()
+    experts = ResNetBK(ResNetBKConfig(50, 32, 2, 4, experts=MixtureOfExperts(count=3, width=64)))
+    for model in (ResNetBK(ResNetBKConfig(50, 32, 2, 4)), experts, GRU(GRUConfig(50, 32, 2))):
+        state = {
+            name: torch.randn_like(p) if name.endswith(".down") else p
+            for name, p in model.state_dict().items()
+        }
         packed = quantize_model(model, state, bits, group)
         restored = restore(packed, {name: tensor.shape for name, tensor in state.items()})
         assert restored.keys() == state.keys()
         rounded = {name for name in state if not torch.equal(restored[name], state[name])}
-        own = {n for n, p in state.items() if p.ndim == 2 and p.abs().sum() > 0}
+        stacks = {n for n in state if n.endswith((".feed_forward.up", ".feed_forward.down"))}
+        own = stacks | {n for n, p in state.items() if p.ndim == 2 and p.abs().sum() > 0}
         assert rounded == own
         assert packed["embedding.weight.int8"].dtype == torch.int8
         for name in rounded:

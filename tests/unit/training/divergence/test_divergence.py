@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bkray.config import UserError, parse_recipe
-from bkray.curriculum import CurriculumSampler
+from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
 from bkray.reporting import RunLog
 from bkray.training import Checkpointer, Ledger, WindowData, train
 from bkray.training.divergence.recovery import scaled_rates
@@ -88,6 +88,29 @@ def test_by_default_the_run_stops_and_the_batch_is_there_to_look_at(data, tmp_pa
     with torch.no_grad():
         losses_BN = token_losses(replayed(batch["tokens"][:, :-1]), batch["tokens"][:, 1:])
     torch.testing.assert_close(losses_BN.mean(1), batch["window_losses"], rtol=0, atol=0, equal_nan=True)
+
+
+class Burst(Table):
+    """The gradient of its second parameter is not finite, though its loss is."""
+
+    def __init__(self):
+        super().__init__()
+        self.second = nn.Parameter(torch.zeros(1))
+
+    def forward(self, tokens_BN):
+        return super().forward(tokens_BN) + self.second.sqrt() * 0.0
+
+
+def test_what_is_not_finite_is_named_before_the_gradient_is_clipped(healthy):
+    with pytest.raises(UserError, match=r"loss \d\.\d+, gradient norm nan, first at second;"):
+        run(recipe(), healthy, Burst())
+
+
+@pytest.mark.parametrize("adjuster", [None, DifficultyAdjuster()])
+def test_a_validation_loss_that_is_not_finite_ends_the_run(data, adjuster):
+    spoilt = WindowData(data.train[:BAD], data.train[BAD : BAD + 1])
+    with pytest.raises(UserError, match=r"validation loss nan at step 5: training.lr is 0.03: try a lower"):
+        run(recipe(), spoilt, adjuster=adjuster)
 
 
 def test_without_a_place_for_it_the_run_stops_all_the_same(data):

@@ -56,6 +56,14 @@ def test_muon_takes_the_linear_layers_and_not_the_tables():
     assert id(net.body.bias) not in decayed
 
 
+def test_a_layer_that_is_as_wide_as_the_vocabulary_is_no_head():
+    model = build_model(SMALL, 4 * SMALL.d_model)
+    optimizer = build_optimizer(model, Training(optimizer="muon"))
+    muon = {id(p) for group in optimizer.param_groups if "momentum" in group for p in group["params"]}
+    assert id(model.blocks[0].feed_forward.up.weight) in muon
+    assert id(model.embedding.weight) not in muon
+
+
 def test_muon_takes_the_matrices_of_recurrent_layers():
     model = build_model(GRUModel(kind="gru", d_model=16, n_layers=1), 40)
     optimizer = build_optimizer(model, Training(optimizer="muon"))

@@ -67,6 +67,12 @@ def test_without_a_warm_up_the_first_step_is_at_the_rate():
         assert rates(schedule, 10, warmup=0.0)[0] == 1.0
 
 
+def test_a_warm_up_of_one_step_is_a_step_at_the_rate():
+    assert rates("linear", 11, warmup=0.1) == pytest.approx([1.0] + [1 - i / 10 for i in range(10)])
+    twice = rates({"kind": "restarts", "cycles": 2, "growth": 1}, 21, warmup=0.05)
+    assert twice == pytest.approx([1.0] + 2 * [cosine(i / 10) for i in range(10)])
+
+
 def test_one_cycle_rises_and_falls_as_cosines():
     settings = {"kind": "one_cycle", "start": 0.1, "end": 0.01}
     seen = rates(settings, 21, warmup=0.25)

@@ -207,6 +207,18 @@ def test_bfloat16_rounds_at_first_sight_as_later():
     assert (first != FrozenPrefix(model, 2, None)(tokens)).any()
 
 
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_rows_of_another_length_take_the_place_of_those_before(where):
+    cache = RowCache(ActivationCache(where=where, max_bytes=100))
+    for length in (4, 8):
+        rows = torch.randn(3, length, 3)
+        for place, row in enumerate(rows):
+            cache.keep(bytes([length, place]), row)
+    assert cache.bytes == 96
+    assert bytes([4, 0]) not in cache
+    assert torch.equal(cache[bytes([8, 0])], rows[0])
+
+
 def test_a_full_disk_ends_the_keeping_and_not_the_run(caplog):
     cache = RowCache(ActivationCache(where="disk"))
     rows = torch.randn(4, 3000)

@@ -211,6 +211,13 @@ def test_audits_that_find_another_length_switch_it_off():
     assert "cached gradients 5 times as long as the true ones" in planted.cache.off
 
 
+def test_a_small_scale_is_no_other_length():
+    planted = Planted(scale=0.1, first_audits=3, audit=1e-9)
+    for step in range(6):
+        planted.step(step, 3, 1.0)
+    assert not planted.cache.off
+
+
 def test_a_rising_loss_switches_it_off_once_it_has_reused_something():
     planted = Planted("every", steps=2, first_audits=2, audit=1e-9, most_rise=0.05)
     losses = [2.0] * 4 + [2.0 + 0.1 * i for i in range(20)]
