@@ -84,7 +84,7 @@ def draw(reached: dict[str, list[float]], path: Path) -> None:
     from bkray.reporting.style import STYLE, matplotlib
 
     with matplotlib.style.context(STYLE):
-        figure = Figure(figsize=(6, 3.4), layout="constrained")
+        figure = Figure(figsize=(7.4, 3.2), layout="constrained")
         axes = figure.subplots()
         for name, shares in reached.items():
             axes.plot(DISTANCES, shares, "o-", label=name, markersize=4)
@@ -92,7 +92,7 @@ def draw(reached: dict[str, list[float]], path: Path) -> None:
         axes.set_xscale("log", base=2)
         axes.set_xticks(DISTANCES, [f"{distance:,}" for distance in DISTANCES])
         axes.set(title="Copied symbols that come out right", xlabel="distance, tokens", ylim=(0, 1.04))
-        axes.legend()
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         figure.savefig(path)
 
 
