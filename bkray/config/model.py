@@ -135,7 +135,8 @@ class ResNetBKModel(Section):
     @model_validator(mode="after")
     def _fits(self) -> ResNetBKModel:
         stack = partial(check_stack, self.n_layers, self.attention, self.halting, self.multiscale)
-        checks = (self._check_mixer, self._check_attention, stack, self._check_sparsity, self._check_experts)
+        checks: list[Callable[[], None]] = [self._check_mixer, self._check_attention, stack]
+        checks += [self._check_halting, self._check_sparsity, self._check_experts]
         if faults := [fault for check in checks if (fault := _fault_of(check))]:
             raise ValueError("\n".join(faults))
         return self
@@ -161,6 +162,14 @@ class ResNetBKModel(Section):
             raise ValueError(
                 f"{', '.join(inert)}: no effect where attention takes every layer: remove it or one of "
                 "attention.layers"
+            )
+
+    def _check_halting(self) -> None:
+        counting = [option for option in ("experts", "sparsity") if getattr(self, option)]
+        if self.halting and counting:
+            raise ValueError(
+                f"halting cannot take {' and '.join(counting)}, which would count sites that have halted: "
+                "remove one"
             )
 
     def _check_sparsity(self) -> None:

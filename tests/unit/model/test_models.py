@@ -291,6 +291,7 @@ def test_bad_sizes_are_named(kind):
         ({"attention": WindowedAttention(layers=(1,), n_heads=5)}, "multiple of n_heads 5"),
         ({"attention": WindowedAttention(layers=(0, 1, 2, 3)), "n_heads": 8}, "n_heads: no effect"),
         ({"experts": MixtureOfExperts(), "feed_forward_width": 64}, "no effect beside experts"),
+        ({"experts": MixtureOfExperts(), "halting": Halting()}, "halting cannot take experts"),
         ({"experts": MixtureOfExperts(count=900, top_k=800)}, "leaves each no channel"),
     ],
 )
