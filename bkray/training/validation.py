@@ -24,7 +24,7 @@ class Validation:
     passed: int
     """Windows that went through the model; more than there are where ranks wait for others."""
     depth: float | None
-    """Mean depth in layers of the last pass on this rank, where sites may halt."""
+    """Mean depth in layers over all of these, where sites may halt."""
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def validated(model: nn.Module, windows_WN1: np.ndarray, training: Training, wor
     device = next(model.parameters()).device
     mine = windows_WN1[world.rank :: world.size]
     model.eval()
-    nats = torch.zeros(1, dtype=torch.float64)
+    nats, depths = (torch.zeros(1, dtype=torch.float64) for _ in range(2))
     passes = range(0, -(-len(windows_WN1) // world.size), _BATCH)
     for begin in passes:
         own = mine[begin : begin + _BATCH]
@@ -46,7 +46,9 @@ def validated(model: nn.Module, windows_WN1: np.ndarray, training: Training, wor
             logits_BNV = model(tokens[:, :-1])
         losses_BN = token_losses(logits_BNV, tokens[:, 1:])[: len(own)]
         nats += losses_BN.sum(dtype=torch.float64).cpu()
+        depth = model.measurements().get("depth") if isinstance(model, LanguageModel) else None
+        depths += len(given) * (depth or 0.0)
     idle = sum(len(windows_WN1[rank :: world.size]) <= passes[-1] for rank in range(world.size))
-    depth = model.measurements().get("depth") if isinstance(model, LanguageModel) else None
-    targets = len(windows_WN1) * (windows_WN1.shape[1] - 1)
-    return Validation(float(world.total(nats)) / targets, len(windows_WN1) + idle, depth)
+    targets, passed = len(windows_WN1) * (windows_WN1.shape[1] - 1), len(windows_WN1) + idle
+    mean = None if depth is None else float(world.total(depths)) / passed
+    return Validation(float(world.total(nats)) / targets, passed, mean)

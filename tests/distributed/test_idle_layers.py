@@ -1,5 +1,6 @@
 """A layer that no site of a rank's batch goes through keeps no other rank waiting."""
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -8,6 +9,8 @@ from bkray.config.model import Halting, Multiscale
 from bkray.config.training import Training
 from bkray.model import ResNetBK, ResNetBKConfig
 from bkray.training.parallel.strategy import Parallel
+from bkray.training.parallel.world import World
+from bkray.training.validation import validated
 
 pytestmark = pytest.mark.distributed
 
@@ -29,6 +32,8 @@ def build(option):
 def trained(rank, option):
     """Two steps on tokens that are this rank's own: the state of the model, and the depths."""
     model = build(option)
+    ids = np.tile(np.arange(2)[:, None], (3, 13)).astype(np.int32)  # rank 0 looks at zeros, rank 1 at ones
+    looked_at = validated(model, ids, Training(), World.current()).depth
     parallel = Parallel(model, Training(), steps=2).wrap(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     depths = []
@@ -39,7 +44,7 @@ def trained(rank, option):
         depths.append(model.measurements().get("depth"))
         optimizer.step()
         optimizer.zero_grad()
-    return {"model": model.state_dict(), "depths": depths}
+    return {"model": model.state_dict(), "depths": depths, "looked_at": looked_at}
 
 
 def work(rank, option, folder):
@@ -56,5 +61,6 @@ def test_ranks_agree_where_one_has_nothing_to_do(spawn, option, tmp_path):
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     if option == "halting":
         assert [result["depths"][0] for result in results] == [2, 1]
+        assert [result["looked_at"] for result in results] == [1.5, 1.5]
     for name, expected in results[0]["model"].items():
         assert torch.equal(results[1]["model"][name], expected), name

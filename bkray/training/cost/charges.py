@@ -28,6 +28,8 @@ class Charges:
         """Of one window in eval mode."""
         self.reused = 0.0
         """Share of the frozen layers' work that the last step found done."""
+        self.depth: float | None = None
+        """Layers that a site of the last step went through, where sites halt."""
 
     def trains(self, step_cost: StepCost, optimizer_flops: float) -> None:
         """From here on a window's passes and all ranks' updates cost so much."""
@@ -35,17 +37,17 @@ class Charges:
 
     def flops(self, windows: int, recomputed: bool = True) -> float:
         """Of a forward and backward pass, with what activation checkpointing computes again."""
-        depth = self.metrics.values.get("depth")
         return windows * self.step_cost.flops(
-            self.objective.length, depth, self.reused, recomputed=recomputed
+            self.objective.length, self.depth, self.reused, recomputed=recomputed
         )
 
     def passes(self, windows: int, seconds: float) -> None:
         """A step's forward and backward passes over so many windows, and all else that its seconds went to.
 
-        A collective call where activations are cached.
+        A collective call where activations are cached or sites halt.
         """
-        self.reused = self._over_ranks(self.metrics.values.get("activations_reused"))
+        self.reused = self._over_ranks("activations_reused") or 0.0
+        self.depth = self._over_ranks("depth")
         self.metrics.model_flops += self.flops(windows, recomputed=False)
         tokens = windows * self.window
         self.ledger.charge("training", flops=self.flops(windows), tokens=tokens, seconds=seconds)
@@ -83,9 +85,9 @@ class Charges:
             seconds=reached["seconds"] - seconds,
         )
 
-    def _over_ranks(self, share: float | None) -> float:
-        """The mean over the ranks of what each measured, 0 where it is off."""
-        if share is None:
-            return 0.0
+    def _over_ranks(self, name: str) -> float | None:
+        """The mean over the ranks of what each measured in as many windows; None where it is off."""
+        if (measured := self.metrics.values.get(name)) is None:
+            return None
         world = self.metrics.world
-        return world.total(torch.tensor([share], device=self.metrics.device)).item() / world.size
+        return world.total(torch.tensor([measured], device=self.metrics.device)).item() / world.size

@@ -28,8 +28,8 @@ KINDS = {
         "experts": {"count": 2},
         "sparsity": {},
         "koopman": {},
-        "halting": {"first_layer": 2},
     },
+    "halting": {"kind": "resnet_bk", "n_heads": 4, "halting": {"first_layer": 2}},
     "transformer": {"kind": "transformer", "n_heads": 2},
     "gru": {"kind": "gru"},
 }
@@ -246,7 +246,7 @@ def test_a_full_disk_ends_the_keeping_and_not_the_run(caplog):
         ),
         ("spectral", {"compile": True}, r"compile cannot take training.freeze 2"),
         ("spectral", {"freeze": None, "activation_cache": {}}, r"no effect without training.freeze"),
-        ("options", {"freeze": 3}, r"at most 2 with model.halting.first_layer 2"),
+        ("halting", {"freeze": 3}, r"at most 2 with model.halting.first_layer 2"),
     ],
 )
 def test_what_cannot_be_frozen_is_refused(model, training, fault):
