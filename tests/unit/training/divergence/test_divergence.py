@@ -91,18 +91,18 @@ def test_by_default_the_run_stops_and_the_batch_is_there_to_look_at(data, tmp_pa
 
 
 class Burst(Table):
-    """The gradient of its second parameter is not finite, though its loss is."""
+    """The gradient of its last parameter is not finite, though its loss is."""
 
     def __init__(self):
         super().__init__()
-        self.second = nn.Parameter(torch.zeros(1))
+        self.last = nn.ParameterList([torch.zeros(1)])
 
     def forward(self, tokens_BN):
-        return super().forward(tokens_BN) + self.second.sqrt() * 0.0
+        return super().forward(tokens_BN) + self.last[0].sqrt() * 0.0
 
 
 def test_what_is_not_finite_is_named_before_the_gradient_is_clipped(healthy):
-    with pytest.raises(UserError, match=r"loss \d\.\d+, gradient norm nan, first at second;"):
+    with pytest.raises(UserError, match=r"loss \d\.\d+, gradient norm nan, first at last.0;"):
         run(recipe(), healthy, Burst())
 
 
