@@ -115,7 +115,7 @@ class SiteSparsity(Section):
 
 class ResNetBKModel(Section):
     kind: Literal["resnet_bk"]
-    d_model: Count = 192
+    d_model: Annotated[int, Field(ge=16)] = 192
     n_layers: Count = 4
     n_heads: Count = 16
     mixer: MixerKind = "spectral"

@@ -182,7 +182,7 @@ def test_every_parameter_gets_a_gradient(kind):
 
 
 def test_resnet_bk_gradients_are_exact():
-    model = lively(KINDS["spectral"], d_model=4, n_layers=1, n_heads=2).double()
+    model = lively(KINDS["spectral"], d_model=16, n_layers=1, n_heads=2, feed_forward_width=8).double()
     tokens = torch.randint(VOCABULARY, (2, 5))
     names = [name for name, _ in model.named_parameters() if not name.startswith("embedding")]
     values = [model.get_parameter(name).detach().clone().requires_grad_() for name in names]
