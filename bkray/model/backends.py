@@ -41,9 +41,10 @@ def choose_backend(backend: str, tensor: torch.Tensor) -> str:
     device, dtype = tensor.device.type, tensor.dtype
     if backend == "auto":
         fast = "triton" if device == "cuda" else "numba"
-        chosen = "chunked" if _obstacle(fast, device, dtype) else fast
+        obstacle = _obstacle(fast, device, dtype)
+        chosen = "chunked" if obstacle else fast
         if not torch.compiler.is_compiling():  # a log line would break the graph
-            _announce(chosen, device, dtype)
+            _announce(chosen, device, dtype, f" ({fast}: {obstacle})" if obstacle else "")
         return chosen
     if backend not in BACKENDS:
         raise UserError(f"backend {backend!r} is unknown: choose auto, {', '.join(BACKENDS)}")
@@ -66,8 +67,8 @@ def _obstacle(backend: str, device: str, dtype: torch.dtype) -> str | None:
 
 
 @functools.cache
-def _announce(backend: str, device: str, dtype: torch.dtype) -> None:
-    _log.info("backend auto on %s %s: %s", device, dtype, backend)
+def _announce(backend: str, device: str, dtype: torch.dtype, why: str) -> None:
+    _log.info("backend auto on %s %s: %s%s", device, dtype, backend, why)
 
 
 def run_kernel(

@@ -217,8 +217,26 @@ def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter |
     The log goes to `reporter`, by default the file `job.metrics` and the recipe's trackers.
     """
     torch.set_num_threads(1)  # a core a worker: more cores are used by more workers, and bits stay the same
-    with _after_others(job.run / ".training.lock") if rank == 0 else nullcontext():
+    if rank:
+        return _train(job, rank, device, reporter)
+    with _after_others(job.run / ".training.lock"), _noting(job.notes):
         _train(job, rank, device, reporter)
+
+
+@contextmanager
+def _noting(path: Path) -> Iterator[None]:
+    """What is logged meanwhile goes to the file at `path`: to be shown while it runs, and in the report."""
+    handler = logging.FileHandler(path, delay=True)
+    loggers = [logging.getLogger("bkray.training"), logging.getLogger("bkray.model")]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()
 
 
 @contextmanager
@@ -238,8 +256,6 @@ def _after_others(path: Path) -> Iterator[None]:
 
 
 def _train(job: Job, rank: int, device: torch.device, reporter: Reporter | None) -> None:
-    if rank == 0:
-        logging.getLogger("bkray.training").addHandler(logging.FileHandler(job.notes, delay=True))
     recipe = job.recipe
     vocab_size = load_tokenizer(job.tokenizer).get_vocab_size()
     torch.manual_seed(recipe.seed)

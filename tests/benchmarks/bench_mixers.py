@@ -29,7 +29,6 @@ from bkray.model.mixers import GatedMixer, SpectralMixer
 WIDTH, HEADS = 256, 16
 LENGTHS = (512, 2048, 8192, 65536)
 ROUNDS = {512: 9, 2048: 9, 8192: 5, 65536: 3}
-LONGEST_ATTENTION = 8192  # at 65,536 a pass of attention takes minutes on a CPU
 
 
 class Attention(nn.Module):
@@ -79,11 +78,7 @@ def against_others() -> None:
     print("layer with projections, one sequence, one thread: us a token, ratio to spectral")
     for length in LENGTHS:
         repeats = max(1, 8192 // length)
-        arms = {
-            name: repeated(layer_step(layer, length), repeats)
-            for name, layer in layers().items()
-            if name != "attention" or length <= LONGEST_ATTENTION
-        }
+        arms = {name: repeated(layer_step(layer, length), repeats) for name, layer in layers().items()}
         for name, (seconds, ratio) in medians(arms, ROUNDS[length]).items():
             print(
                 f"  N={length:<6} {name:12} {1e6 * seconds / length / repeats:8.1f}   x {ratio:.2f}",

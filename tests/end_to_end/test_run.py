@@ -110,7 +110,7 @@ def test_a_run_leaves_what_is_promised_and_changes_nothing_when_repeated(
     }
     assert (run / "metrics.jsonl").exists()
     assert list((run / "tensorboard").glob("events.*"))
-    assert not (run / "notes.log").exists()
+    assert (run / "notes.log").read_text() == "backend auto on cpu torch.float32: numba\n"
     assert (run / "resolved.yaml").exists()
     assert list((run / "checkpoints").glob("step-*"))
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}

@@ -28,18 +28,25 @@ _BATCH = 16
 def unit_importance(model: nn.Module, tokens_WN: Tensor) -> dict[str, Tensor]:
     """Of every feed-forward layer, by name, the importance of its channels, or experts, on these windows.
 
+    Sites that halted before a layer write nothing there.
     Raises UserError where a block's feed-forward layer is none that can be pruned, naming it.
     """
     layers = _layers(model)
     sums = {name: torch.zeros(_units(layer), dtype=torch.float64) for name, layer in layers.items()}
+    there: dict[str, Tensor] = {}  # which rows of a layer are sites: halting pads with zeros
+
+    def enter(name: str, x: Tensor) -> None:
+        there[name] = x.any(-1)
 
     def add(name: str, layer: nn.Module, x: Tensor) -> None:
-        sums[name] += _seen(layer, x.flatten(0, -2)).double().sum(0).cpu()
+        sums[name] += _seen(layer, x[there[name]]).double().sum(0).cpu()
 
-    hooks = [
-        layer.register_forward_pre_hook(lambda module, inputs, name=name: add(name, module, inputs[0]))
-        for name, layer in layers.items()
-    ]
+    hooks = []
+    for (name, layer), block in zip(layers.items(), model.blocks, strict=True):
+        hooks += [
+            block.register_forward_pre_hook(lambda _, inputs, name=name: enter(name, inputs[0])),
+            layer.register_forward_pre_hook(lambda module, inputs, name=name: add(name, module, inputs[0])),
+        ]
     training = model.training
     try:
         model.eval()

@@ -42,7 +42,11 @@ def test_auto_says_once_what_it_chose(caplog, forgotten):
     with caplog.at_level(logging.INFO, logger="bkray.model"):
         for _ in range(3):
             choose_backend("auto", torch.zeros(1))
-    assert [record.getMessage() for record in caplog.records] == ["backend auto on cpu torch.float32: numba"]
+        forgotten.setitem(backends.INSTALLED, "numba", False)
+        choose_backend("auto", torch.zeros(1))
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first == "backend auto on cpu torch.float32: numba"
+    assert second.startswith("backend auto on cpu torch.float32: chunked (numba: the package numba is not")
 
 
 def test_unusable_backends_are_refused_with_what_would_mend_it(forgotten):

@@ -1,3 +1,4 @@
+import logging
 import threading
 from pathlib import Path
 
@@ -42,6 +43,18 @@ def test_a_worker_does_not_wait_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr("bkray.runtime.training._OTHERS_END_S", 0.2)
     with _after_others(tmp_path / ".training.lock"), _after_others(tmp_path / ".training.lock"):
         pass
+
+
+def test_each_run_of_a_process_notes_in_its_own_folder(tmp_path, monkeypatch):
+    log = logging.getLogger("bkray.model")
+    monkeypatch.setattr("bkray.runtime.training._train", lambda job, *_: log.info("in %s", job.run.name))
+    recipe = parse_recipe({"name": "t", "corpus": {"kind": "docstrings"}})
+    jobs = [Job(recipe, "key", [], [], Path(), tmp_path / name, tmp_path / "model") for name in "ab"]
+    for job in jobs:
+        job.run.mkdir()
+        run_training(job, 0, torch.device("cpu"))
+        run_training(job, 1, torch.device("cpu"))  # the other ranks have nothing to add
+    assert [job.notes.read_text() for job in jobs] == ["in a\n", "in b\n"]
 
 
 def test_the_sampler_follows_the_recipes_curriculum_and_weights():

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from bkray.config import UserError
-from bkray.config.model import MixtureOfExperts
+from bkray.config.model import Halting, MixtureOfExperts
 from bkray.model import ResNetBK, ResNetBKConfig, Transformer, TransformerConfig
 from bkray.model.compression import prune_feed_forward, unit_importance
 
@@ -49,6 +49,33 @@ def test_the_importance_is_the_size_of_what_a_channel_writes(kind):
     sizes = (hidden * layer.down.weight[:, 5]).norm(dim=-1)
     assert importance[5].item() == pytest.approx(sizes.square().mean().sqrt().item(), rel=1e-4)
     assert not layer.down._forward_pre_hooks
+
+
+def test_a_site_that_has_halted_does_not_count():
+    torch.manual_seed(0)
+    model = ResNetBK(ResNetBKConfig(40, d_model=32, n_layers=3, n_heads=4, halting=Halting(first_layer=1)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        model.stack.bias.fill_(-1)  # about half of the sites stop before layer 2
+    model.eval()
+    importance = unit_importance(model, TOKENS)
+    assert 2.3 < model.measurements()["depth"] < 2.7
+    written = {number: [] for number in range(3)}
+    for number, block in enumerate(model.blocks):  # decoding computes the sites that are left, and no padding
+        block.feed_forward.register_forward_pre_hook(
+            lambda layer, inputs, number=number: written[number].append(layer.up(inputs[0]))
+        )
+    state = model.initial_state(len(TOKENS))
+    with torch.no_grad():
+        for token in TOKENS.T:
+            _, state = model.step(token, state)
+    for number, block in enumerate(model.blocks):
+        squares = torch.cat(written[number]).relu().pow(4).double().sum(0) / TOKENS.numel()
+        expected = squares.sqrt() * block.feed_forward.down.weight.double().norm(dim=0)
+        torch.testing.assert_close(
+            importance[f"blocks.{number}.feed_forward"], expected, rtol=1e-3, atol=1e-6
+        )
 
 
 def test_it_loses_less_than_at_random_and_than_the_other_half(kind):
