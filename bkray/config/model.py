@@ -12,6 +12,8 @@ from pydantic import Field, field_validator, model_validator
 from bkray.config.section import Count, Section
 
 MixerKind = Literal["spectral", "gated", "potential", "diagonal"]
+ETA_MIN = 1e-3
+"""The least absorption of the mixers `potential` and `diagonal`, which forget after 2 / ETA_MIN sites."""
 SPARSE_MIXERS = ("spectral", "gated")
 """The mixers that `sparsity` works with: those whose state a site drives."""
 
@@ -120,7 +122,7 @@ class ResNetBKModel(Section):
     n_heads: Count = 16
     mixer: MixerKind = "spectral"
     """The resolvent by gates and phases, without phases, from a learned potential, or its bare diagonal."""
-    longest_memory: Annotated[float, Field(gt=2.0)] = 256.0
+    longest_memory: Annotated[float, Field(gt=2.0, le=1e6)] = 256.0
     """Sites; at the start memory lengths lie log-uniform between 2 and this."""
     attention: WindowedAttention | None = None
     halting: Halting | None = None
@@ -142,9 +144,18 @@ class ResNetBKModel(Section):
         return self
 
     def _check_mixer(self) -> None:
-        _check_heads(self.d_model, self.n_heads)
         if self.mixer == "gated" and self.changed("n_heads"):
             raise ValueError(f"n_heads {self.n_heads} has no effect with mixer gated: remove it")
+        if self.mixer in ("spectral", "potential") and not self._attention_takes_all():
+            _check_heads(self.d_model, self.n_heads)
+        if self.mixer in ("potential", "diagonal") and self.longest_memory > 1 / ETA_MIN:
+            raise ValueError(
+                f"longest_memory {self.longest_memory:g}: mixer {self.mixer} starts with at most "
+                f"{1 / ETA_MIN:g} sites: lower it or take mixer spectral or gated"
+            )
+
+    def _attention_takes_all(self) -> bool:
+        return self.attention is not None and set(self.attention.layers) >= set(range(self.n_layers))
 
     def _check_attention(self) -> None:
         if not self.attention:
@@ -158,7 +169,7 @@ class ResNetBKModel(Section):
             raise ValueError(f"attention.layers {list(self.attention.layers)} names a layer more than once")
         _check_heads(self.d_model, self.attention.n_heads, rotary=True)
         inert = [key for key in ("mixer", "n_heads", "longest_memory") if self.changed(key)]
-        if inert and set(self.attention.layers) >= set(range(self.n_layers)):
+        if inert and self._attention_takes_all():
             raise ValueError(
                 f"{', '.join(inert)}: no effect where attention takes every layer: remove it or one of "
                 "attention.layers"
@@ -178,7 +189,7 @@ class ResNetBKModel(Section):
                 f"sparsity has no effect with mixer {self.mixer}: remove it or take mixer "
                 f"{' or '.join(SPARSE_MIXERS)}"
             )
-        if self.sparsity and self.attention and set(self.attention.layers) >= set(range(self.n_layers)):
+        if self.sparsity and self._attention_takes_all():
             raise ValueError(
                 "sparsity has no effect where attention takes every layer: remove it or one of "
                 "attention.layers"
@@ -259,7 +270,7 @@ def check_stack(
 
 def _check_heads(d_model: int, n_heads: int, rotary: bool = False) -> None:
     if d_model % n_heads:
-        raise ValueError(f"d_model {d_model} must be a multiple of n_heads {n_heads}")
+        raise ValueError(f"d_model {d_model} must be a multiple of n_heads {n_heads}: change one of the two")
     if rotary and (d_model // n_heads) % 2:
         raise ValueError(
             f"d_model {d_model} over n_heads {n_heads} gives heads of odd width {d_model // n_heads}, and "

@@ -187,7 +187,7 @@ class Recipe(Section):
             )
         faults += self._unsuitable_hardware() + self._unsuitable_pool()
         faults += self._unsuitable_savings() + self._profile_beyond_the_end() + self._rise_of_one_step()
-        faults += self._restart_within_the_warm_up() + self._block_beyond_the_window()
+        faults += self._restart_within_the_warm_up() + self._sites_beyond_the_window()
         sources = self.corpus.sources if isinstance(self.corpus, MixedCorpus) else (self.corpus,)
         if any(source.validation + source.test > 0.5 for source in sources):
             faults.append("corpus.validation and corpus.test together leave less than half for training")
@@ -211,6 +211,13 @@ class Recipe(Section):
             faults.append(
                 "training.compile cannot take model.halting, whose shapes depend on the tokens: remove one"
             )
+        if self.training.compile and self.training.activation_checkpointing:
+            reporting = [name for name in ("experts", "sparsity") if getattr(self.model, name, None)]
+            if reporting:
+                faults.append(
+                    f"training.compile with training.activation_checkpointing cannot take model."
+                    f"{' and model.'.join(reporting)}, whose part of the loss breaks the graph: remove one"
+                )
         return faults
 
     def _unsuitable_pool(self) -> list[str]:
@@ -285,15 +292,21 @@ class Recipe(Section):
             f"each restart begins with, and below the {self.steps} steps of the run"
         ]
 
-    def _block_beyond_the_window(self) -> list[str]:
-        multiscale = getattr(self.model, "multiscale", None)
+    def _sites_beyond_the_window(self) -> list[str]:
+        faults = []
+        attention, multiscale = (getattr(self.model, key, None) for key in ("attention", "multiscale"))
         shortest = min(self.window, self.training.length.start if self.training.length else self.window)
-        if not multiscale or multiscale.factor <= shortest:
-            return []
-        return [
-            f"model.multiscale.factor {multiscale.factor} is above the {shortest} tokens of the shortest "
-            "window, so its layers would never see a whole block: lower it"
-        ]
+        if attention and attention.changed("window") and attention.window > self.window:
+            faults.append(
+                f"model.attention.window {attention.window} is above window {self.window}, more tokens than "
+                "there are in training: lower it"
+            )
+        if multiscale and 2 * multiscale.factor > shortest:
+            faults.append(
+                f"model.multiscale.factor {multiscale.factor} is above half of the {shortest} tokens of the "
+                "shortest window, so its layers would have one whole block to see at most: lower it"
+            )
+        return faults
 
     def _unsuitable_savings(self) -> list[str]:
         faults = []

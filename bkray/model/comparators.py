@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from bkray.config import UserError
-from bkray.model.language_model import LanguageModel, check_sizes
+from bkray.config.model import GRUModel, TransformerModel
+from bkray.model.language_model import LanguageModel, check_config
 from bkray.model.layers import FeedForward
 from bkray.model.mixers import Attention, GRUMixer
 
@@ -23,9 +23,7 @@ class TransformerConfig:
     """None: 4 d_model."""
 
     def __post_init__(self) -> None:
-        check_sizes(self, "vocab_size", "d_model", "n_layers", "n_heads", "feed_forward_width")
-        if self.d_model % (2 * self.n_heads):
-            raise UserError(f"d_model {self.d_model} must be a multiple of 2 x n_heads {self.n_heads}")
+        check_config(self, TransformerModel, "transformer")
 
 
 class Transformer(LanguageModel):
@@ -49,7 +47,7 @@ class GRUConfig:
     """None: 4 d_model."""
 
     def __post_init__(self) -> None:
-        check_sizes(self, "vocab_size", "d_model", "n_layers", "feed_forward_width")
+        check_config(self, GRUModel, "gru")
 
 
 class GRU(LanguageModel):

@@ -14,6 +14,7 @@ itself, so a site's place among the live ones does too: the model stays causal.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -29,7 +30,8 @@ Tensor = torch.Tensor
 State = tuple[Tensor, ...]
 
 INITIAL_LOGIT = -3.0
-"""lambda starts at 0.05: nearly every site goes through every layer."""
+"""lambda starts at 0.05, or where that would halt every site, at less: a layer that no site reaches has no
+gradient, and would never get one."""
 MULTIPLE = 16
 """Shorter sequences are padded to such lengths: over single rows, matrix products and vectorised functions
 take other paths, so that the number of later live sites would show in the last bits of earlier ones.
@@ -47,8 +49,12 @@ class HaltingStack(Stack):
         super().__init__()
         self.first, self.threshold = halting.first_layer, halting.threshold
         self.ponder, self.warmup = halting.ponder, halting.warmup
-        self.weight = nn.Parameter(torch.zeros(n_layers - self.first, 1, d_model))
-        self.bias = nn.Parameter(torch.full((n_layers - self.first,), INITIAL_LOGIT))
+        layers = n_layers - self.first
+        self.weight = nn.Parameter(torch.zeros(layers, 1, d_model))
+        # before the last layer the survival is half way between the threshold and 1, or more
+        largest = 1 - ((1 + self.threshold) / 2) ** (1 / layers)
+        logit = min(INITIAL_LOGIT, math.log(largest / (1 - largest)))
+        self.bias = nn.Parameter(torch.full((layers,), logit))
 
     def forward(self, blocks: Sequence[Block], x: Tensor) -> Tensor:
         x = super().forward(blocks[: self.first], x)

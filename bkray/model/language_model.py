@@ -8,6 +8,8 @@ They differ in their mixers (`mixers/`). Decoding carries every mixer's state fr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import fields
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -16,6 +18,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bkray.config import UserError
+from bkray.config.loading import parse_section
+from bkray.config.section import Section
 from bkray.model.arguments import check_tokens
 from bkray.model.layers import FeedForward, rms_norm, token_embedding
 
@@ -60,9 +64,13 @@ class Block(nn.Module):
         self.mixer, self.feed_forward = mixer, feed_forward
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.checkpointing and self.training:
+        if not (self.checkpointing and self.training):
+            return self._pass(x)
+        if torch.compiler.is_compiling():
             return checkpoint(self._pass, x, use_reentrant=False)
-        return self._pass(x)
+        return checkpoint(
+            self._pass, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _reports_kept(self))
+        )
 
     def _pass(self, x: Tensor) -> Tensor:
         x = x + self.mixer(rms_norm(x))
@@ -72,6 +80,24 @@ class Block(nn.Module):
         mixed, state = self.mixer.step(rms_norm(x), state, position)
         x = x + mixed
         return x + self.feed_forward(rms_norm(x)), state
+
+
+@contextmanager
+def _reports_kept(block: nn.Module) -> Iterator[None]:
+    """What its modules report stays that of the pass before: checkpointing's second pass would leave its own,
+    and with it, until the next step, all that the pass computed."""
+    names = ("auxiliary", "measured")
+    before = [
+        (module, {name: module.__dict__[name] for name in names if name in module.__dict__})
+        for module in block.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, left in before:
+            for name in names:
+                module.__dict__.pop(name, None)
+            module.__dict__.update(left)
 
 
 class Stack(nn.Module):
@@ -196,8 +222,9 @@ class LanguageModel(nn.Module):
         return self.head(rms_norm(x)), State(state.position + 1, mixers)
 
 
-def check_sizes(config: Any, *names: str) -> None:
-    """UserError where a size of `config` is below 1; None stands for a default."""
-    for name in names:
-        if getattr(config, name) is not None and getattr(config, name) < 1:
-            raise UserError(f"{name} must be at least 1, not {getattr(config, name)}")
+def check_config(config: Any, section: type[Section], kind: str) -> None:
+    """UserError where `config`, a dataclass, has what its section of a recipe refuses, or no vocabulary."""
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    if (size := values.pop("vocab_size")) < 1:
+        raise UserError(f"vocab_size must be at least 1, not {size}")
+    parse_section(section, {"kind": kind, **values}, type(config).__name__)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Tensor = torch.Tensor
@@ -40,6 +41,7 @@ class _ReLUSquared(torch.autograd.Function):
         return kept * kept
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Tensor:
         (kept,) = ctx.saved_tensors
         return (g * kept).mul_(2)

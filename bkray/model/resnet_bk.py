@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import nn
 
-from bkray.config.loading import parse_section
 from bkray.config.model import (
     Halting,
     KoopmanObjective,
@@ -22,7 +21,7 @@ from bkray.config.model import (
 from bkray.model.experts import Experts
 from bkray.model.halting import HaltingStack
 from bkray.model.koopman import Koopman
-from bkray.model.language_model import LanguageModel, Mixer, Stack, check_sizes
+from bkray.model.language_model import LanguageModel, Mixer, Stack, check_config
 from bkray.model.layers import FeedForward
 from bkray.model.mixers import Attention, DiagonalMixer, GatedMixer, PotentialMixer, SpectralMixer
 from bkray.model.multiscale import MultiscaleStack
@@ -31,10 +30,11 @@ from bkray.model.sparsity import SiteGate
 
 @dataclass(frozen=True)
 class ResNetBKConfig:
-    """Sizes: V token ids, width d, layers, and heads, divisors of d.
+    """Sizes: V token ids, width d, layers, and heads.
 
-    Heads share a phase projection (mixer "spectral"), are chains with d/H values each ("potential") or
-    features ("diagonal"); "gated", the real gated recurrence, has none. Memory lengths start log-uniform
+    Heads, divisors of d, share a phase projection (mixer "spectral") or are chains with d/H values each
+    ("potential"); of "diagonal" they are the features, as many as wanted; "gated", the real gated recurrence,
+    has none. Memory lengths start log-uniform
     between 2 and `longest_memory` sites. `attention` puts windowed softmax attention in the place of some
     layers' mixers, `experts` a mixture of experts in that of every feed-forward layer; `koopman` adds an
     objective on the final states, `sparsity` gates to the mixers; `halting` and `multiscale` leave sites out
@@ -57,11 +57,7 @@ class ResNetBKConfig:
     """None: 4 d_model."""
 
     def __post_init__(self) -> None:
-        check_sizes(self, "vocab_size")
-        values = {
-            field.name: getattr(self, field.name) for field in fields(self) if field.name != "vocab_size"
-        }
-        parse_section(ResNetBKModel, {"kind": "resnet_bk", **values}, "ResNetBKConfig")
+        check_config(self, ResNetBKModel, "resnet_bk")
 
 
 class ResNetBK(LanguageModel):

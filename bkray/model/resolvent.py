@@ -32,15 +32,16 @@ MIX_FLOPS, MIX_BACKWARD_FLOPS = 8, 30
 
 
 def resolvent_diagonal(
-    a: Tensor, b: Tensor, eta: Tensor, *, causal: bool = True, backend: str = "auto"
+    a: Tensor, b: Tensor, eta: Tensor, *, causal: bool = True, backend: str = "auto", check: bool = True
 ) -> Tensor:
     """Last diagonal element of every leading block's resolvent or, not causal, G_ii of the whole chain.
 
     a (B, N, H) real; b and eta > 0 broadcastable to it. Returns complex (B, N, H). The whole chain's G_ii
     depends on later sites: a next-token model built on it reads its own targets. Raises UserError for NaN,
-    infinities, eta <= 0, shapes that do not fit, and an unknown or unavailable backend.
+    infinities, eta <= 0, shapes that do not fit, and an unknown or unavailable backend. Without `check` the
+    values are taken as they are: what is not finite goes on to the result.
     """
-    a, b, eta = _checked(a, b, eta)
+    a, b, eta = _prepared(a, b, eta, check)
     backend = choose_backend(backend, a)
     left = _diagonal(a, b, eta, backend)
     if causal:
@@ -51,13 +52,15 @@ def resolvent_diagonal(
     return 1 / (torch.complex(a, -eta) - _used(b) ** 2 * shifted(left) - before)
 
 
-def resolvent_mix(a: Tensor, b: Tensor, eta: Tensor, x: Tensor, *, backend: str = "auto") -> Tensor:
+def resolvent_mix(
+    a: Tensor, b: Tensor, eta: Tensor, x: Tensor, *, backend: str = "auto", check: bool = True
+) -> Tensor:
     """y_i = sum_{j<=i} sqrt(eta_j) G_ij x_j / sqrt(Im L_i), G the resolvent of the leading block up to i.
 
     a (B, N, H) real, b and eta > 0 broadcastable to it, x (B, N, H, D) real. Returns complex (B, N, H, D).
     The weights have unit norm (Ward identity). Computed as y_i = u_i (c_i x_i - f_i y_{i-1}) with u =
     L/|L|, c^2 = eta/D, f = b sqrt(Im L_{i-1}/D_i), D_i = eta_i + b_i^2 Im L_{i-1}: no division by Im L.
-    Raises UserError as `resolvent_diagonal` does.
+    `check` and UserErrors are those of `resolvent_diagonal`.
     """
     check_sequence(x, 4, "x")
     if x.shape[:3] != a.shape:
@@ -65,8 +68,9 @@ def resolvent_mix(a: Tensor, b: Tensor, eta: Tensor, x: Tensor, *, backend: str 
             f"x of shape {tuple(x.shape)} does not go with a of shape {tuple(a.shape)}: (B, N, H, D)"
         )
     a, b, eta, x = at_least_float32(a, b, eta, x)
-    check_finite(x, "x")
-    a, b, eta = _checked(a, b, eta)
+    if check:
+        check_finite(x, "x")
+    a, b, eta = _prepared(a, b, eta, check)
     return _mix(a, b, eta, x.contiguous(), choose_backend(backend, a))
 
 
@@ -89,15 +93,18 @@ def operator_of(f: Tensor, omega: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return a, f * (sin / before_sin).sqrt(), (1 - f * f) * sin
 
 
-def _checked(a: Tensor, b: Tensor, eta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The three in one shape and dtype, contiguous."""
+def _prepared(a: Tensor, b: Tensor, eta: Tensor, check: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The three in one shape and dtype, contiguous, their values checked if asked for."""
     check_sequence(a, 3, "a")
     a, b, eta = at_least_float32(a, b, eta)
-    check_finite(a, "a")
-    check_range(eta, "eta", "positive and finite", low=0)
-    b = spread(b, a.shape, "b")
-    check_finite(b[:, 1:], "b")
-    return a.contiguous(), b, spread(eta, a.shape, "eta")
+    b, eta = spread(b, a.shape, "b"), spread(eta, a.shape, "eta")
+    if check:
+        info = torch.finfo(a.dtype)  # |L|^2, at most 1 / eta^2, and |a|^2 must be numbers too
+        largest, least = info.max**0.5, info.tiny**0.5
+        check_range(a, "a", f"finite, within +-{largest:.1e}", -largest, largest)
+        check_range(eta, "eta", f"positive, above {least:.1e}, and finite", low=least)
+        check_finite(b[:, 1:], "b")
+    return a.contiguous(), b, eta
 
 
 @operator("bkray::resolvent_diagonal")

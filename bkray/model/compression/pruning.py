@@ -42,7 +42,8 @@ def unit_importance(model: nn.Module, tokens_WN: Tensor) -> dict[str, Tensor]:
         sums[name] += _seen(layer, x[there[name]]).double().sum(0).cpu()
 
     hooks = []
-    for (name, layer), block in zip(layers.items(), model.blocks, strict=True):
+    for name, layer in layers.items():
+        block = model.get_submodule(name.rpartition(".")[0])
         hooks += [
             block.register_forward_pre_hook(lambda _, inputs, name=name: enter(name, inputs[0])),
             layer.register_forward_pre_hook(lambda module, inputs, name=name: add(name, module, inputs[0])),

@@ -41,7 +41,8 @@ def quantize(weight_RC: Tensor, bits: int, group: int | None = None) -> tuple[Te
     largest = _LARGEST[bits]
     scale = parts.abs().amax(-1) / largest
     kind = torch.float32 if group is None else torch.float16
-    scale = scale.clamp(torch.finfo(kind).tiny, torch.finfo(kind).max).to(kind)
+    least = torch.finfo(kind).tiny if group is None else 2.0**-24  # float16's first number above 0
+    scale = scale.clamp(least, torch.finfo(kind).max).to(kind)
     whole = (parts / scale.float().unsqueeze(-1)).round().clamp(-largest, largest).to(torch.int8).flatten(1)
     if group is None:
         return whole, scale

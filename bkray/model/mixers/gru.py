@@ -19,7 +19,9 @@ class GRUMixer(nn.Module):
         nn.init.zeros_(self.output.weight)
 
     def forward(self, x_BNd: Tensor) -> Tensor:
-        return self.output(self.gru(x_BNd)[0])
+        with torch.autocast(x_BNd.device.type, enabled=False):  # as the resolvents' recurrences
+            mixed, _ = self.gru(x_BNd.to(self.output.weight.dtype))
+        return self.output(mixed)
 
     def initial_state(self, batch: int) -> State:
         return (self.output.weight.new_zeros(1, batch, self.gru.hidden_size),)

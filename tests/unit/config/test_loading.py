@@ -51,7 +51,13 @@ def test_every_fault_is_reported_at_once_with_the_nearest_known_key():
         (
             {
                 "model": {
-                    **{"kind": "resnet_bk", "d_model": 30, "n_heads": 4, "mixer": "diagonal", "sparsity": {}},
+                    **{
+                        "kind": "resnet_bk",
+                        "d_model": 30,
+                        "n_heads": 4,
+                        "mixer": "potential",
+                        "sparsity": {},
+                    },
                     **{"experts": {}, "feed_forward_width": 64, "attention": {"layers": [9]}},
                 }
             },
@@ -212,8 +218,24 @@ def test_an_unknown_kind_names_the_nearest():
             "restart_every 20 must be above the 24 steps of the warm-up",
         ),
         (
-            {"window": 32, "model": {"kind": "resnet_bk", "multiscale": {"layers": [1], "factor": 33}}},
-            "multiscale.factor 33 is above the 32 tokens of the shortest window",
+            {"window": 32, "model": {"kind": "resnet_bk", "multiscale": {"layers": [1], "factor": 17}}},
+            "multiscale.factor 17 is above half of the 32 tokens of the shortest window",
+        ),
+        (
+            {"window": 32, "model": {"kind": "resnet_bk", "attention": {"layers": [1], "window": 33}}},
+            "model.attention.window 33 is above window 32",
+        ),
+        (
+            {"model": {"kind": "resnet_bk", "mixer": "potential", "longest_memory": 2048}},
+            "longest_memory 2048: mixer potential starts with at most 1000 sites: lower it or take mixer",
+        ),
+        ({"model": {"kind": "resnet_bk", "longest_memory": 1e7}}, "model.longest_memory"),
+        (
+            {
+                "training": {"compile": True, "activation_checkpointing": True},
+                "model": {"kind": "resnet_bk", "experts": {}, "sparsity": {}},
+            },
+            "activation_checkpointing cannot take model.experts and model.sparsity",
         ),
         ({"selection": {"kind": "random", "keep": 1.0}}, "keep 1 selects nothing, all windows stay"),
         ({"curriculum": {"start": 1.0}}, "start 1 is plain shuffling"),

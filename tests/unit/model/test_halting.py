@@ -132,10 +132,24 @@ def test_decoding_equals_the_parallel_pass_over_many_sites():
     assert 1 + seen.sum() / tokens.numel() == pytest.approx(model.measurements()["depth"])
 
 
+@pytest.mark.parametrize(("threshold", "layers"), [(0.96, 4), (0.9, 4), (0.5, 20), (0.999, 40)])
+def test_at_the_start_sites_go_through_every_layer(threshold, layers):
+    model = build(spread=0.0, n_layers=layers, d_model=16, halting=Halting(threshold=threshold))
+    model(torch.randint(VOCABULARY, (2, 9))).square().sum().backward()
+    assert model.measurements()["depth"] == layers
+    assert all(block.mixer.forget.weight.grad.any() for block in model.blocks)
+
+
+def test_usually_a_unit_starts_at_a_twentieth():
+    model = ResNetBK(ResNetBKConfig(VOCABULARY, halting=Halting()))
+    assert model.stack.bias.sigmoid().tolist() == pytest.approx([0.0474] * 3, abs=1e-4)
+
+
 def test_with_no_live_site_every_parameter_still_has_a_gradient():
-    model = build(halting=Halting(threshold=0.99))  # the units start at 0.95
+    model = build()
     with torch.no_grad():
         model.stack.weight.zero_()
+        model.stack.bias.fill_(-1.0)
     model(torch.randint(VOCABULARY, (2, 9))).square().sum().backward()
     assert model.measurements()["depth"] == 1
     for name, parameter in model.named_parameters():

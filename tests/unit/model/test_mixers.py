@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bkray.model import resolvent_mix
-from bkray.model.mixers import Attention, DiagonalMixer, PotentialMixer
+from bkray.model import ResNetBK, ResNetBKConfig, resolvent_mix
+from bkray.model.mixers import Attention, DiagonalMixer, GRUMixer, PotentialMixer
 from bkray.model.mixers.attention import _windowed
 
 
@@ -69,6 +69,26 @@ def test_diagonal_features_stay_within_the_unit_circle():
     real, imaginary = seen[0].chunk(2, dim=-1)
     assert (torch.hypot(real, imaginary) <= 1 + 1e-5).all()
     assert torch.isfinite(seen[0]).all()
+
+
+@pytest.mark.parametrize("mixer", ["spectral", "gated", "potential", "diagonal"])
+def test_the_longest_memory_that_is_allowed_can_be_started_with(mixer):
+    longest = 1000.0 if mixer in ("potential", "diagonal") else 1e6
+    model = ResNetBK(ResNetBKConfig(20, mixer=mixer, longest_memory=longest))
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert model(torch.randint(20, (1, 30))).isfinite().all()
+
+
+def test_a_gru_recurs_in_float32_whatever_the_products_around_it():
+    mixer, x = GRUMixer(16), torch.randn(2, 9, 16)
+    torch.nn.init.normal_(mixer.output.weight)
+    seen = []
+    mixer.gru.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output[0])))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = mixer(x.bfloat16())
+    ((before, after),) = seen
+    assert (before.dtype, after.dtype, mixed.dtype) == (torch.float32, torch.float32, torch.bfloat16)
+    assert torch.equal(after, mixer.gru(before)[0])
 
 
 def test_the_free_chain_forgets_as_slowly_as_it_is_set_to():

@@ -18,7 +18,7 @@ from bkray.config.model import (
     WindowedAttention,
 )
 from bkray.model import GRU, GRUConfig, ResNetBK, ResNetBKConfig, Transformer, TransformerConfig
-from bkray.model.halting import HaltingStack
+from bkray.model.halting import INITIAL_LOGIT, HaltingStack
 from bkray.model.mixing import forget_gate, rational_phase
 
 VOCABULARY = 50
@@ -63,6 +63,8 @@ def lively(kind, **sizes):
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
+        if isinstance(getattr(model, "stack", None), HaltingStack):
+            model.stack.bias.fill_(INITIAL_LOGIT)  # survival lies around 0.95, above and below a threshold
     return model
 
 
@@ -275,9 +277,14 @@ def test_bad_tokens_are_named(kind, tokens, message):
 
 
 def test_bad_sizes_are_named(kind):
-    if kind[0] is not GRU:
-        with pytest.raises(UserError, match="d_model 30"):
+    heads = getattr(kind[1](vocab_size=10), "mixer", "attention") in ("spectral", "potential", "attention")
+    if heads and kind[0] is not GRU:
+        with pytest.raises(UserError, match=r"d_model 30 .*n_heads 4"):
             kind[1](vocab_size=10, d_model=30, n_heads=4)
+    else:
+        assert lively(kind, d_model=30)(torch.zeros(1, 3, dtype=torch.long)).isfinite().all()
+    with pytest.raises(UserError, match=r"d_model: .*integer"):
+        kind[1](vocab_size=10, d_model="x")
     with pytest.raises(UserError, match=r"n_layers\b.*(at least|greater than or equal to) 1"):
         kind[1](vocab_size=10, n_layers=0)
 

@@ -298,6 +298,17 @@ def test_bad_arguments_are_named():
         resolvent_diagonal(a[:, :0], b, eta)
 
 
+@pytest.mark.parametrize("backend", ["reference", "chunked", "numba"])
+def test_the_extremes_that_are_allowed_have_a_resolvent_and_others_are_refused(backend):
+    one = torch.ones(1, 5, 2)
+    for a, eta in ((0.0, 1.1e-19), (1.8e19, 1e-3), (-1.8e19, 1e3)):
+        assert resolvent_diagonal(a * one, 0 * one, eta * one, backend=backend).isfinite().all()
+    with pytest.raises(UserError, match=r"eta must be positive, above 1.1e-19"):
+        resolvent_diagonal(0 * one, one, 1e-23 * one, backend=backend)
+    with pytest.raises(UserError, match=r"a must be finite, within \+-1.8e\+19"):
+        resolvent_diagonal(1e20 * one, one, one, backend=backend)
+
+
 @pytest.mark.parametrize("length", LENGTHS)
 def test_operator_of_has_unit_modulus_resolvent(length):
     f = torch.rand(2, length, 3, dtype=torch.float64)

@@ -133,6 +133,16 @@ def test_checkpointing_keeps_the_gradients_of_auxiliary_losses():
         assert torch.equal(plain, again)
 
 
+def test_checkpointing_keeps_nothing_of_its_second_pass():
+    options = {"experts": MixtureOfExperts(top_k=2), "sparsity": SiteSparsity()}
+    network = ResNetBK(ResNetBKConfig(VOCABULARY, d_model=32, n_layers=2, n_heads=4, **options))
+    network.checkpointing = True
+    loss = network(torch.from_numpy(COUNTING[:BATCH]).long()).logsumexp(-1).mean()
+    (loss + sum(network.auxiliary_losses().values())).backward()
+    assert network.auxiliary_losses() == {}
+    assert network.measurements().keys() == {"busiest_expert", "density"}  # those of the first pass are there
+
+
 def test_checkpointing_trains_to_the_same_bits_and_is_charged():
     plain, _, _, cost = trained(recipe())
     again, _, _, more = trained(recipe(activation_checkpointing=True))

@@ -28,6 +28,14 @@ def test_every_weight_is_off_by_half_a_step_of_its_own_scale(bits, group, column
     assert ((dequantize(whole, scale, columns) - weight).abs() <= 0.502 * step).all()
 
 
+@pytest.mark.parametrize(("bits", "group"), [(8, None), (4, 32)])
+@pytest.mark.parametrize("size", [1e-5, 1e-6, 1e4])
+def test_small_and_large_weights_keep_their_precision(bits, group, size):
+    weight = size * torch.randn(6, 64, generator=torch.Generator().manual_seed(0))
+    error = dequantize(*quantize(weight, bits, group), 64) - weight
+    assert error.norm() < 0.2 * weight.norm()
+
+
 @pytest.mark.parametrize(("bits", "group", "largest"), [(8, None, 127), (4, 4, 7)])
 def test_what_lies_on_the_grid_stays(bits, group, largest):
     weight = 0.25 * torch.tensor([[-largest, 0, 1, largest], [largest, -1, 2, -2], [0, 0, 0, 0]])

@@ -9,6 +9,7 @@ from torch import nn
 
 from bkray.config import UserError, parse_recipe
 from bkray.curriculum import CurriculumSampler, DifficultyAdjuster
+from bkray.model import ResNetBK, ResNetBKConfig
 from bkray.reporting import RunLog
 from bkray.training import Checkpointer, Ledger, WindowData, train
 from bkray.training.divergence.recovery import scaled_rates
@@ -111,6 +112,16 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run(data, adjuster):
     spoilt = WindowData(data.train[:BAD], data.train[BAD : BAD + 1])
     with pytest.raises(UserError, match=r"validation loss nan at step 5: training.lr is 0.03: try a lower"):
         run(recipe(), spoilt, adjuster=adjuster)
+
+
+@pytest.mark.parametrize("mixer", ["spectral", "gated", "potential", "diagonal"])
+def test_what_overflows_within_the_model_shows_in_the_loss(mixer, healthy, tmp_path):
+    model = ResNetBK(ResNetBKConfig(VOCAB, d_model=16, n_layers=2, mixer=mixer))
+    model.blocks[0].feed_forward.down.weight.data.fill_(3e38)  # so the second mixer sees infinities
+    settings = recipe({"kind": "skip", "most": 1})
+    with pytest.raises(UserError, match=r"diverged at step 1: loss nan.*on_divergence.most allows, 1"):
+        run(settings, healthy, model, checkpointer=saver(tmp_path))
+    assert (tmp_path / "checkpoints" / "diverged-step-1-rank-0.pt").exists()
 
 
 def test_without_a_place_for_it_the_run_stops_all_the_same(data):
