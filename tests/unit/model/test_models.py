@@ -49,6 +49,14 @@ KINDS = {
     "koopman": resnet_bk(koopman=KoopmanObjective()),
     "sparse": resnet_bk(sparsity=SiteSparsity()),
     "sparse and gated": gated(sparsity=SiteSparsity()),
+    "together": resnet_bk(
+        attention=WINDOWED,
+        multiscale=Multiscale(layers=(1,)),
+        experts=MixtureOfExperts(top_k=2),
+        koopman=KoopmanObjective(),
+        sparsity=SiteSparsity(),
+    ),
+    "halting and koopman": resnet_bk(halting=Halting(threshold=0.95), koopman=KoopmanObjective()),
     "transformer": (Transformer, TransformerConfig),
     "gru": (GRU, lambda n_heads=None, **sizes: GRUConfig(**sizes)),
 }
