@@ -25,7 +25,7 @@ from bkray.config.preparation import (
     Sampling,
     Selection,
 )
-from bkray.config.schedule import LossTrend
+from bkray.config.schedule import LossTrend, Plateau
 from bkray.config.section import Section
 from bkray.config.training import Training
 
@@ -188,6 +188,7 @@ class Recipe(Section):
         faults += self._unsuitable_hardware() + self._unsuitable_pool()
         faults += self._unsuitable_savings() + self._profile_beyond_the_end() + self._rise_of_one_step()
         faults += self._restart_within_the_warm_up() + self._sites_beyond_the_window()
+        faults += self._too_few_looks() if self.batch_windows else []
         sources = self.corpus.sources if isinstance(self.corpus, MixedCorpus) else (self.corpus,)
         if any(source.validation + source.test > 0.5 for source in sources):
             faults.append("corpus.validation and corpus.test together leave less than half for training")
@@ -291,6 +292,27 @@ class Recipe(Section):
             f"training.schedule.restart_every {every} must be above the {rising} steps of the warm-up, which "
             f"each restart begins with, and below the {self.steps} steps of the run"
         ]
+
+    def _too_few_looks(self) -> list[str]:
+        training, before_the_end, faults = self.training, self.steps - 1, []
+        schedule = training.schedule
+        if isinstance(schedule, Plateau):
+            looks = before_the_end // training.eval_every
+            if looks < schedule.patience + 2:
+                faults.append(
+                    f"training.schedule plateau cannot lower the rate: {self.steps} steps have {looks} looks "
+                    f"at the validation split before the last, and patience {schedule.patience} needs "
+                    f"{schedule.patience + 2}: lower training.eval_every {training.eval_every} or patience"
+                )
+        if isinstance(schedule, LossTrend):
+            lines = before_the_end // training.log_every
+            if lines <= schedule.patience:
+                faults.append(
+                    f"training.schedule loss_trend cannot move the rate: {self.steps} steps have {lines} "
+                    f"lines of the log before the last, and patience {schedule.patience} needs "
+                    f"{schedule.patience + 1}: lower training.log_every {training.log_every} or patience"
+                )
+        return faults
 
     def _sites_beyond_the_window(self) -> list[str]:
         faults = []

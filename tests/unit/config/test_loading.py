@@ -231,6 +231,14 @@ def test_an_unknown_kind_names_the_nearest():
         ),
         ({"model": {"kind": "resnet_bk", "longest_memory": 1e7}}, "model.longest_memory"),
         (
+            {"training": {"schedule": "plateau", "tokens": 4096 * 200}},
+            "plateau cannot lower the rate: 200 steps have 3 looks at the validation split before the last",
+        ),
+        (
+            {"training": {"schedule": "loss_trend", "tokens": 4096 * 40}},
+            "loss_trend cannot move the rate: 40 steps have 3 lines of the log before the last",
+        ),
+        (
             {
                 "training": {"compile": True, "activation_checkpointing": True},
                 "model": {"kind": "resnet_bk", "experts": {}, "sparsity": {}},
