@@ -271,7 +271,6 @@ class TrainingRun:
         measured.update(self.objective.measurements())
         with self.objective.compiling(), self.clock.device_phase("backward"):
             spread(share * sum(terms.values(), minimised)).backward()
-        self.objective.auxiliary_losses(1.0)  # blocks that are computed again for backward leave theirs again
         return losses_BN.detach().mean(1), measured
 
     def update(self) -> None:
