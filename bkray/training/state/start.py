@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from bkray.config import Recipe, UserError
 from bkray.config.loading import parse_section
@@ -17,12 +17,17 @@ from bkray.config.model import Model
 from bkray.corpus import load_tokenizer
 from bkray.difficulty import has_hidden
 from bkray.model import LanguageModel, build_model
-from bkray.training.state.export import Exported, load_model
+from bkray.training.state.export import Exported, damage, load_model, misfit
 from bkray.training.techniques.vocabulary import embed, token_pieces
 
 
 def check_start(folder: Path, model: Model) -> None:
-    """Raise UserError where `folder` holds no exported model, or one of another architecture."""
+    """Raise UserError where `folder` holds no whole exported model, or one of another architecture."""
+    exported_network("training.start_from", folder)
+    _check_same(folder, model)
+
+
+def _check_same(folder: Path, model: Model) -> None:
     there = parse_section(
         Exported, {"model": _config("training.start_from", folder)["model"]}, f"{folder}/config.json"
     ).model
@@ -40,7 +45,7 @@ def load_start(network: nn.Module, folder: Path, model: Model, tokenizer: Path) 
 
     Raises UserError where its architecture or its tokenizer is another.
     """
-    check_start(folder, model)
+    _check_same(folder, model)
     if json.loads((folder / "tokenizer.json").read_text()) != json.loads(tokenizer.read_text()):
         raise UserError(
             f"training.start_from {folder} has another vocabulary than {tokenizer}: its embedding would "
@@ -55,7 +60,7 @@ def load_overlapping(network: LanguageModel, folder: Path, model: Model, tokeniz
     Returns how many tokens are `shared` and how many are `new`. Raises UserError where the architecture is
     another.
     """
-    check_start(folder, model)
+    _check_same(folder, model)
     pieces = token_pieces(load_tokenizer(folder / "tokenizer.json"), load_tokenizer(tokenizer))
     state = load_model(folder).state_dict()
     network.load_state_dict({**state, "embedding.weight": embed(state["embedding.weight"], pieces)})
@@ -74,11 +79,45 @@ def check_scorer(setting: str, folder: Path, needs_hidden: bool) -> None:
 
 
 def exported_network(setting: str, folder: Path) -> nn.Module:
-    """The network of an exported model without its weights; raises UserError where `folder` holds none."""
+    """The network of an exported model without its weights, which are read once and not kept.
+
+    Raises UserError where `folder` holds none, where its files do not belong together, and where a weight is
+    not finite.
+    """
     config = _config(setting, folder)
+    if (tokens := _tokens(setting, folder)) != config["vocab_size"]:
+        raise UserError(
+            f"{setting} {folder}: tokenizer.json has {tokens} tokens, but the model of config.json is for a "
+            f"vocab_size of {config['vocab_size']}: put the files of one model together"
+        )
     exported = parse_section(Exported, {"model": config["model"]}, f"{folder}/config.json")
     with torch.device("meta"):
-        return build_model(exported.model, config["vocab_size"])
+        network = build_model(exported.model, config["vocab_size"])
+    if words := misfit(network, _meta_tensors(setting, folder)):
+        raise UserError(f"{setting} {folder}: {words}: put the files of one model together")
+    if words := damage(folder, config):
+        raise UserError(f"{setting} {folder}: {words}")
+    return network
+
+
+def _tokens(setting: str, folder: Path) -> int:
+    _tokenizer(setting, str(folder))  # names the setting where it cannot be read
+    try:
+        return load_tokenizer(folder / "tokenizer.json").get_vocab_size()
+    except UserError as error:
+        raise UserError(f"{setting} {error}") from error
+
+
+def _meta_tensors(setting: str, folder: Path) -> dict[str, Tensor]:
+    """What the weights' file holds, on the meta device, looked through one by one."""
+    found = {}
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        for name in file.keys():  # noqa: SIM118 - it cannot be iterated
+            tensor = file.get_tensor(name)
+            if not tensor.isfinite().all():
+                raise UserError(f"{setting} {folder}: {name} holds NaN or infinity: export the model anew")
+            found[name] = tensor.to("meta")
+    return found
 
 
 def check_vocabularies(folders: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ from bkray.training.state.start import exported_network, vocabulary_size
 def check_teachers(recipe: Recipe, student: nn.Module) -> None:
     """Raise UserError where a teacher is no exported model or smaller than `student`, or top_k too large.
 
-    No weights are read; `student` may be on the meta device.
+    `student` may be on the meta device.
     """
     distillation = recipe.training.distillation
     if distillation is None:

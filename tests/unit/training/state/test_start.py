@@ -5,12 +5,15 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bkray.config import UserError, parse_recipe
 from bkray.corpus.tokenizer import train_tokenizer
 from bkray.model import build_model
+from bkray.model.compression import quantize_model
 from bkray.runtime.plan import make_plan
-from bkray.training import export_model
+from bkray.training import export_model, load_model
+from bkray.training.state.export import unique_tensors, write_export
 from bkray.training.state.start import check_start, load_overlapping, load_start, vocabulary_size
 
 VOCABULARY = 40
@@ -24,10 +27,10 @@ def recipe(model=None, **training):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, save_tokenizer):
     torch.manual_seed(1)
     settings = recipe()
-    (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
+    save_tokenizer(tmp_path / "tokenizer.json", VOCABULARY)
     model = build_model(settings.model, VOCABULARY)
     export_model(tmp_path / "model", model, settings, tmp_path / "tokenizer.json", VOCABULARY, {})
     return tmp_path / "model"
@@ -71,6 +74,99 @@ def test_a_damaged_folder_is_refused_before_anything_is_made(folder, file, damag
     (folder / file).write_bytes(damage((folder / file).read_bytes()))
     with pytest.raises(UserError, match=rf"training.start_from .* holds no exported model \({shown}"):
         check_start(folder, recipe().model)
+
+
+def edited(change):
+    """Write the weights of a folder again, changed."""
+
+    def write(folder):
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+
+    return write
+
+
+def zeroed(folder):
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    half = len(content) // 2
+    content[half:] = bytes(len(content) - half)
+    (folder / "model.safetensors").write_bytes(content)
+
+
+def of_vocabulary(size):
+    def write(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "vocab_size": size}))
+
+    return write
+
+
+LAST = "blocks.1.feed_forward.down.weight"
+
+
+@pytest.mark.parametrize(
+    ("damage", "shown", "when_loaded"),
+    [
+        (of_vocabulary(99), "has 40 tokens, but .* vocab_size of 99", r"\(40, 16\) and should be \(99, 16\)"),
+        (edited(lambda tensors: tensors.pop(LAST)), f"{LAST} is missing", f"{LAST} is missing"),
+        (
+            edited(lambda tensors: tensors.update(more=torch.ones(1))),
+            "more is unexpected",
+            "more is unexpected",
+        ),
+        (
+            edited(lambda tensors: tensors.update({LAST: torch.ones(32, 64)})),
+            r"down.weight is \(32, 64\) and should be \(16, 64\): put",
+            r"down.weight is \(32, 64\) and should be \(16, 64\)",
+        ),
+        (edited(lambda tensors: tensors[LAST].fill_(torch.nan)), f"{LAST} holds NaN", f"{LAST} holds NaN"),
+        (zeroed, "model.safetensors is not the file that was exported", "sha256"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json cannot be read", "is missing"),
+    ],
+    ids=["vocab_size", "missing", "unexpected", "another size", "NaN", "half zeroed", "no tokenizer"],
+)
+def test_files_that_do_not_belong_together_are_refused_before_anything_is_made(
+    folder, damage, shown, when_loaded
+):
+    damage(folder)
+    with pytest.raises(UserError, match=rf"training.start_from .*{shown}"):
+        check_start(folder, recipe().model)
+    with pytest.raises(UserError, match=when_loaded):
+        load_model(folder)
+
+
+def test_another_tokenizer_of_as_many_tokens_is_not_the_exported_one(folder, save_tokenizer):
+    save_tokenizer(folder / "tokenizer.json", VOCABULARY, "v")
+    with pytest.raises(UserError, match=r"tokenizer.json is not the file that was exported"):
+        check_start(folder, recipe().model)
+    save_tokenizer(folder / "tokenizer.json", VOCABULARY + 2)
+    with pytest.raises(UserError, match=r"tokenizer.json has 42 tokens, but .* for a vocab_size of 40"):
+        check_start(folder, recipe().model)
+
+
+def test_exports_of_earlier_versions_have_no_digests_and_are_read(folder):
+    config = json.loads((folder / "config.json").read_text())
+    assert config.pop("sha256").keys() == {"model.safetensors", "tokenizer.json"}
+    (folder / "config.json").write_text(json.dumps(config))
+    edited(lambda tensors: tensors[LAST].zero_())(folder)
+    check_start(folder, recipe().model)
+    assert not load_model(folder).get_parameter(LAST).any()
+
+
+def test_packed_weights_fit_as_well(folder):
+    config = json.loads((folder / "config.json").read_text())
+    network = build_model(recipe().model, VOCABULARY)
+    for bits, group in ((8, None), (4, 32)):
+        packed = quantize_model(network, unique_tensors(network), bits, group)
+        write_export(folder.with_name("packed"), packed, folder / "tokenizer.json", config)
+        check_start(folder.with_name("packed"), recipe().model)
+    (folder / "config.json").write_text(
+        json.dumps({**config, "model": recipe({"d_model": 32}).model.model_dump(mode="json")})
+    )
+    shutil.copy(folder.with_name("packed") / "model.safetensors", folder)
+    with pytest.raises(UserError, match=r"weights do not fit the model of config.json"):
+        check_start(folder, recipe({"d_model": 32}).model)
 
 
 def test_the_plan_depends_on_what_is_in_the_folder_and_not_on_its_place(folder, tmp_path):

@@ -27,9 +27,9 @@ def recipe(*teachers, d_model=24, **distillation):
 
 
 @pytest.fixture
-def folders(tmp_path):
+def folders(tmp_path, save_tokenizer):
     """Two exported models of one vocabulary."""
-    (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
+    save_tokenizer(tmp_path / "tokenizer.json", VOCABULARY)
     for seed, name in enumerate(("one", "two")):
         torch.manual_seed(seed)
         model = build_model(recipe().model, VOCABULARY)
@@ -45,7 +45,9 @@ def test_as_large_as_the_student_it_teaches_and_smaller_it_does_not(folders):
         check_models([recipe(*folders, top_k=VOCABULARY + 1)])
 
 
-def test_what_is_missing_damaged_or_of_another_vocabulary_is_named_by_its_setting(folders, tmp_path):
+def test_what_is_missing_damaged_or_of_another_vocabulary_is_named_by_its_setting(
+    folders, tmp_path, save_tokenizer
+):
     with pytest.raises(UserError, match=r"training\.distillation\.teachers\[1\] .*nothing holds no exported"):
         make_plan(recipe(folders[0], tmp_path / "nothing"), (), tmp_path)
     weights = folders[1] / "model.safetensors"
@@ -57,8 +59,21 @@ def test_what_is_missing_damaged_or_of_another_vocabulary_is_named_by_its_settin
     (folders[1] / "tokenizer.json").write_text('{"model": {"vo')
     with pytest.raises(UserError, match=r"teachers\[1\] .*two: tokenizer\.json cannot be read \(JSONDecode"):
         check_models([recipe(*folders)])
-    (folders[1] / "tokenizer.json").write_text('{"model": {"vocab": {"b": 0}}}')
+    save_tokenizer(folders[1] / "tokenizer.json", VOCABULARY, "v")
     with pytest.raises(UserError, match=r"teachers\[1\] .*two has another vocabulary than .*teachers\[0\]"):
+        check_models([recipe(*folders)])
+    save_tokenizer(folders[1] / "tokenizer.json", VOCABULARY + 1)
+    with pytest.raises(UserError, match=r"teachers\[0\] .*has 41 tokens, but .* is for a vocab_size of 40"):
+        check_models([recipe(folders[1])])
+
+
+def test_weights_of_another_size_are_refused_before_anything_is_made(folders):
+    other = build_model(recipe(d_model=16).model, VOCABULARY)
+    export_model(folders[1], other, recipe(d_model=16), folders[0] / "tokenizer.json", VOCABULARY, {})
+    (folders[1] / "config.json").write_text((folders[0] / "config.json").read_text())
+    with pytest.raises(
+        UserError, match=r"teachers\[1\] .*down.weight is \(16, 64\) and should be \(24, 96\)"
+    ):
         check_models([recipe(*folders)])
 
 
