@@ -160,6 +160,11 @@ class Cleaning(Section):
     max_rejects: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
     """Share of rejected documents above which the stage stops."""
 
+    @property
+    def alike(self) -> NearDuplicates:
+        """What counts as a near-duplicate: as `near` says, or by its defaults where `leakage` alone asks."""
+        return self.near or NearDuplicates()
+
 
 class Tokenizer(Section):
     vocab_size: Annotated[int, Field(ge=257, le=65_536)] = 4096

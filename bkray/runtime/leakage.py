@@ -45,7 +45,7 @@ def _index(
     cleaning = recipe.cleaning
     tables = [held_out_documents(recipe, name, shards[name]) for name in sorted(shards)]
     documents = pa.concat_tables(tables)
-    near = (cleaning.near.threshold, cleaning.near.ngram) if cleaning.near else None
+    near = cleaning.alike.threshold, cleaning.alike.ngram
     assert cleaning.leakage
     found = HeldOutTexts(documents["text"].to_pylist(), cleaning.leakage.overlap, near)
     counts = {name: table.num_rows for name, table in zip(sorted(shards), tables, strict=True)}

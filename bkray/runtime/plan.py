@@ -210,7 +210,7 @@ def _clean(builder: _Builder, recipe: Recipe, named: Named) -> str:
             for name, corpus in leakage.held_out_of.items()
         }
         seeds = drawn_seeds(recipe)
-        asked["decontaminated"] = [corpora, leakage.overlap, seeds, _section(cleaning.near)]
+        asked["decontaminated"] = [corpora, leakage.overlap, seeds, _section(cleaning.alike)]
     if cleaning.near:
         asked["deduplicated"] = _section(cleaning.near)
     if quality := cleaning.quality:

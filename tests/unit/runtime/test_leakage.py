@@ -5,9 +5,9 @@ import json
 import pytest
 
 from bkray.config import UserError, parse_recipe
-from bkray.config.corpus import Cleaning
+from bkray.config.corpus import Cleaning, NearDuplicates
 from bkray.corpus import list_shards, read_shard
-from bkray.runtime.leakage import held_out_documents
+from bkray.runtime.leakage import _index, held_out_documents
 from bkray.runtime.plan import Named, make_plan
 
 
@@ -65,6 +65,22 @@ def test_a_corpus_that_is_not_there_or_holds_nothing_out_is_named(tmp_path):
     write(tmp_path / "one.jsonl", ["one"])
     with pytest.raises(UserError, match=r"held_out_of\.target: no document is held out"):
         held_out(recipe({"kind": "jsonl", "path": str(tmp_path / "one.jsonl"), "test": 0.001}))
+
+
+def test_near_copies_leak_whether_or_not_near_is_on(tmp_path):
+    """A copy of which every twelfth word is another shares no thirteen words with the original."""
+    words = [f"word{number}" for number in range(60)]
+    copy = " ".join("other" if place % 12 == 11 else word for place, word in enumerate(words))
+    write(tmp_path / "train.jsonl", ["of its own"])
+    write(tmp_path / "test.jsonl", [" ".join(words)])
+    one = recipe({"kind": "jsonl", "path": str(tmp_path)})
+    strict = one.cleaning.model_copy(update={"near": NearDuplicates(threshold=0.9)})
+    kinds = []
+    for cleaning in (one.cleaning, strict):
+        asked = one.model_copy(update={"cleaning": cleaning})
+        (held_out, _), _ = _index._function(asked, Named.by(cleaning).held_out)
+        kinds.append([leak and leak.kind for leak in held_out.leaks([copy, "something else"])])
+    assert kinds == [["near duplicate", None], [None, None]]
 
 
 def test_a_name_for_no_corpus_is_refused():
