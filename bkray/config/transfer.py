@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,9 +76,9 @@ def load_transfer(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Transfer
     recipes[target]["name"] = transfer.name
     for name in given.keys() - {target}:
         _name_nearest(recipes[name], recipes[target].get("corpus"))
-    before: tuple[Recipe, Path] | None = None
+    before: dict[str, tuple[Recipe, Path]] = {}
     for name, own_values in recipes.items():  # before anything is looked for in a network
-        before = phase_recipe(own_values, before, f"{path}, phase {name}"), Path(name)
+        before[name] = phase_recipe(own_values, before, f"{path}, phase {name}"), Path(name)
     return transfer, recipes
 
 
@@ -89,9 +90,36 @@ def _name_nearest(values: dict[str, Any], target: Any) -> None:
         values["cleaning"] = {**cleaning, "nearest": {"to": target, **nearest}}
 
 
-def phase_recipe(values: Mapping[str, Any], before: tuple[Recipe, Path] | None, origin: str) -> Recipe:
-    """The recipe of the first phase, or `next_recipe` where there is one before: its recipe and its run."""
-    return next_recipe(values, *before, origin) if before else parse_recipe(values, origin)
+def phase_recipe(values: Mapping[str, Any], before: Mapping[str, tuple[Recipe, Path]], origin: str) -> Recipe:
+    """The recipe of the phase after those in `before`, by name: of each its recipe and its run.
+
+    It is `next_recipe`, where it is not the first. A teacher of `training.distillation` may be the name of a
+    phase before, for the model of its run.
+    """
+    values = _named_teachers(values, {name: str(run / "model") for name, (_, run) in before.items()}, origin)
+    *_, last = before.values() if before else [None]
+    return next_recipe(values, *last, origin) if last else parse_recipe(values, origin)
+
+
+def _named_teachers(values: Mapping[str, Any], models: Mapping[str, str], origin: str) -> Mapping[str, Any]:
+    """`values` with the folder of its model for every teacher that is the name of a phase before."""
+    training = values.get("training")
+    training = training if isinstance(training, Mapping) else {}
+    distillation = training.get("distillation")
+    distillation = distillation if isinstance(distillation, Mapping) else {}
+    teachers = distillation.get("teachers")
+    if not isinstance(teachers, list | tuple) or not all(isinstance(each, str) for each in teachers):
+        return values  # parsing says what is wrong with it
+    for teacher in teachers:
+        if teacher not in models and Path(teacher).name == teacher and not Path(teacher).exists():
+            close = difflib.get_close_matches(teacher, models, n=1)
+            known = f"those are {', '.join(models)}" if models else "this one is the first"
+            raise UserError(
+                f"{origin}: training.distillation.teachers {teacher} is no folder and no phase before; "
+                + (f"did you mean {close[0]}?" if close else known)
+            )
+    named = {**distillation, "teachers": [models.get(teacher, teacher) for teacher in teachers]}
+    return {**values, "training": {**training, "distillation": named}}
 
 
 def next_recipe(values: Mapping[str, Any], before: Recipe, run: Path, origin: str) -> Recipe:
@@ -134,16 +162,16 @@ def target_of(values: Mapping[str, Any], origin: str) -> Target:
     return parse_section(Target, {key: values[key] for key in Target.model_fields if key in values}, origin)
 
 
-def held_out_of(recipe: Recipe, target: Target, carved: bool, origin: str) -> Recipe:
+def held_out_of(recipe: Recipe, target: Target, carved: bool, named: bool, origin: str) -> Recipe:
     """`recipe` with what the target holds out taken out of its training documents (`cleaning.leakage`).
 
-    `carved` says whether the target's splits are drawn by its seed. A recipe that names the same corpus
-    already stays as it is, so that several targets can share what is trained on it.
+    `carved` says whether the target's splits are drawn by its seed, `named` whether the recipe names its
+    corpus already: then that stays as it is, so that several targets can share what is trained on it.
     """
     cleaning, name = recipe.cleaning, "target"
     leakage = cleaning.leakage or Leakage(held_out_of={name: target.corpus})
     corpora, seeds = dict(leakage.held_out_of), leakage.seeds
-    if target.corpus not in corpora.values():
+    if cleaning.leakage and not named:
         if name in corpora:
             raise UserError(
                 f"{origin}: cleaning.leakage.held_out_of.{name} is not the corpus of the last phase: give it "

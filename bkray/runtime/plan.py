@@ -206,7 +206,7 @@ def _clean(builder: _Builder, recipe: Recipe, named: Named) -> str:
     asked: dict[str, Any] = {}
     if leakage := cleaning.leakage:
         corpora = {
-            name: [_source(corpus), _prints(named.held_out[name])]
+            name: corpus_identity(corpus, named.held_out[name])
             for name, corpus in leakage.held_out_of.items()
         }
         seeds = drawn_seeds(recipe)
@@ -321,6 +321,11 @@ def digests(setting: str, folder: str) -> dict[str, str]:
         raise UserError(
             f"{setting} {folder} holds no exported model ({error}): name the folder model/ of a run"
         ) from None
+
+
+def corpus_identity(corpus: AnyCorpus, shards: Sequence[Shard]) -> list[Any]:
+    """What the corpus with these shards is, wherever it lies."""
+    return [_source(corpus), _prints(shards)]
 
 
 def _source(corpus: AnyCorpus) -> Any:

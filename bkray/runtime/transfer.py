@@ -2,22 +2,26 @@
 
     phases/<recipe>-<hash>/ ─► … ─► <name>/, the run on the target ─► transfer.json, transfer.html
 
-The hash of a phase is that of its recipe, its corpus and the phase before, so that what was pretrained once
-is found again by every transfer under the same --out. What the target holds out is taken out of every text
-that comes before it.
+The hash of a phase is that of all that its weights depend on, the phases before among it, so that what was
+pretrained once is found again by every transfer under the same --out. What the target holds out is taken out
+of every text that comes before it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from bkray.config import Recipe, UserError
+from bkray.config import Recipe, UserError, dump_yaml, load_recipe
 from bkray.config.corpus import AnyCorpus
-from bkray.config.training import PLACEMENT
+from bkray.config.divergence import FallBack
+from bkray.config.schedule import LossTrend, Plateau
+from bkray.config.training import Training
 from bkray.config.transfer import held_out_of, load_transfer, phase_recipe, target_of
 from bkray.corpus import Shard, list_shards
 from bkray.reporting import TransferPhase, TransferReport
@@ -27,16 +31,30 @@ from bkray.reporting.report import write_transfer_report
 from bkray.reporting.trackers import check_trackers
 from bkray.runtime.artifacts import key_of
 from bkray.runtime.cluster import check_budget_here, cluster
-from bkray.runtime.folder import check_out, locked, make_folder
+from bkray.runtime.folder import RUN, check_kind, check_out, locked, make_folder
 from bkray.runtime.pipeline import (
     RunResult,
     build_stage,
     check_folder,
+    check_models,
     check_words,
     plan_run,
     run_pipeline,
 )
-from bkray.runtime.plan import make_plan
+from bkray.runtime.plan import corpus_identity, digests, make_plan
+from bkray.training.state.start import vocabulary_size
+
+_BESIDE = (
+    "log_every",
+    "eval_every",
+    "eval_windows",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "max_failures",
+    "trackers",
+    "profile",
+)
+"""Keys of `training` that change no weight, unless something steers by what they give (`_without_looks`)."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +65,8 @@ class Phase:
     recipe: Recipe
     out: Path
     corpus_bytes: int
+    kept: tuple[str, ...] = ()
+    """Keys in which the run that is there began otherwise than it is asked for now, and stays as it is."""
 
     @property
     def run(self) -> Path:
@@ -67,13 +87,17 @@ def run_transfer(
     progress = progress or Progress()
     check_out(out)
     phases = plan_phases(Path(path), tuple(overrides), out)
-    for phase in phases:
-        check_folder(phase.run, phase.recipe)
+    for phase in phases[:-1]:
+        check_kind(phase.run / RUN)
+    check_folder(phases[-1].run, phases[-1].recipe)
     missing = [phase for phase in phases if not (phase.run / "report.html").exists()]
     check_words([phase.recipe for phase in missing])
+    _check_models(missing)
     for phase in missing:
         check_trackers(phase.recipe.training.trackers)
         check_budget_here(phase.recipe, cpus, out, phase.corpus_bytes)
+    for phase in phases[:-1]:
+        _say_where(phase)
     with cluster(cpus) if missing else nullcontext():  # one for all phases
         for phase in missing[1:]:
             _read(phase, cpus, progress)
@@ -91,21 +115,25 @@ def plan_phases(path: Path, overrides: tuple[str, ...], out: Path) -> list[Phase
     transfer, values = load_transfer(path, overrides)
     *_, last = values
     target = target_of(values[last], f"{path}, phase {last}")
-    carved = any(shard.carve for shard in _shards(target.corpus, f"{path}, phase {last}"))
+    held_out = _shards(target.corpus, f"{path}, phase {last}")
     phases: list[Phase] = []
-    key = ""
+    keys: dict[str, str] = {}
     for name, given in values.items():
         origin = f"{path}, phase {name}"
-        before = (phases[-1].recipe, phases[-1].run) if phases else None
-        recipe = phase_recipe(given, before, origin)
+        recipe = phase_recipe(given, {phase.name: (phase.recipe, phase.run) for phase in phases}, origin)
         shards = _shards(recipe.corpus, origin)
         folder, called = out, transfer.name
         if name != last:
-            recipe = held_out_of(recipe, target, carved, origin)
-            key = _key(recipe, shards, key)
+            carved = any(shard.carve for shard in held_out)
+            named = _names(recipe, corpus_identity(target.corpus, held_out), origin)
+            recipe = held_out_of(recipe, target, carved, named, origin)
+            key = _key(recipe, shards, keys)
             folder, called = out / "phases", f"{recipe.name}-{key}"
+            keys[str(folder / called / "model")] = key
         recipe = recipe.model_copy(update={"name": called})
-        phases.append(Phase(name, recipe, folder, sum(shard.text_bytes for shard in shards)))
+        begun = _as_begun(recipe, folder / called) if name != last else recipe
+        kept = tuple(key for key in (*_BESIDE, "samples") if _asked(key, begun) != _asked(key, recipe))
+        phases.append(Phase(name, begun, folder, sum(shard.text_bytes for shard in shards), kept))
     return phases
 
 
@@ -116,21 +144,88 @@ def _shards(corpus: AnyCorpus, origin: str) -> list[Shard]:
         raise UserError(f"{origin}: {error}") from error
 
 
-def _key(recipe: Recipe, shards: list[Shard], before: str) -> str:
-    """Of all that a phase depends on; the phase before, whose model it starts from, has the key `before`."""
-    replay = recipe.training.replay
-    alone = _alone(recipe) if before else recipe.model_copy(update={"evaluation": None})
-    made = make_plan(alone, shards, Path()).stages["evaluation"].key
-    kept = alone.model_dump(
-        mode="json", exclude={"name": True, "training": set(PLACEMENT)}, exclude_none=True
-    )
-    return key_of("phase", before, made, kept, replay and replay.share, bool(recipe.evaluation))
+def _names(recipe: Recipe, target: list[Any], origin: str) -> bool:
+    """Whether the recipe keeps out already what the corpus of the identity `target` holds out."""
+    leakage = recipe.cleaning.leakage
+    for name, corpus in leakage.held_out_of.items() if leakage else ():
+        shards = _shards(corpus, f"{origin}: cleaning.leakage.held_out_of.{name}")
+        if corpus_identity(corpus, shards) == target:
+            return True
+    return False
+
+
+def _key(recipe: Recipe, shards: list[Shard], before: Mapping[str, str]) -> str:
+    """Of all that a phase's weights depend on; `before` has the keys of the phases before, by their models.
+
+    Where text lies, how often is looked and what is written beside the weights is no part of it.
+    """
+    training = recipe.training
+    start = before.get(training.start_from or "")
+    alone = (_alone(recipe) if start else recipe).model_copy(update={"evaluation": None})
+    alone = alone.model_copy(update={"training": _without_looks(alone)})
+    teachers = [before.get(folder) or digests(setting, folder) for setting, folder in recipe.teachers.items()]
+    distilled = training.distillation and training.distillation.model_dump(mode="json", exclude={"teachers"})
+    made = make_plan(alone, shards, Path()).stages["model"].key
+    share = training.replay.share if start and training.replay else None
+    return key_of("phase", start, made, share, teachers, distilled)
+
+
+def _without_looks(recipe: Recipe) -> Training:
+    """The recipe's `training` with the default of what changes no weight of it."""
+    training, inert = recipe.training, set(_BESIDE)
+    if isinstance(training.schedule, LossTrend):
+        inert -= {"log_every"}
+    if isinstance(training.schedule, Plateau) or (recipe.curriculum and recipe.curriculum.adjuster):
+        inert -= {"eval_every", "eval_windows"}
+    if isinstance(training.on_divergence, FallBack):
+        inert -= {"eval_every", "eval_windows", "checkpoint_every"}
+    return training.model_copy(update={key: Training.model_fields[key].default for key in inert})
+
+
+def _as_begun(recipe: Recipe, run: Path) -> Recipe:
+    """`recipe` with what its run, where there is one, began with and changes no weight."""
+    try:
+        there = load_recipe(run / RUN) if (run / RUN).exists() else recipe
+    except UserError:  # of another version of bkray: the run is refused by what differs
+        return recipe
+    training = recipe.training.model_copy(update={key: getattr(there.training, key) for key in _BESIDE})
+    return recipe.model_copy(update={"training": training, "samples": there.samples})
+
+
+def _asked(key: str, recipe: Recipe) -> Any:
+    return recipe.samples if key == "samples" else getattr(recipe.training, key)
 
 
 def _alone(recipe: Recipe) -> Recipe:
     """A phase's recipe without what comes from the runs before it, which need not be there."""
-    training = recipe.training.model_copy(update={"start_from": None, "replay": None})
+    none = {"start_from": None, "replay": None, "distillation": None}
+    training = recipe.training.model_copy(update=none)
     return recipe.model_copy(update={"training": training, "evaluation": None})
+
+
+def _check_models(missing: list[Phase]) -> None:
+    """`check_models` of phases that are not done, as far as it needs no model of one another's.
+
+    Raises UserError as it does.
+    """
+    tokens: dict[str, int] = {}
+    for phase in missing:
+        recipe = _without_awaited(phase.recipe, tokens)
+        check_models([recipe])
+        tokens[str(phase.run / "model")] = vocabulary_size(recipe)
+
+
+def _without_awaited(recipe: Recipe, tokens: Mapping[str, int]) -> Recipe:
+    """`recipe` without the models that are in `tokens`, but with as many tokens as its start's has."""
+    training, tokenizer = recipe.training, recipe.tokenizer
+    start, distillation = training.start_from or "", training.distillation
+    if distillation:
+        teachers = tuple(folder for folder in distillation.teachers if folder not in tokens)
+        distillation = distillation.model_copy(update={"teachers": teachers})
+    if start in tokens and training.start_vocabulary == "same":
+        tokenizer = tokenizer.model_copy(update={"vocab_size": tokens[start]})
+    known = {"start_from": None if start in tokens else start or None, "distillation": distillation}
+    return recipe.model_copy(update={"training": training.model_copy(update=known), "tokenizer": tokenizer})
 
 
 def _read(phase: Phase, cpus: int | None, progress: Progress) -> None:
@@ -146,7 +241,19 @@ def _read(phase: Phase, cpus: int | None, progress: Progress) -> None:
 
 def _run(phase: Phase, cpus: int | None, progress: Progress) -> RunResult:
     progress.say(f"{phase.name}: {phase.run}")
+    if phase.kept:
+        keys = ", ".join(phase.kept)
+        progress.say(f"{phase.name}: {keys} change no weight and stay as in {phase.run / RUN}")
     return run_pipeline(phase.recipe, phase.out, cpus=cpus, progress=progress)
+
+
+def _say_where(phase: Phase) -> None:
+    """Note in the folder of a phase, which is found by what its text is, where that lies by now."""
+    try:
+        check_folder(phase.run, phase.recipe)
+    except UserError:
+        with locked(phase.run):
+            write_atomically(phase.run / RUN, dump_yaml(phase.recipe))
 
 
 def _phase(phase: Phase, done: RunResult, folder: Path) -> TransferPhase:

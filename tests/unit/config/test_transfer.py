@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from bkray.config import UserError, parse_recipe
-from bkray.config.transfer import held_out_of, load_transfer, next_recipe, target_of
+from bkray.config.transfer import held_out_of, load_transfer, next_recipe, phase_recipe, target_of
 
 RECIPES = Path(__file__).parents[3] / "pipelines" / "recipes"
 POOL = {
@@ -128,8 +128,8 @@ def test_what_the_target_holds_out_is_kept_out_of_the_pool():
     target = target_of(TARGET, "t.yaml")
     plain = parse_recipe(POOL)
 
-    def leakage(recipe, carved=True):
-        return held_out_of(recipe, target, carved, "phase pretrain").cleaning.leakage
+    def leakage(recipe, carved=True, named=False):
+        return held_out_of(recipe, target, carved, named, "phase pretrain").cleaning.leakage
 
     added = leakage(plain)
     assert added.held_out_of == {"target": target.corpus}
@@ -137,12 +137,34 @@ def test_what_the_target_holds_out_is_kept_out_of_the_pool():
     assert leakage(plain, carved=False).seeds == ()
     named = {**POOL, "cleaning": {"leakage": {"held_out_of": {"mine": TARGET["corpus"]}, "seeds": [2]}}}
     named = parse_recipe(named)
-    assert leakage(named) == named.cleaning.leakage
+    assert leakage(named, named=True) == named.cleaning.leakage
     other = {"leakage": {"held_out_of": {"a": POOL["corpus"]}}}
     assert set(leakage(parse_recipe({**POOL, "cleaning": other})).held_out_of) == {"a", "target"}
     other = {"leakage": {"held_out_of": {"target": POOL["corpus"]}}}
     with pytest.raises(UserError, match=r"held_out_of.target is not the corpus of the last phase"):
         leakage(parse_recipe({**POOL, "cleaning": other}))
+
+
+def test_a_teacher_may_be_a_phase_before(load):
+    def teachers(*names):
+        distillation = {"teachers": list(names)}
+        values = {**TARGET, "training": {"distillation": distillation}}
+        before = {"pretrain": (parse_recipe(POOL), Path("runs/pool")), "mid": (following(), Path("runs/mid"))}
+        return phase_recipe(values, before, "phase tune").training.distillation.teachers
+
+    assert teachers("mid", "some/model", "pretrain") == ("runs/mid/model", "some/model", "runs/pool/model")
+    with pytest.raises(
+        UserError, match=r"phase tune: .*teachers pretrian is no folder.*did you mean pretrain\?"
+    ):
+        teachers("mid", "pretrian")
+    with pytest.raises(
+        UserError, match=r"teachers xyz is no folder and no phase before; those are pretrain, mid"
+    ):
+        teachers("xyz")
+    with pytest.raises(UserError, match=r"phase pretrain: .*teachers last is no .*this one is the first"):
+        load("pretrain.training.distillation={teachers: [last]}")
+    with pytest.raises(UserError, match=r"phase tune:\n.*training\.distillation\.teachers"):
+        load("training.distillation={teachers: 3}")
 
 
 def test_the_shipped_file_is_a_transfer():

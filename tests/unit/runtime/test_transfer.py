@@ -1,11 +1,12 @@
 """Folders of phases: found by hash, whatever else changes. No cluster needed."""
 
 import json
+import shutil
 
 import pytest
 import yaml
 
-from bkray.config import UserError
+from bkray.config import UserError, dump_yaml, load_recipe
 from bkray.runtime import transfer
 from bkray.runtime.transfer import plan_phases
 
@@ -43,21 +44,124 @@ def test_what_was_pretrained_is_found_again_unless_something_of_it_changes(plan,
     changed = [phase.run for phase in plan("middle.training.lr=0.1")]
     assert changed[0] == pool
     assert changed[1] != middle
-    for override in ("pool.training.lr=0.1", "pool.samples=null", f"corpus.path={tmp_path}/other.jsonl"):
+    for override in ("pool.training.lr=0.1", f"corpus.path={tmp_path}/other.jsonl", "pool.seed=1"):
         earlier = [phase.run for phase in plan(override)][:2]
         assert not {pool, middle} & set(earlier), override
     (tmp_path / "pool.jsonl").write_text(json.dumps({"text": "another"}))
     assert plan()[0].run != pool
 
 
-def test_what_is_off_is_in_no_phases_key(plan, monkeypatch):
-    """A key of the recipe that is new, and off, pretrains nothing anew."""
-    described = []
-    monkeypatch.setattr(transfer, "key_of", lambda *parts: described.append(parts) or "key")
-    plan()
-    for _, _, _, kept, *_ in described:
-        assert kept["training"]["lr"] == 3e-3
-        assert None not in kept["training"].values()
+@pytest.mark.parametrize(
+    "change",
+    [
+        "samples=null",
+        "training.log_every=7",
+        "training.eval_every=33",
+        "training.eval_windows=16",
+        "training.checkpoint_every=7",
+        "training.keep_checkpoints=5",
+        "training.max_failures=5",
+        "training.trackers=[tensorboard]",
+        "training.profile={}",
+    ],
+)
+def test_what_changes_no_weight_pretrains_nothing_anew(plan, change):
+    pool, middle, _ = (phase.run for phase in plan())
+    again = plan(f"pool.{change}", f"middle.{change}")
+    assert [phase.run for phase in again[:2]] == [pool, middle]
+
+
+@pytest.mark.parametrize(
+    ("steering", "looks"),
+    [
+        ("training.schedule=loss_trend", {"log_every"}),
+        ("training.schedule=plateau", {"eval_every", "eval_windows"}),
+        ("curriculum={adjuster: {}}", {"eval_every", "eval_windows"}),
+        ("training.on_divergence=fall_back", {"eval_every", "eval_windows", "checkpoint_every"}),
+    ],
+)
+def test_what_something_steers_by_pretrains_anew(plan, steering, looks):
+    begun = plan(f"pool.{steering}")[0].run
+    every = ("log_every", "eval_every", "eval_windows", "checkpoint_every", "keep_checkpoints")
+    changed = {key for key in every if plan(f"pool.{steering}", f"pool.training.{key}=7")[0].run != begun}
+    assert changed == looks
+
+
+def test_text_is_known_by_what_it_is_wherever_it_lies(plan, tmp_path, monkeypatch):
+    pool, middle, _ = (phase.run for phase in plan())
+    (tmp_path / "moved").mkdir()
+    for name in ("pool", "target"):
+        shutil.copy2(tmp_path / f"{name}.jsonl", tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    for path in ("moved/pool.jsonl", "pool.jsonl", f"{tmp_path}/moved/pool.jsonl"):
+        assert [phase.run for phase in plan(f"pool.corpus.path={path}")[:2]] == [pool, middle]
+    for path in ("moved/target.jsonl", "target.jsonl"):
+        assert [phase.run for phase in plan(f"corpus.path={path}")[:2]] == [pool, middle]
+    held_out = "pool.cleaning.leakage={held_out_of: {target: {kind: jsonl, path: target.jsonl}}}"
+    assert plan(held_out)[0].run == pool
+    other = held_out.replace("path: target", "path: other")
+    with pytest.raises(UserError, match=r"held_out_of.target is not the corpus of the last phase"):
+        plan(other)
+
+
+def test_a_run_that_is_there_keeps_what_it_began_with_but_for_where_its_text_lies(plan, tmp_path):
+    pool = plan()[0]
+    pool.run.mkdir(parents=True)
+    (pool.run / "resolved.yaml").write_text(dump_yaml(pool.recipe))
+    (tmp_path / "moved").mkdir()
+    shutil.copy2(tmp_path / "pool.jsonl", tmp_path / "moved")
+    moved = f"{tmp_path}/moved/pool.jsonl"
+    changes = ("training.log_every=7", "samples=null", f"corpus.path={moved}", "training.workers=1")
+    again = plan(*(f"pool.{change}" for change in changes))[0]
+    assert again.run == pool.run
+    assert again.kept == ("log_every", "samples")
+    training = pool.recipe.training.model_copy(update={"workers": 1})
+    corpus = pool.recipe.corpus.model_copy(update={"path": moved})
+    assert again.recipe == pool.recipe.model_copy(update={"training": training, "corpus": corpus})
+    assert plan()[0].kept == ()
+    assert transfer.check_folder(pool.run, plan()[0].recipe) is None
+    transfer._say_where(again)
+    assert load_recipe(pool.run / "resolved.yaml") == again.recipe
+
+
+def test_a_phase_may_learn_from_the_model_of_one_before(plan):
+    distilled = "training.distillation={teachers: [pool]}"
+    pool, middle, target = plan(distilled, f"middle.{distilled}")
+    for phase in (middle, target):
+        assert phase.recipe.training.distillation.teachers == (str(pool.run / "model"),)
+    plain = plan()
+    assert (pool.run, target.run) == (plain[0].run, plain[2].run)
+    runs = {middle.run, plain[1].run}
+    for change in ("temperature: 1.0", "weight: 0.1", "top_k: 3"):
+        runs.add(plan(f"middle.{distilled[:-1]}, {change}}}")[1].run)
+    assert len(runs) == 5
+    with pytest.raises(UserError, match=r"phase middle: .*teachers targt is no folder and no phase before"):
+        plan("middle.training.distillation={teachers: [targt]}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["training.distillation={teachers: [FOLDER]}"], r"teachers\[0\] .*tokenizer.json cannot be read"),
+        (["training.distillation={teachers: [pool], top_k: 5000}"], r"top_k 5000 is more than the 4096 tok"),
+        (
+            ["pool.tokenizer.vocab_size=300", "training.distillation={teachers: [pool], top_k: 301}"],
+            r"top_k 301 is more than the 300 tokens",
+        ),
+        (
+            [f"{phase}model={{kind: import, target: 'no_such:Model'}}" for phase in ("pool.", "middle.", "")],
+            r"importing no_such failed",
+        ),
+    ],
+)
+def test_what_cannot_work_in_a_later_phase_shows_before_anything_is_trained(plan, tmp_path, changes, message):
+    phases = plan(*(change.replace("FOLDER", str(tmp_path)) for change in changes))
+    with pytest.raises(UserError, match=message):
+        transfer._check_models(phases)
+
+
+def test_models_that_are_still_to_be_made_are_not_missed(plan):
+    transfer._check_models(plan("training.distillation={teachers: [pool, middle]}"))
 
 
 def test_a_corpus_that_is_not_there_is_named_with_its_phase(plan):
