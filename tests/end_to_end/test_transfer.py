@@ -1,7 +1,9 @@
-"""A whole transfer, by the README's command: pretraining found again, replay, held-out text that leaked."""
+"""A whole transfer, by the README's command, over a step between pool and target: pretraining found again,
+replay, held-out text that leaked."""
 
 import json
 import math
+import random
 import re
 import shlex
 from pathlib import Path
@@ -20,7 +22,7 @@ pytestmark = [pytest.mark.end_to_end, pytest.mark.ray, pytest.mark.usefixtures("
 
 README = Path(__file__).parents[2] / "README.md"
 WINDOW = 48
-LEAKED = 6  # of the target's held-out documents, put into the pool
+LEAKED = 6  # of the target's held-out documents, put into the pool; as many once more nearly so
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +35,24 @@ def folder(tmp_path_factory, texts):
     target.mkdir()
     for split, rows in (("train", articles[:20]), ("valid", articles[20:30]), ("test", articles[30:])):
         (target / f"{split}.txt").write_text("".join(rows))
-    leaked = (json.dumps({"text": article}) + "\n" for article in articles[30 : 30 + LEAKED])
-    (folder / "pool.jsonl").write_text((texts / "b.jsonl").read_text() + "".join(leaked))
+    other = [shuffled(json.loads(line)["text"]) for line in (texts / "b.jsonl").read_text().splitlines()]
+    leaked = [*articles[30 : 30 + LEAKED], *map(nearly, articles[20 : 20 + LEAKED])]
+    for name, documents in (("pool", other[:30] + leaked), ("middle", other[20:])):
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"text": text}) + "\n" for text in documents)
+        )
     return folder
+
+
+def shuffled(text):
+    """Other text of the same words, which all texts of these tests have in one order."""
+    words = text.split()
+    return " ".join(random.Random(text).sample(words, len(words)))
+
+
+def nearly(text):
+    """`text` with another word in every twelfth place."""
+    return " ".join("other" if place % 12 == 11 else word for place, word in enumerate(text.split(" ")))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +66,8 @@ def transfer(folder):
 
 
 def small(folder):
-    """The file of a transfer with the phases of the README's, on recipes whose text is not there."""
+    """The file of a transfer with the phases of the README's, on recipes whose text is not there, and a step
+    between them."""
     common = {
         "window": WINDOW,
         "training": {
@@ -73,6 +91,11 @@ def small(folder):
             "training": {**common["training"], "tokens": 12_000},
             "model": {"kind": "resnet_bk", "d_model": 32, "n_layers": 2},
         },
+        "middle": {
+            **common,
+            "corpus": {"kind": "jsonl", "path": str(folder / "middle.jsonl"), "validation": 0.2, "test": 0.2},
+            "training": {**common["training"], "tokens": 4000},
+        },
         "target": {**common, "corpus": articles(folder / "nowhere")},
     }
     for name, recipe in recipes.items():
@@ -80,6 +103,7 @@ def small(folder):
     tuning = ["training.freeze=1", "training.replay={share: 0.5}"]
     phases = [
         {"name": "pretrain", "recipe": "pool.yaml"},
+        {"name": "middle", "recipe": "middle.yaml"},
         {"name": "target", "recipe": "target.yaml", "overrides": tuning},
     ]
     path = folder / "transfer.yaml"
@@ -104,27 +128,32 @@ def test_pretrain_and_tune(bkray_here, transfer, tmp_path):
     finished = bkray_here(*transfer, "--out", out, "--cpus", 2)
     assert finished.returncode == 0, finished.stderr
     assert f"report    {out / 'tuned' / 'report.html'}" in finished.stdout
-    (pretrained,) = (out / "phases").iterdir()
+    middle, pretrained = sorted((out / "phases").iterdir())
     _, pool_made = finished_run(pretrained)
+    _, middle_made = finished_run(middle)
     target, made = finished_run(out / "tuned")
     reasons = pool_made["decontaminated"].manifest["details"]["reasons"]
     documents = pq.read_table(pool_made["documents"].parts, columns=["text", "split"]).to_pylist()
     in_training = [row["text"] for row in documents if row["split"] == "train" and "Title" in row["text"]]
-    assert 0 < len(in_training) < LEAKED, "some of them lie in the pool's own held-out splits"
+    assert 0 < len(in_training) < 2 * LEAKED, "some of them lie in the pool's own held-out splits"
     assert sum(reasons.values()) == len(in_training)
-    assert all("it" in reason for reason in reasons)
+    assert reasons.keys() == {"equal, held out of it", "near duplicate, held out of it"}
+    assert middle_made["decontaminated"].manifest["removed"] == 0
 
     results = json.loads((out / "tuned" / "transfer.json").read_text())
-    first, last = results["phases"]
+    first, step, last = results["phases"]
     assert (first["name"], first["before"], first["pool"]) == ("pretrain", None, None)
-    start, tuned = pretrained / "model", out / "tuned" / "model"
-    assert last["before"] == pytest.approx(bits(start, made["windows"]), rel=1e-6)
-    assert last["after"] == pytest.approx(bits(tuned, made["windows"]), rel=1e-6)
-    assert last["pool"]["before"] == pytest.approx(bits(start, pool_made["windows"]), rel=1e-6)
-    assert last["pool"]["after"] == pytest.approx(bits(tuned, pool_made["windows"]), rel=1e-6)
+    models = [folder / "model" for folder in (pretrained, middle, out / "tuned")]
+    looks = [(step, *models[:2], middle_made, pool_made), (last, *models[1:], made, middle_made)]
+    for phase, start, tuned, own, before in looks:
+        assert phase["before"] == pytest.approx(bits(start, own["windows"]), rel=1e-6)
+        assert phase["after"] == pytest.approx(bits(tuned, own["windows"]), rel=1e-6)
+        assert phase["pool"]["before"] == pytest.approx(bits(start, before["windows"]), rel=1e-6)
+        assert phase["pool"]["after"] == pytest.approx(bits(tuned, before["windows"]), rel=1e-6)
     assert last["pool"]["replayed_tokens"] == target.recipe.steps * 4 * WINDOW
-    assert results["shared_flops"] == first["flops"] > last["flops"] == results["target_flops"] > 0
-    looked = made["windows"].splits["test"] + pool_made["windows"].splits["test"]
+    assert results["shared_flops"] == pytest.approx(first["flops"] + step["flops"])
+    assert first["flops"] > last["flops"] == results["target_flops"] > 0
+    looked = made["windows"].splits["test"] + middle_made["windows"].splits["test"]
     charged = [made[name].manifest["ledger"]["evaluation"]["tokens"] for name in ("evaluation", "forgetting")]
     assert sum(charged) == 2 * looked * WINDOW
     page = (out / "tuned" / "transfer.html").read_text()
@@ -133,9 +162,10 @@ def test_pretrain_and_tune(bkray_here, transfer, tmp_path):
     assert "Before tuning" in (out / "tuned" / "report.html").read_text()
 
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
-    again = bkray_here(*transfer, "--out", out, "--cpus", 2)
+    again = bkray_here(*transfer, "pretrain.training.log_every=3", "--out", out, "--cpus", 2)
     assert again.returncode == 0, again.stderr
-    assert again.stderr.count("already complete, nothing to do") == 2
+    assert again.stderr.count("already complete, nothing to do") == 3
+    assert "pretrain: log_every change no weight and stay as in" in " ".join(again.stderr.split())
     other = bkray_here(*transfer, "name=other", "seed=1", "training.workers=9", "--out", out)
     assert other.returncode == 2
     assert "training.workers 9" in other.stderr
@@ -153,6 +183,10 @@ def test_pretrain_and_tune(bkray_here, transfer, tmp_path):
             ["training.replay=null", "window=40000", "training.batch_tokens=40000", "training.tokens=40000"],
             "is too small for one window of 40000 tokens",
         ),
+        (
+            ["training.replay=null", "training.distillation={teachers: [pretrain], top_k: 301}"],
+            "training.distillation.top_k 301 is more than the 300 tokens of the teachers' vocabulary",
+        ),
     ],
 )
 def test_what_is_wrong_with_the_target_shows_before_anything_is_trained(
@@ -163,7 +197,7 @@ def test_what_is_wrong_with_the_target_shows_before_anything_is_trained(
     refused = bkray_here(*transfer, *changes, "--out", out, "--cpus", 2)
     assert refused.returncode == 2
     assert message in refused.stderr
-    assert not (out / "phases").exists()
+    assert not [*out.rglob("model"), *out.rglob("checkpoints")]
 
 
 def test_a_name_that_is_taken_is_refused_before_anything_is_trained(bkray_here, transfer, tmp_path):
