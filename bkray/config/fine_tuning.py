@@ -7,8 +7,8 @@ from bkray.config.parallel import PowerSGD
 from bkray.config.training import Training
 
 
-def unsuitable_fine_tuning(training: Training, model: Model) -> list[str]:
-    """Every fault of `training` for fine-tuning `model`, each with its mend."""
+def unsuitable_fine_tuning(training: Training, model: Model, window: int) -> list[str]:
+    """Every fault of `training` for fine-tuning `model` on windows of that length, each with its mend."""
     faults = []
     if training.start_vocabulary == "overlap":
         faults += _unsuitable_overlap(training, model)
@@ -22,19 +22,33 @@ def unsuitable_fine_tuning(training: Training, model: Model) -> list[str]:
                 "embedding as it is: remove one"
             )
     elif training.activation_cache and not training.unfreeze:
-        faults.append("training.activation_cache has no effect without training.freeze: remove it")
+        faults.append(
+            "training.activation_cache has no effect without training.freeze or training.unfreeze: remove it"
+        )
     if unfreeze := training.unfreeze:
         layers = len(unfreeze.at)
         what = f"training.unfreeze of {layers} layers"
         faults += _unsuitable_freeze(what, layers, training, model) + _unsuitable_phases(training)
-    return faults
+    return faults + _too_small_a_cache(training, model, window)
+
+
+def _too_small_a_cache(training: Training, model: Model, window: int) -> list[str]:
+    cache = training.activation_cache
+    if not cache or isinstance(model, ImportModel):
+        return []
+    least = cache.bytes_of(window, model.d_model)
+    if cache.max_bytes >= least:
+        return []
+    return [
+        f"training.activation_cache.max_bytes {cache.max_bytes} has no effect: what is kept of a window of "
+        f"{window} takes {least} bytes: raise it to that at least, or remove training.activation_cache"
+    ]
 
 
 def _unsuitable_phases(training: Training) -> list[str]:
     """What cannot take parameters that are trained from some step on."""
     others = {
         "freeze": "whose layers are frozen for good",
-        "activation_cache": "which keeps what the same layers give in every epoch",
         "gradient_cache": "which keeps gradients of the same parameters",
     }
     faults = [

@@ -381,4 +381,4 @@ class Recipe(Section):
                     f"training.{key} cannot take training.parallel fsdp2, which keeps no whole parameter: "
                     "set it to ddp or zero1"
                 )
-        return faults + unsuitable_fine_tuning(training, self.model)
+        return faults + unsuitable_fine_tuning(training, self.model, self.window)

@@ -63,6 +63,10 @@ class ActivationCache(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 halves the bytes and rounds what the trained layers read."""
 
+    def bytes_of(self, tokens: int, width: int) -> int:
+        """What so many tokens take in a stream of that width."""
+        return tokens * width * (4 if self.dtype == "float32" else 2)
+
 
 class Replay(Section):
     """A share of every batch is drawn from what the start model learnt, so that it forgets less of it."""

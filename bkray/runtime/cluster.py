@@ -164,14 +164,20 @@ def check_budget(recipe: Recipe, cpus: int, out: Path, corpus_bytes: int) -> Non
         )
     if inside_job():
         return  # the workers' memory is that of other machines
-    worker = _WORKER_BYTES + _least_state_bytes(recipe)
+    states, kept = _least_state_bytes(recipe), _cache_bytes(recipe)
+    worker = _WORKER_BYTES + states + kept
     available, needed = available_memory(), _OBJECT_STORE_BYTES + workers * worker
     if needed > available:
+        cached, lower = (
+            (f", activation cache {_mib(kept)}", " or training.activation_cache.max_bytes")
+            if kept
+            else ("", "")
+        )
         raise UserError(
-            f"{workers} workers x {_mib(worker)} (model and optimizer at least "
-            f"{_mib(_least_state_bytes(recipe))}) + object store {_mib(_OBJECT_STORE_BYTES)} = "
+            f"{workers} workers x {_mib(worker)} (model and optimizer at least {_mib(states)}{cached}) + "
+            f"object store {_mib(_OBJECT_STORE_BYTES)} = "
             f"{_mib(needed)} of memory, but {_mib(available)} are available: "
-            "set training.workers lower, take a smaller model or close other programs"
+            f"set training.workers{lower} lower, take a smaller model or close other programs"
         )
 
 
@@ -205,6 +211,16 @@ def _least_state_bytes(recipe: Recipe) -> int:
     share = 1 / training.workers  # of what the workers do not all hold
     copies = {"ddp": 3, "zero1": 2 + share, "fsdp2": 3 * share}[training.parallel]
     return int(4 * copies * _least_parameters(recipe))
+
+
+def _cache_bytes(recipe: Recipe) -> int:
+    """What a worker's `activation_cache` may come to hold in memory: at most the windows it draws."""
+    training, model = recipe.training, recipe.model
+    cache = training.activation_cache
+    if not cache or cache.where == "disk" or isinstance(model, ImportModel):
+        return 0
+    drawn = recipe.steps * training.batch_tokens // training.workers
+    return min(cache.max_bytes, cache.bytes_of(drawn, model.d_model))
 
 
 def _least_parameters(recipe: Recipe) -> int:

@@ -103,8 +103,8 @@ class Objective(nn.Module):
         measured = options.measurements() if (options := self._options) else {}
         if self.settings.length:
             measured["length"] = self.length
-        if self.settings.activation_cache and self.prefix:
-            measured["activations_reused"] = self.prefix.reused
+        if self.settings.activation_cache:
+            measured["activations_reused"] = self.prefix.reused if self.prefix else 0.0
         if self.settings.unfreeze:
             measured["frozen_layers"] = self.prefix.layers if self.prefix else 0
         if self.selection:

@@ -43,6 +43,23 @@ def test_a_model_that_no_memory_holds_is_refused(tmp_path, monkeypatch):
     check()
 
 
+def test_what_the_activation_cache_may_hold_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "available_memory", lambda: 8 << 30)
+    monkeypatch.setattr(cluster, "disk_bytes", lambda recipe, corpus_bytes: 0)
+
+    def check(tokens=1 << 30, **cache):
+        training = {"start_from": "m", "freeze": 1, "tokens": tokens, "activation_cache": cache}
+        recipe = {**RECIPE.model_dump(mode="json"), "training": training, "tokenizer": {}}
+        cluster.check_budget(parse_recipe(recipe), 2, tmp_path, 0)
+
+    message = r"2 workers x 4,096 MiB .*at least .* MiB, activation cache 3,0\d\d MiB\) .*max_bytes lower"
+    with pytest.raises(UserError, match=message.replace("4,096", r"4,\d\d\d")):
+        check(max_bytes=3 << 30)
+    check()
+    check(max_bytes=3 << 30, where="disk")
+    check(max_bytes=10**12, tokens=1 << 20)  # more than it could ever hold
+
+
 def test_the_checkpoints_of_a_large_model_are_counted():
     def needed(width):
         model = {"kind": "resnet_bk", "d_model": 1024, "n_layers": 12, "feed_forward_width": width}

@@ -246,6 +246,16 @@ def test_a_full_disk_ends_the_keeping_and_not_the_run(caplog):
         ),
         ("spectral", {"compile": True}, r"compile cannot take training.freeze 2"),
         ("spectral", {"freeze": None, "activation_cache": {}}, r"no effect without training.freeze"),
+        (
+            "spectral",
+            {"activation_cache": {"max_bytes": ROW - 1}},
+            rf"max_bytes {ROW - 1} has no effect: .* window of 10 takes {ROW} bytes: raise it to that",
+        ),
+        (
+            "spectral",
+            {"activation_cache": {"max_bytes": ROW // 2 - 1, "dtype": "bfloat16"}},
+            rf"of a window of 10 takes {ROW // 2} bytes",
+        ),
         ("halting", {"freeze": 3}, r"at most 2 with model.halting.first_layer 2"),
     ],
 )

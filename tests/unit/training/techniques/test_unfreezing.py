@@ -10,6 +10,7 @@ from bkray.config import UserError, parse_recipe
 from bkray.config.savings import Unfreeze
 from bkray.curriculum import CurriculumSampler
 from bkray.model import build_model
+from bkray.reporting import RunLog
 from bkray.training import Checkpointer, Ledger, WindowData, train
 from bkray.training.loop import TrainingRun
 from bkray.training.optimization.optimizers import optimizers_of
@@ -113,9 +114,9 @@ def test_every_step_costs_what_one_with_as_many_frozen_layers_does():
     assert costs(recipe()) == [pytest.approx(constant[layers]) for layers in PHASES]
 
 
-def finished(folder):
-    settings, ledger = recipe(average={"decay": 0.9}, token_selection={"kind": "random"}), Ledger()
-    given = parts(settings)
+def finished(folder, **training):
+    settings = recipe(average={"decay": 0.9}, token_selection={"kind": "random"}, **training)
+    given, ledger = parts(settings), Ledger()
     train(*given, ledger=ledger, checkpointer=Checkpointer(folder, "key", 9))
     return given[0], {kind: row["flops"] for kind, row in ledger.table().items()}
 
@@ -138,6 +139,28 @@ def test_a_resumed_run_ends_with_the_same_bits_whatever_the_phase(whole, tmp_pat
     assert charged == costs
 
 
+@pytest.mark.parametrize("step", [2, 3, 7, None])
+def test_the_activation_cache_changes_no_bit_over_the_phases(whole, tmp_path, step):
+    """Whether the run with the cache is made at once or goes on from a step before, at or after a phase."""
+    model, costs, folder = whole
+    if step:
+        shutil.copytree(folder / f"step-{step:08d}", tmp_path / f"step-{step:08d}")
+    cached, charged = finished(tmp_path, activation_cache={})
+    for one, other in zip(model.parameters(), cached.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert charged["training"] <= costs["training"]
+
+
+def test_each_phase_keeps_its_own_and_the_last_nothing(tmp_path):
+    """Twelve windows are three steps, the length of the first two phases, twice over with twice the steps."""
+    settings = recipe(activation_cache={}, tokens=2 * STEPS * BATCH * WINDOW, log_every=1)
+    model, _, _, _ = parts(settings)
+    sampler = CurriculumSampler(np.zeros(12), BATCH, settings.steps, start=1.0, seed=0)
+    train(model, WindowData(DATA[:12], DATA[:5]), sampler, settings, reporter=RunLog(tmp_path / "log"))
+    reused = [line["activations_reused"] for line in RunLog.read(tmp_path / "log")]
+    assert reused == 2 * [0.0, 0.0, 0.0, 1.0, 1.0, 1.0] + 8 * [0.0]
+
+
 @pytest.mark.parametrize(
     ("training", "fault"),
     [
@@ -149,7 +172,6 @@ def test_a_resumed_run_ends_with_the_same_bits_whatever_the_phase(whole, tmp_pat
         ({"start_from": None}, r"would freeze untrained layers: set training.start_from"),
         ({"compile": True}, r"training.compile cannot take training.unfreeze of 2 layers"),
         ({"freeze": 1}, r"cannot take training.freeze, whose layers are frozen for good: remove one"),
-        ({"activation_cache": {}}, r"cannot take training.activation_cache"),
         ({"gradient_cache": {"kind": "every"}}, r"cannot take training.gradient_cache"),
         (
             {"workers": 2, "gradient_compression": "powersgd"},
