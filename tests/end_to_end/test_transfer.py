@@ -6,6 +6,7 @@ import math
 import random
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from bkray.config import load_recipe
 from bkray.corpus.windows import read_columns, tokens_array
 from bkray.evaluation import window_nats
 from bkray.runtime.pipeline import finished_run
@@ -123,7 +125,7 @@ def bits(model, windows):
     return nats / sum(rows["target_bytes"].to_pylist()) / math.log(2.0)
 
 
-def test_pretrain_and_tune(bkray_here, transfer, tmp_path):
+def test_pretrain_and_tune(bkray_here, transfer, folder, tmp_path):
     out = tmp_path / "out"
     finished = bkray_here(*transfer, "--out", out, "--cpus", 2)
     assert finished.returncode == 0, finished.stderr
@@ -143,7 +145,7 @@ def test_pretrain_and_tune(bkray_here, transfer, tmp_path):
     results = json.loads((out / "tuned" / "transfer.json").read_text())
     first, step, last = results["phases"]
     assert (first["name"], first["before"], first["pool"]) == ("pretrain", None, None)
-    models = [folder / "model" for folder in (pretrained, middle, out / "tuned")]
+    models = [run / "model" for run in (pretrained, middle, out / "tuned")]
     looks = [(step, *models[:2], middle_made, pool_made), (last, *models[1:], made, middle_made)]
     for phase, start, tuned, own, before in looks:
         assert phase["before"] == pytest.approx(bits(start, own["windows"]), rel=1e-6)
@@ -162,10 +164,13 @@ def test_pretrain_and_tune(bkray_here, transfer, tmp_path):
     assert "Before tuning" in (out / "tuned" / "report.html").read_text()
 
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
-    again = bkray_here(*transfer, "pretrain.training.log_every=3", "--out", out, "--cpus", 2)
+    moved = shutil.copy2(folder / "pool.jsonl", tmp_path)
+    changes = ("pretrain.training.log_every=3", f"pretrain.corpus.path={moved}")
+    again = bkray_here(*transfer, *changes, "--out", out, "--cpus", 2)
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("already complete, nothing to do") == 3
     assert "pretrain: log_every change no weight and stay as in" in " ".join(again.stderr.split())
+    assert load_recipe(pretrained / "resolved.yaml").corpus.path == str(moved)
     other = bkray_here(*transfer, "name=other", "seed=1", "training.workers=9", "--out", out)
     assert other.returncode == 2
     assert "training.workers 9" in other.stderr
