@@ -102,10 +102,11 @@ def small(folder):
     }
     for name, recipe in recipes.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({"name": name, **recipe}))
+    learning = "training.distillation={teachers: [pretrain], top_k: 4}"
     tuning = ["training.freeze=1", "training.replay={share: 0.5}"]
     phases = [
         {"name": "pretrain", "recipe": "pool.yaml"},
-        {"name": "middle", "recipe": "middle.yaml"},
+        {"name": "middle", "recipe": "middle.yaml", "overrides": [learning]},
         {"name": "target", "recipe": "target.yaml", "overrides": tuning},
     ]
     path = folder / "transfer.yaml"
@@ -141,6 +142,8 @@ def test_pretrain_and_tune(bkray_here, transfer, folder, tmp_path):
     assert sum(reasons.values()) == len(in_training)
     assert reasons.keys() == {"equal, held out of it", "near duplicate, held out of it"}
     assert middle_made["decontaminated"].manifest["removed"] == 0
+    teachers = middle_made["soft_targets"].manifest["configuration"]["training"]["distillation"]["teachers"]
+    assert teachers == [str(pretrained / "model")]
 
     results = json.loads((out / "tuned" / "transfer.json").read_text())
     first, step, last = results["phases"]
