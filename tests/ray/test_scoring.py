@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 from bkray.config import UserError, load_recipe
 from bkray.config.model import ResNetBKModel
@@ -21,6 +22,7 @@ from bkray.runtime.pipeline import build_stage, plan_run, run_pipeline
 from bkray.selection import MEASURES, Clusters, dropout_masks, quotas
 from bkray.training import export_model, load_model
 from bkray.training.cost.flops import forward_flops, head_flops
+from bkray.training.state.export import write_export
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
 
@@ -145,11 +147,15 @@ def test_models_of_other_vocabularies_and_without_states_are_refused_before_anyt
     scorer, reference = models
     tokenizer = json.loads((reference / "tokenizer.json").read_text())
     tokenizer["model"]["dropout"] = 0.5
-    (reference / "tokenizer.json").write_text(json.dumps(tokenizer))
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(tokenizer))
+    config = json.loads((reference / "config.json").read_text())
+    write_export(reference, load_file(reference / "model.safetensors"), other, config)
     with pytest.raises(UserError, match=r"difficulty.reference .* has another vocabulary than proxy.folder"):
         run(diverse(small, models), tmp_path / "run")
     logits_alone = {"kind": "import", "target": "torch.nn:Embedding", "arguments": {"embedding_dim": 300}}
-    (scorer / "config.json").write_text(json.dumps({"model": logits_alone, "vocab_size": 300}))
+    config, weights = {"model": logits_alone, "vocab_size": 300}, {"weight": torch.zeros(300, 300)}
+    write_export(scorer, weights, shutil.copy(scorer / "tokenizer.json", tmp_path), config)
     with pytest.raises(
         UserError, match=r"proxy.folder .* Embedding has no hidden\(tokens\) and head\(hidden\)"
     ):
