@@ -186,7 +186,7 @@ def _as_begun(recipe: Recipe, run: Path) -> Recipe:
     """`recipe` with what its run, where there is one, began with and changes no weight."""
     try:
         there = load_recipe(run / RUN) if (run / RUN).exists() else recipe
-    except UserError:  # of another version of bkray: the run is refused by what differs
+    except UserError:  # of another version of bkray, whose keys may be others
         return recipe
     training = recipe.training.model_copy(update={key: getattr(there.training, key) for key in _BESIDE})
     return recipe.model_copy(update={"training": training, "samples": there.samples})
@@ -243,7 +243,7 @@ def _run(phase: Phase, cpus: int | None, progress: Progress) -> RunResult:
     progress.say(f"{phase.name}: {phase.run}")
     if phase.kept:
         keys = ", ".join(phase.kept)
-        progress.say(f"{phase.name}: {keys} change no weight and stay as in {phase.run / RUN}")
+        progress.say(f"{phase.name} keeps the {keys} that it began with: {phase.run / RUN}")
     return run_pipeline(phase.recipe, phase.out, cpus=cpus, progress=progress)
 
 

@@ -172,7 +172,7 @@ def test_pretrain_and_tune(bkray_here, transfer, folder, tmp_path):
     again = bkray_here(*transfer, *changes, "--out", out, "--cpus", 2)
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("already complete, nothing to do") == 3
-    assert "pretrain: log_every change no weight and stay as in" in " ".join(again.stderr.split())
+    assert "pretrain keeps the log_every that it began with" in " ".join(again.stderr.split())
     assert load_recipe(pretrained / "resolved.yaml").corpus.path == str(moved)
     other = bkray_here(*transfer, "name=other", "seed=1", "training.workers=9", "--out", out)
     assert other.returncode == 2
