@@ -255,20 +255,23 @@ class _Score:
             embedding="embedding" in names,
             masks_TD=self.masks,
         )
-        _check_finite(scores["loss"], self.scorer.model)
         if "perplexity" in names:
             scores["perplexity"] = perplexity(scores["loss"])
+        _check_finite(scores, self.scorer.model)
         if self.reference is not None:
-            reference = score_windows(self.reference, tokens_WN1)["loss"]
+            reference = score_windows(self.reference, tokens_WN1)
             _check_finite(reference, self.scorer.reference)
-            scores["reducible"] = scores["loss"] - reference
+            scores["reducible"] = scores["loss"] - reference["loss"]
         return scores
 
 
-def _check_finite(loss_W: np.ndarray, model: Path | None) -> None:
-    if not np.isfinite(loss_W).all():
-        raise UserError(
-            f"{model}: {(~np.isfinite(loss_W)).sum()} of {len(loss_W)} windows have a loss that is not "
-            "finite: score with a model that has not diverged (proxy.folder, difficulty.reference; for the "
-            "proxy that is trained here a lower proxy.lr)"
-        )
+def _check_finite(scores: dict[str, np.ndarray], model: Path | None) -> None:
+    """Raise UserError by the first of a model's scores that some windows have no finite number of."""
+    for name, values in scores.items():
+        finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        if not finite.all():
+            raise UserError(
+                f"{model}: {(~finite).sum()} of {len(finite)} windows have no finite {name}: score with a "
+                "model that has not diverged (proxy.folder, difficulty.reference; for the proxy that is "
+                "trained here a lower proxy.lr)"
+            )

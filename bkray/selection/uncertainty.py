@@ -21,9 +21,11 @@ IGNORED = -100  # torch's default ignore_index
 
 
 def entropy(logits_BNV: Tensor, targets_BN: Tensor | None = None) -> Tensor:
-    """Mean predictive entropy, Σ −p ln p, in nats: (B,)."""
+    """Mean predictive entropy, Σ −p ln p, in nats: (B,). A token of probability 0 adds nothing."""
     # −Σ p ln p = ln Σ eˣ − Σ x eˣ / Σ eˣ, for logits x less their maximum: one exponential an entry.
+    # A logit of −inf becomes the lowest number, for 0 x −inf would be NaN.
     shifted_BNV = logits_BNV.float() - logits_BNV.float().amax(-1, keepdim=True)
+    shifted_BNV = shifted_BNV.clamp(min=torch.finfo(torch.float32).min)
     weights_BNV = shifted_BNV.exp()
     total_BN = weights_BNV.sum(-1)
     return _mean(total_BN.log() - (weights_BNV * shifted_BNV).sum(-1) / total_BN, targets_BN)

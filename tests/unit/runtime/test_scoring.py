@@ -54,7 +54,8 @@ def test_documents_in_a_window_are_sentences_of_their_own(tmp_path):
     assert expected != sentence_length([first_cut + TEXT])[0]
 
 
-def test_a_model_that_diverged_is_named(tmp_path):
-    scorer, table = scorer_of(tmp_path, ("loss",), std=1e30)
-    with pytest.raises(UserError, match=r"model: 2 of 2 windows have a loss that is not finite: score with"):
+@pytest.mark.parametrize(("std", "name"), [(1e30, "loss"), (10, "perplexity")])
+def test_a_model_that_diverged_is_named_with_the_score_that_shows_it(tmp_path, std, name):
+    scorer, table = scorer_of(tmp_path, ("loss", "perplexity"), std=std)
+    with pytest.raises(UserError, match=rf"model: 2 of 2 windows have no finite {name}: score with"):
         _Score(scorer)(table)

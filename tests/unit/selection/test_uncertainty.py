@@ -31,6 +31,13 @@ def test_padding_does_not_count(measure):
     torch.testing.assert_close(measure(logits, targets), measure(logits[:, :4]))
 
 
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES.keys())
+def test_a_token_of_probability_zero_does_not_count(measure):
+    logits = torch.randn(2, 6, 11, generator=torch.Generator().manual_seed(0))
+    padded = torch.cat([logits, torch.full((2, 6, 3), -math.inf)], dim=-1)
+    torch.testing.assert_close(measure(padded), measure(logits))
+
+
 def test_variation_ratio_is_the_share_of_passes_that_say_otherwise():
     votes = torch.tensor([[[4, 1, 2]], [[4, 1, 3]], [[4, 1, 0]], [[4, 2, 5]]])  # four passes, three positions
     assert variation_ratio(votes).item() == pytest.approx((0 + 0.25 + 0.75) / 3)
