@@ -41,8 +41,9 @@ def score_windows(
     their thinned copies of the final states: (W,) float32, for one more product of the head for each.
 
     `dtype` is that of the matrix products, by default `scoring_dtype`; logits are summed up in float32. A
-    model with `hidden(tokens_BN)` and `head(hidden)` never has the logits of a whole window at once; raises
-    UserError where `embedding` or masks are asked of another.
+    model with `hidden(tokens_BN)` and `head(hidden)` never has the logits of a whole window at once, of
+    another they exist once, in the model's own precision, and as float32 a chunk at a time; raises UserError
+    where `embedding` or masks are asked of another.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -69,8 +70,12 @@ def score_windows(
 
 
 def perplexity(loss_W: np.ndarray) -> np.ndarray:
-    """exp(loss a token): (W,). It orders windows exactly as the loss does; only its scale is another."""
-    return np.exp(loss_W)
+    """exp(loss a token): (W,). It orders windows exactly as the loss does; only its scale is another.
+
+    Infinite for a loss whose exponential its type does not hold, above 88 nats in float32.
+    """
+    with np.errstate(over="ignore"):
+        return np.exp(loss_W)
 
 
 def scoring_dtype(device: torch.device) -> torch.dtype:
@@ -93,7 +98,7 @@ def has_hidden(model: nn.Module) -> bool:
 def _logits(model: nn.Module, hidden_Nd: Tensor | None, tokens_N: Tensor) -> Iterator[Tensor]:
     """The float32 logits of one window, (64, V) at a time."""
     if hidden_Nd is None:
-        return iter(model(tokens_N[None])[0].float().split(_CHUNK))
+        return (logits_nV.float() for logits_nV in model(tokens_N[None])[0].split(_CHUNK))
     return chunked_logits(model.head, hidden_Nd, _CHUNK)  # type: ignore[arg-type]
 
 

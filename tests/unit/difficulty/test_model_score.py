@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bkray.config import UserError
 from bkray.config.model import ResNetBKModel
@@ -103,6 +104,26 @@ def test_logits_exist_a_chunk_at_a_time(largest):
     with largest:
         score_windows(wide, TOKENS, **ALL)
     assert largest.most == 64 * 400
+
+
+class Float32(TorchDispatchMode):
+    """The number of elements of the largest float32 tensor that an operator returned."""
+
+    most = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.dtype == torch.float32:
+            self.most = max(self.most, out.numel())
+        return out
+
+
+def test_logits_that_come_as_a_whole_become_float32_a_chunk_at_a_time():
+    """The model's own are in bfloat16: a second copy of twice the size would be the largest of all."""
+    embedding = torch.nn.Embedding(400, 400, dtype=torch.bfloat16)
+    with Float32() as in_float32:
+        score_windows(embedding, TOKENS[:1], ["entropy"], dtype=torch.bfloat16)
+    assert in_float32.most == 64 * 400
 
 
 def test_copies_that_lack_nothing_agree(model):
