@@ -49,6 +49,8 @@ REMOVED = pa.schema(
     ]
 )
 
+_COUNTED = pa.schema([field.with_nullable(True) for field in REMOVED] + [pa.field("crowded", pa.int64())])
+
 
 # --- near-duplicates -----------------------------------------------------------------------------
 
@@ -58,7 +60,8 @@ def deduplicated(work: Work) -> Outcome:
 
     One worker holds, of every document, 8 bytes a band (32 bands at threshold 0.6, 18 at 0.8) and 16 more,
     and as much again for keys that are shared, while it groups them; the driver holds nothing. Texts are
-    exchanged only of documents that share a key with another.
+    exchanged only of documents that share a key with another; a worker holds a sixteenth of them or, where
+    that is more, a group.
     """
     near = work.recipe.cleaning.near
     assert near
@@ -67,8 +70,10 @@ def deduplicated(work: Work) -> Outcome:
     if not ray.get(linked_count):
         return without(work, None, {})
     members = map_tables(read_parts(work.source.parts), _Members(groups))
-    removed = members.groupby("bucket").map_groups(partial(_twins, near), batch_format="pyarrow", num_cpus=1)
-    return without(work, removed, {"linked": ray.get(linked_count)})
+    found = members.groupby("bucket").map_groups(partial(_twins, near), batch_format="pyarrow", num_cpus=1)
+    found = found.materialize()
+    details = {"linked": ray.get(linked_count), "crowded": int(found.sum("crowded") or 0)}
+    return without(work, map_tables(found, _real_twins), details)
 
 
 class _Keys:
@@ -113,7 +118,7 @@ class _Members:
 
 
 def _twins(near: NearDuplicates, bucket: pa.Table) -> pa.Table:
-    """Whole groups to those of their documents that go."""
+    """Whole groups to those of their documents that go, and one row of none that counts the crowded ones."""
     trained_on = pc.equal(bucket["split"], "train")
     ordered = bucket.append_column("trained_on", trained_on).sort_by(
         [("group", "ascending"), ("trained_on", "ascending"), ("doc_id", "ascending")]
@@ -121,15 +126,25 @@ def _twins(near: NearDuplicates, bucket: pa.Table) -> pa.Table:
     sizes = np.unique(ordered["group"].to_numpy(), return_counts=True)[1]
     starts = np.cumsum(sizes) - sizes
     pieces = zip(starts.tolist(), sizes.tolist(), strict=True)
-    return pa.concat_tables([_twins_of_group(near, ordered.slice(*piece)) for piece in pieces])
+    found = [_twins_of_group(near, ordered.slice(*piece)) for piece in pieces]
+    gone = pa.concat_tables([table for table, _ in found])
+    gone = gone.append_column("crowded", pa.array([0] * gone.num_rows, pa.int64())).cast(_COUNTED)
+    counts = pa.Table.from_pylist([{"crowded": sum(crowded for _, crowded in found)}], schema=_COUNTED)
+    return pa.concat_tables([gone, counts])
 
 
-def _twins_of_group(near: NearDuplicates, group: pa.Table) -> pa.Table:
+def _twins_of_group(near: NearDuplicates, group: pa.Table) -> tuple[pa.Table, int]:
+    """The documents that go, and how many were not compared with all that share a key with them."""
     held_out = ~group["trained_on"].to_numpy()
-    twin, similarity = near_duplicates(group["text"].to_pylist(), held_out, near.threshold, near.ngram)
+    texts = group["text"].to_pylist()
+    twin, similarity, crowded = near_duplicates(texts, held_out, near.threshold, near.ngram)
     goes = twin >= 0
     twins = group["doc_id"].take(pa.array(twin[goes]))
-    return _removed(group, goes, "near duplicate", similarity[goes], twins)
+    return _removed(group, goes, "near duplicate", similarity[goes], twins), int(crowded.sum())
+
+
+def _real_twins(found: pa.Table) -> pa.Table:
+    return found.filter(pc.is_valid(found["doc_id"])).drop_columns(["crowded"])
 
 
 # --- quality -------------------------------------------------------------------------------------

@@ -105,6 +105,7 @@ def test_a_training_document_with_a_kept_twin_goes_whatever_the_split(corpus, us
     assert [row["doc_id"] for row in removed] == sorted(before.keys() - kept.keys())
     assert found.manifest["removed"] == len(removed) == 40
     assert found.manifest["details"]["reasons"] == {"near duplicate": 40}
+    assert found.manifest["details"]["crowded"] == 0
     assert "40 removed (near duplicate)" in found.manifest["summary"]
     for row in removed:
         assert before[row["doc_id"]]["split"] == "train"

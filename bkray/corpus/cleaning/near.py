@@ -1,7 +1,7 @@
 """Near-duplicates: documents that share most of their word n-grams with another that is kept.
 
     texts ─► shingles ─► MinHash signature ─► band keys ─► linked: groups that may hold near-duplicates
-    a group ─► near_duplicates: Jaccard similarity where a key is shared ─► kept twins
+    a group ─► near_duplicates: where a key is shared, signatures ─► Jaccard similarity ─► kept twins
 
 MinHash: Broder 1997. Bands: Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4. Keys
 only propose: no document goes whose n-grams do not overlap as much as the threshold says.
@@ -10,8 +10,7 @@ only propose: no document goes whose n-grams do not overlap as much as the thres
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from rensa import RMinHash
@@ -22,6 +21,10 @@ PERMUTATIONS = 128
 _SEED = 1
 _RECALL = 0.97
 """Of the pairs right at the threshold, the share that must share a key; more similar ones share more."""
+MOST_A_KEY = 256
+"""Kept documents that a key proposes, the first ones: pages of one template would else all be compared."""
+_DEVIATIONS = 4  # an estimate from signatures may be so much too low: of 30,000 at the threshold one is more
+_AT_ONCE = 1024  # signatures, which come as lists of Python's numbers
 
 
 def rows_per_band(threshold: float) -> int:
@@ -43,18 +46,26 @@ def shingles(text: str, ngram: int) -> np.ndarray:
 
 def band_keys(texts: Sequence[str], threshold: float, ngram: int) -> np.ndarray:
     """Keys of which near-duplicates share at least one: (D, bands) uint64, bands by `rows_per_band`."""
+    return _keys(_signatures([shingles(text, ngram) for text in texts]), threshold)
+
+
+def _keys(signatures_DK: np.ndarray, threshold: float) -> np.ndarray:
     rows = rows_per_band(threshold)
-    signatures_DK = _signatures([shingles(text, ngram) for text in texts])
     bands = PERMUTATIONS // rows
-    used_DBR = signatures_DK[:, : bands * rows].reshape(len(texts), bands, rows)
+    used_DBR = signatures_DK[:, : bands * rows].reshape(len(signatures_DK), bands, rows)
     return ngrams(used_DBR, rows)[..., 0]
 
 
 def _signatures(sets: list[np.ndarray]) -> np.ndarray:
+    """The MinHash values of each set: (D, PERMUTATIONS) uint32."""
+    pieces = [_digests(sets[at : at + _AT_ONCE]) for at in range(0, len(sets), _AT_ONCE)]
+    return np.concatenate([np.zeros((0, PERMUTATIONS), np.uint32), *pieces])
+
+
+def _digests(sets: list[np.ndarray]) -> np.ndarray:
     ends = np.cumsum([0, *map(len, sets)], dtype=np.uint64)
-    hashes = np.concatenate([np.zeros(0, np.uint64), *sets])
-    made = RMinHash.digest_matrix_from_flat_token_hashes(hashes, ends, PERMUTATIONS, _SEED)
-    return np.array(made.to_rows(), dtype=np.uint64).reshape(len(sets), PERMUTATIONS)
+    made = RMinHash.digest_matrix_from_flat_token_hashes(np.concatenate(sets), ends, PERMUTATIONS, _SEED)
+    return np.array(made.to_rows(), dtype=np.uint32)
 
 
 def linked(keys_DB: np.ndarray) -> np.ndarray:
@@ -85,29 +96,92 @@ def _runs(keys_D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def near_duplicates(
     texts: Sequence[str], held_out_D: np.ndarray, threshold: float, ngram: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each document the row of its most similar kept twin, or -1 where it is kept, and their similarity.
 
     `texts` are whole groups (`linked`), the held-out documents first, else by id: a document that is not held
-    out goes where its Jaccard similarity with a kept one before it is at least `threshold`.
+    out goes where its Jaccard similarity with a kept one before it is at least `threshold`. The last (D,)
+    says which of these were not compared with all that share a key, which proposes its first MOST_A_KEY.
     """
+    sets = [shingles(text, ngram) for text in texts]
+    signatures_DK = _signatures(sets)
+    compared, kept = _Compared(sets, signatures_DK, threshold), _Kept()
+    del sets
     twin_D, similarity_D = np.full(len(texts), -1), np.zeros(len(texts))
-    keys_DB = band_keys(texts, threshold, ngram)
-    kept_by_key: dict[tuple[int, int], list[int]] = defaultdict(list)
-    kept_shingles: dict[int, np.ndarray] = {}
-    for row, text in enumerate(texts):
-        mine, keys = shingles(text, ngram), list(enumerate(keys_DB[row].tolist()))
+    crowded_D = np.zeros(len(texts), dtype=bool)
+    for row, keys in enumerate(_shared_keys(_keys(signatures_DK, threshold))):
         if not held_out_D[row]:
-            candidates = sorted(set(chain.from_iterable(kept_by_key[key] for key in keys)))
-            similar = [(jaccard(mine, kept_shingles[other]), -other) for other in candidates]
-            similarity, other = max(similar, default=(0.0, 0))
+            crowded_D[row] = any(key in kept.full for key in keys)
+            twin, similarity = compared.most_similar(row, kept.candidates(keys))
             if similarity >= threshold:
-                twin_D[row], similarity_D[row] = -other, similarity
+                twin_D[row], similarity_D[row] = twin, similarity
                 continue
-        kept_shingles[row] = mine
+        kept.add(row, keys)
+    return twin_D, similarity_D, crowded_D
+
+
+def _shared_keys(keys_DB: np.ndarray) -> Iterator[list[tuple[int, int]]]:
+    """The keys of each document that another one has as well, each with its band."""
+    shared_DB = np.zeros(keys_DB.shape, dtype=bool)
+    for band, keys_D in enumerate(keys_DB.T):
+        shared_DB[_runs(keys_D)[0], band] = True
+    for keys_B, shared_B in zip(keys_DB, shared_DB, strict=True):
+        yield list(zip(np.flatnonzero(shared_B).tolist(), keys_B[shared_B].tolist(), strict=True))
+
+
+class _Kept:
+    """The rows that stay by the keys that they have: of each key the first MOST_A_KEY, and which had more."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[int, int], list[int]] = defaultdict(list)
+        self.full: set[tuple[int, int]] = set()
+
+    def add(self, row: int, keys: list[tuple[int, int]]) -> None:
         for key in keys:
-            kept_by_key[key].append(row)
-    return twin_D, similarity_D
+            if len(self.rows[key]) < MOST_A_KEY:
+                self.rows[key].append(row)
+            else:
+                self.full.add(key)
+
+    def candidates(self, keys: list[tuple[int, int]]) -> np.ndarray:
+        """The rows that share a key, each once, in their order."""
+        found = set().union(*(self.rows[key] for key in keys))
+        return np.array(sorted(found), dtype=np.int64)
+
+
+class _Compared:
+    """Sets and signatures of documents, one of which is compared with many others at once.
+
+    Holds of every document 4 bytes a shingle and 4 a signature value.
+    """
+
+    def __init__(self, sets: list[np.ndarray], signatures_DK: np.ndarray, threshold: float) -> None:
+        ends = np.cumsum([len(one) for one in sets])
+        known, places = np.unique(np.concatenate([np.zeros(0, np.uint64), *sets]), return_inverse=True)
+        self.sets = np.split(places.astype(np.int32), ends[:-1])
+        self.marked = np.zeros(len(known), dtype=bool)
+        self.signatures_DK = signatures_DK
+        mean, variance = PERMUTATIONS * threshold, PERMUTATIONS * threshold * (1 - threshold)
+        self.least = mean - _DEVIATIONS * variance**0.5
+
+    def most_similar(self, row: int, others: np.ndarray) -> tuple[int, float]:
+        """The most similar of the other rows, the first of equal ones, and the similarity.
+
+        Those whose signatures say that they are far below the threshold are left out; 0 where none is left.
+        """
+        equal = self.signatures_DK[others] == self.signatures_DK[row]
+        others = others[np.count_nonzero(equal, axis=1) >= self.least]
+        if not len(others):
+            return -1, 0.0
+        mine, theirs = self.sets[row], [self.sets[other] for other in others.tolist()]
+        lengths = np.array([len(one) for one in theirs])
+        self.marked[mine] = True
+        found = self.marked[np.concatenate(theirs)]
+        self.marked[mine] = False
+        shared = np.add.reduceat(found, np.cumsum(lengths) - lengths, dtype=np.int64)
+        similarity = shared / (len(mine) + lengths - shared)
+        best = int(similarity.argmax())
+        return int(others[best]), float(similarity[best])
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:

@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from bkray.config import UserError, parse_recipe
+from bkray.config.corpus import NearDuplicates
 from bkray.corpus import list_shards
-from bkray.corpus.cleaning import band_keys, count_unigrams
-from bkray.runtime.cleaning import REMOVED, _fit, _group, _read_sample, _write_removed
+from bkray.corpus.cleaning import band_keys, count_unigrams, near
+from bkray.runtime.cleaning import REMOVED, _fit, _group, _read_sample, _real_twins, _twins, _write_removed
 
 
 def recipe_and_shards(path, **options):
@@ -75,3 +76,23 @@ def test_tasks_that_gather_blocks(tmp_path):
     gone = pa.table([[9, 4], ["a", "b"], ["order"] * 2, [0.5, 0.6], pa.nulls(2, pa.int64())], schema=REMOVED)
     ids = _write_removed._function(str(tmp_path / "removed.parquet"), gone.slice(0, 1), gone.slice(1))
     assert ids.to_pylist() == pq.read_table(tmp_path / "removed.parquet")["doc_id"].to_pylist() == [4, 9]
+
+
+def test_the_documents_of_a_bucket_that_were_not_compared_with_all_are_counted(monkeypatch):
+    monkeypatch.setattr(near, "MOST_A_KEY", 1)
+    texts = [
+        f"{' '.join(map(str, range(40)))} {' '.join(f'{page}x{n}' for n in range(20))}" for page in "abcd"
+    ]
+    bucket = pa.table(
+        {
+            "doc_id": [*range(10, 14), 20, 21],
+            "source": ["s"] * 6,
+            "text": [*texts, "another one", "another one"],
+            "split": ["train"] * 6,
+            "group": [1] * 4 + [7] * 2,
+        }
+    )
+    found = _twins(NearDuplicates(), bucket)
+    assert found["crowded"].to_pylist() == [0, 2]
+    gone = _real_twins(found).cast(REMOVED).to_pylist()
+    assert [(row["doc_id"], row["twin_id"]) for row in gone] == [(21, 20)]

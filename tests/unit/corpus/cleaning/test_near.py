@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bkray.corpus.cleaning import band_keys, linked, near_duplicates, rows_per_band
+from bkray.corpus.cleaning import band_keys, linked, near, near_duplicates, rows_per_band
 from bkray.corpus.cleaning.hashing import ngrams, words
 from bkray.corpus.cleaning.near import PERMUTATIONS, jaccard, shingles
 
@@ -90,7 +90,7 @@ def test_the_same_documents_go_as_by_comparing_all_pairs():
     texts = originals + [varied(t, s, rng) for t in originals for s in (0.03, 0.05, 0.1, 0.2, 0.5)]
     texts = [texts[i] for i in rng.permutation(len(texts))]
     held_out = np.arange(len(texts)) < 40
-    twin, similarity = near_duplicates(texts, held_out, 0.6, 2)
+    twin, similarity, crowded = near_duplicates(texts, held_out, 0.6, 2)
     sets, kept = [shingles(text, 2) for text in texts], []
     for row, mine in enumerate(sets):
         close = max(((jaccard(mine, sets[other]), -other) for other in kept), default=(0.0, 0))
@@ -101,6 +101,51 @@ def test_the_same_documents_go_as_by_comparing_all_pairs():
             kept.append(row)
     assert 60 < (twin >= 0).sum() < 240
     assert (twin[:40] == -1).all()
+    assert not crowded.any()
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.6, 0.8])
+def test_signatures_leave_out_what_is_far_and_nothing_that_is_at_the_threshold(threshold):
+    rng = np.random.default_rng(0)
+
+    def compared(similarity, size=300):
+        shared = round(2 * size * similarity / (1 + similarity))
+        names = np.unique(rng.integers(0, 1 << 60, 2 * size - shared, dtype=np.uint64))
+        sets = [names[:size], names[size - shared :]]
+        found = near._Compared(sets, near._signatures(sets), threshold)
+        return found.most_similar(1, np.array([0]))
+
+    at = [compared(threshold) for _ in range(300)]
+    assert {row for row, _ in at} == {0}
+    assert [similarity for _, similarity in at] == pytest.approx([threshold] * 300, abs=0.005)
+    assert {compared(threshold / 4) for _ in range(100)} == {(-1, 0.0)}
+
+
+def pages(rng, count):
+    """Pages of one template, whose similarity is 0.52, and after them a copy of each of the last ten."""
+    common = [f"common{place}" for place in range(100)]
+    made = [" ".join([*common, *map(str, rng.integers(0, 1 << 40, 45))]) for _ in range(count)]
+    return made + [f"{page} more" for page in made[-10:]]
+
+
+def test_a_key_proposes_so_many_and_copies_are_found_by_others(monkeypatch):
+    """Which documents are not compared with all that share a key is said."""
+    texts, none = pages(np.random.default_rng(4), 120), np.zeros(130, bool)
+    expected, _, crowded = near_duplicates(texts, none, 0.6, 2)
+    assert not crowded.any()
+    proposed = []
+    usual = near._Compared.most_similar
+    monkeypatch.setattr(
+        near._Compared,
+        "most_similar",
+        lambda self, row, others: proposed.append(len(others)) or usual(self, row, others),
+    )
+    monkeypatch.setattr(near, "MOST_A_KEY", 2)
+    twin, _, crowded = near_duplicates(texts, none, 0.6, 2)
+    assert twin.tolist() == expected.tolist() == [-1] * 120 + list(range(110, 120))
+    assert not crowded[:3].any()
+    assert crowded[60:].mean() > 0.9
+    assert max(proposed) <= 2 * 32
 
 
 def test_a_chain_takes_only_what_is_near_to_what_stays():
@@ -108,7 +153,7 @@ def test_a_chain_takes_only_what_is_near_to_what_stays():
     a = [f"w{i}" for i in range(40)]
     b = [f"x{i}" for i in range(5)] + a[5:]
     c = b[:-6] + [f"y{i}" for i in range(6)]
-    twin, _ = near_duplicates([" ".join(a), " ".join(b), " ".join(c)], np.zeros(3, bool), 0.7, 2)
+    twin, *_ = near_duplicates([" ".join(a), " ".join(b), " ".join(c)], np.zeros(3, bool), 0.7, 2)
     assert twin.tolist() == [-1, 0, -1]
 
 
