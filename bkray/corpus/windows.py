@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -42,6 +43,17 @@ def first_rows(parts: Sequence[Path], columns: Sequence[str], split: str, count:
         if rows >= count:
             break
     return pa.concat_tables(found).slice(0, count)
+
+
+def count_values(parts: Sequence[Path], column: str) -> Counter[str]:
+    """How often each value of a column occurs in all `parts`; some rows of it are held at a time."""
+    counts: Counter[str] = Counter()
+    for part in parts:
+        with pq.ParquetFile(part) as file:
+            for batch in file.iter_batches(columns=[column]):
+                found = pc.value_counts(batch[column])
+                counts.update({row["values"]: row["counts"] for row in found.to_pylist()})
+    return counts
 
 
 def _dataset(parts: Sequence[Path]) -> pads.Dataset:

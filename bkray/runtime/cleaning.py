@@ -7,7 +7,6 @@ Held-out documents are never taken out, so that arms of a comparison are measure
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -32,7 +31,7 @@ from bkray.corpus.cleaning import (
 )
 from bkray.corpus.cleaning.near import PERMUTATIONS
 from bkray.corpus.cleaning.quality import SCORES
-from bkray.corpus.windows import first_rows
+from bkray.corpus.windows import count_values, first_rows
 from bkray.runtime.stages import blocks_of, bucket_of, map_tables, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
 
@@ -243,7 +242,7 @@ def without(work: Work, removed: Dataset | None, details: dict) -> Outcome:
     gone = _write_removed.remote(str(path), *blocks)
     kept = map_tables(read_parts(work.source.parts), _Others(gone))
     rows = write_parts(kept, work.directory, DOCUMENTS, ["split", "doc_id"])
-    counts = dict(sorted(Counter(pq.read_table(path, columns=["reason"])["reason"].to_pylist()).items()))
+    counts = dict(sorted(count_values([path], "reason").items()))
     named = "".join(f", {number:,} removed ({reason})" for reason, number in counts.items())
     if not first_rows(sorted(work.directory.glob("part-*")), ["doc_id"], "train", 1).num_rows:
         raise UserError(f"{work.stage.name}: no training document is left{named}: {_MENDS[work.stage.name]}")

@@ -31,7 +31,7 @@ from bkray.corpus import (
     train_tokenizer,
 )
 from bkray.corpus.schema import DOCUMENTS, REJECTS, SPLITS, row_rng, windows_schema
-from bkray.corpus.windows import read_columns, read_rows
+from bkray.corpus.windows import count_values, read_rows
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.stages import bucket_of, map_tables, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
@@ -68,6 +68,7 @@ def documents(work: Work) -> Outcome:
     if recipe.cleaning.exact:
         kept = read.groupby("bucket").map_groups(_drop_duplicates, batch_format="pyarrow", num_cpus=1)
     rows = write_parts(kept, work.directory, DOCUMENTS, ["split", "doc_id"])
+    shutil.rmtree(rejects)
     _check_splits(sorted(work.directory.glob("part-*")), recipe.window)
     rejected = sum(reasons.values())
     summary = f"{rows:,} documents, {total - rows:,} duplicates removed, {rejected:,} rejected"
@@ -105,14 +106,14 @@ def _drop_duplicates(bucket: pa.Table) -> pa.Table:
 
 
 def _gather_rejects(folder: Path, target: Path) -> Counter[str]:
-    """Merge the shards' rejects in order into one file; count them by reason."""
-    tables = [pq.read_table(path) for path in sorted(folder.iterdir())]
-    merged = pa.concat_tables([REJECTS.empty_table(), *tables])
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
-    pq.write_table(merged, target)
-    return Counter(merged["reason"].to_pylist())
+    """Write the shards' rejects in order into one file, a shard's at a time; count them by reason.
+
+    The folder stays: a shard that is read once more, where a block of it was lost, writes its rejects again.
+    """
+    with pq.ParquetWriter(target, REJECTS) as merged:
+        for path in sorted(folder.iterdir()):
+            merged.write_table(pq.read_table(path))
+    return count_values([target], "reason")
 
 
 def _check_rejects(reasons: Counter[str], accepted: int, recipe: Recipe, path: Path) -> None:
@@ -299,8 +300,7 @@ def _real_windows(table: pa.Table) -> pa.Table:
 
 
 def _split_counts(directory: Path, dropped: int, recipe: Recipe) -> dict[str, int]:
-    splits = read_columns(sorted(directory.glob("part-*")), ["split"])["split"]
-    counts = Counter({row["values"]: row["counts"] for row in pc.value_counts(splits).to_pylist()})
+    counts = count_values(sorted(directory.glob("part-*")), "split")
     for split in SPLITS:
         if not counts[split]:
             raise UserError(

@@ -53,6 +53,7 @@ def test_awkward_rows_are_set_aside_and_copies_stay_in_one_split(texts, tmp_path
         ("train.jsonl", place, reason) for place, reason in enumerate(AWKWARD)
     ]
     assert documents.manifest["rejects"] == dict.fromkeys(AWKWARD, 1)
+    assert not (documents.path / ".rejects").exists()
     kept = pq.read_table(documents.parts).to_pylist()
     assert [row["text"] for row in kept].count(COPY) == 1
     assert [row["text"] for row in kept].count(endless) == 1
