@@ -15,13 +15,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bkray.config import Recipe, UserError
 from bkray.corpus import load_tokenizer
 from bkray.corpus.schema import row_rng, score_array, score_field, windows_schema
 from bkray.corpus.tokenizer import SEPARATOR
 from bkray.corpus.windows import first_rows, tokens_array
-from bkray.difficulty import compression_ratio, perplexity, rarity, score_windows, sentence_length
+from bkray.difficulty import (
+    compression_ratio,
+    perplexity,
+    rarity,
+    score_windows,
+    scoring_dtype,
+    sentence_length,
+)
 from bkray.runtime.cluster import TASK_CPUS
 from bkray.runtime.plan import chosen_scores, scored_columns
 from bkray.runtime.proxy import train_proxy
@@ -54,9 +62,9 @@ def proxy(work: Work) -> Outcome:
 def scored(work: Work) -> Outcome:
     """Score the training windows: what the recipe asks for, and which counts for what."""
     recipe = work.recipe
-    scorer = _scorer(work, scored_columns(recipe))
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if recipe.needs_proxy else 0
+    scorer = _scorer(work, scored_columns(recipe), gpus)
     flops, widths = in_worker(scorer.flops), in_worker(scorer.widths)
-    gpus = int(ray.cluster_resources().get("GPU", 0)) if scorer.model else 0
     dataset = map_tables(
         read_parts(work.source.parts, "train").repartition(target_num_rows_per_block=_BLOCK_ROWS),
         _Score,
@@ -73,7 +81,8 @@ def scored(work: Work) -> Outcome:
     ledger = Ledger()
     if scorer.model:
         ledger.charge("scoring", flops=rows * ray.get(flops), tokens=rows * recipe.window)
-    details = {"quantiles": _quantiles(work.directory, [f.name for f in schema if f.type == pa.float32()])}
+    quantiles = _quantiles(work.directory, [f.name for f in schema if f.type == pa.float32()])
+    details = {"quantiles": quantiles, **scorer.said}
     return Outcome(rows, f"{rows:,} windows", ledger=ledger, details=details)
 
 
@@ -86,14 +95,14 @@ def held_out_scores(work: Work) -> Outcome:
     names = ["compression", "rarity", "sentence_length"]
     names += ["loss", *MEASURES] if recipe.needs_proxy else []
     names += [name for name in chosen_scores(recipe).values() if name not in ("token_loss", "perplexity")]
-    scorer = _scorer(work, tuple(dict.fromkeys(names)))
+    scorer = _scorer(work, tuple(dict.fromkeys(names)), gpus=0)
     rows, flops = ray.get(
         [_score_held_out.remote(scorer, work.source.parts, work.directory), in_worker(scorer.flops)]
     )
     ledger = Ledger()
     if scorer.model:
         ledger.charge("skill", flops=rows * flops, tokens=rows * recipe.window)
-    return Outcome(rows, f"{rows:,} test windows", ledger=ledger)
+    return Outcome(rows, f"{rows:,} test windows", ledger=ledger, details=scorer.said)
 
 
 @ray.remote(num_cpus=1)
@@ -154,6 +163,13 @@ class Scorer:
     reference: Path | None
     counts: np.ndarray | None
     """Occurrences of every token (V,), for rarity."""
+    dtype: torch.dtype = torch.float32
+    """Of the models' matrix products: the same wherever a window is scored."""
+
+    @property
+    def said(self) -> dict[str, str]:
+        """What the manifest says of it."""
+        return {"dtype": str(self.dtype).removeprefix("torch.")} if self.model else {}
 
     def widths(self) -> dict[str, int]:
         """Of the columns that hold several numbers a window."""
@@ -187,7 +203,7 @@ def _width(model: torch.nn.Module) -> int:
         return int(model.hidden(torch.zeros(1, 1, dtype=torch.int64, device=device)).shape[-1])  # type: ignore[operator]
 
 
-def _scorer(work: Work, names: tuple[str, ...]) -> Scorer:
+def _scorer(work: Work, names: tuple[str, ...], gpus: int) -> Scorer:
     recipe = work.recipe
     model: Path | None = None
     if recipe.needs_proxy:
@@ -201,7 +217,38 @@ def _scorer(work: Work, names: tuple[str, ...]) -> Scorer:
         model,
         Path(reference).absolute() if reference and "reducible" in names else None,
         _token_counts(work.source.parts, recipe) if "rarity" in names else None,
+        _dtype(gpus) if model else torch.float32,
     )
+
+
+def _dtype(gpus: int) -> torch.dtype:
+    """That of every window's score: bfloat16 where all machines that may score have it."""
+    kind, asked = ("GPU", 1) if gpus else ("CPU", 0)
+    machines = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(kind)]
+    return common_dtype(
+        ray.get(
+            [
+                _dtype_here.options(
+                    num_gpus=asked, scheduling_strategy=NodeAffinitySchedulingStrategy(machine, soft=True)
+                ).remote()
+                for machine in machines
+            ]
+        )
+    )
+
+
+@ray.remote(num_cpus=0)
+def _dtype_here() -> torch.dtype:
+    return scoring_dtype(_device())
+
+
+def common_dtype(dtypes: list[torch.dtype]) -> torch.dtype:
+    """bfloat16 where nothing else is among them."""
+    return torch.bfloat16 if set(dtypes) == {torch.bfloat16} else torch.float32
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class _Score:
@@ -211,9 +258,8 @@ class _Score:
         torch.set_num_threads(1)
         self.scorer = scorer
         self.tokenizer = load_tokenizer(scorer.tokenizer)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         paths = (scorer.model, scorer.reference)
-        self.model, self.reference = (load_model(path).to(device) if path else None for path in paths)
+        self.model, self.reference = (load_model(path).to(_device()) if path else None for path in paths)
         self.masks = _masks(scorer, self.model)
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -254,12 +300,13 @@ class _Score:
             "token_loss" in names,
             embedding="embedding" in names,
             masks_TD=self.masks,
+            dtype=self.scorer.dtype,
         )
         if "perplexity" in names:
             scores["perplexity"] = perplexity(scores["loss"])
         _check_finite(scores, self.scorer.model)
         if self.reference is not None:
-            reference = score_windows(self.reference, tokens_WN1)
+            reference = score_windows(self.reference, tokens_WN1, dtype=self.scorer.dtype)
             _check_finite(reference, self.scorer.reference)
             scores["reducible"] = scores["loss"] - reference["loss"]
         return scores

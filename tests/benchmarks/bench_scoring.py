@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from torch.nn import functional as F
 
 from bkray.config import Recipe, parse_recipe
 from bkray.corpus import train_tokenizer
-from bkray.difficulty import model_score, score_windows, scoring_dtype
+from bkray.difficulty import score_windows, scoring_dtype
 from bkray.model import build_model
 from bkray.runtime.cluster import TASK_CPUS, cluster, local_cpus
 from bkray.runtime.scoring import Scorer, _Score
@@ -102,10 +103,9 @@ def _held_rate(_: int) -> float:
 class _Noted(_Score):
     """The stage's actor, which notes when it scored what."""
 
-    def __init__(self, scorer: Scorer, dtype: torch.dtype) -> None:
-        model_score.scoring_dtype = lambda device: dtype
+    def __init__(self, scorer: Scorer) -> None:
         super().__init__(scorer)
-        score_windows(self.model, np.zeros((2, WINDOW + 1), dtype=np.int32))
+        score_windows(self.model, np.zeros((2, WINDOW + 1), dtype=np.int32), dtype=scorer.dtype)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         begin = time.time()
@@ -114,14 +114,14 @@ class _Noted(_Score):
         return pa.table({"rows": [rows], "begin": [begin], "end": [ended], "actor": [os.getpid()]})
 
 
-def scored(part: Path, scorer: Scorer, dtype: torch.dtype, cores: int, starts: list[float]) -> float:
+def scored(part: Path, scorer: Scorer, cores: int, starts: list[float]) -> float:
     """Windows a second once every actor scores; the seconds before that go to `starts`."""
     start = time.time()
     dataset = map_tables(
         read_parts([part]).repartition(target_num_rows_per_block=BLOCK),
         _Noted,
         TASK_CPUS,
-        fn_constructor_args=(scorer, dtype),
+        fn_constructor_args=(scorer,),
         compute=actors(cores, pq.read_metadata(part).num_rows, BLOCK),
         batch_size=TOGETHER,
     )
@@ -152,7 +152,7 @@ def compare(title: str, folder: Path, tokens: np.ndarray, recipe: Recipe, rounds
     }
     for dtype in dict.fromkeys((torch.float32, scoring_dtype(torch.device("cpu")))):
         name = f"scored, {str(dtype).removeprefix('torch.')}"
-        arms[name] = partial(scored, part, scorer, dtype, cores, starts)
+        arms[name] = partial(scored, part, replace(scorer, dtype=dtype), cores, starts)
     plain_loop(model, one[:BATCH])
     rates: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(rounds):

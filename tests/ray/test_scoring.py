@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from bkray.config import UserError, load_recipe
 from bkray.config.model import ResNetBKModel
 from bkray.corpus.windows import embedding_array, read_columns, tokens_array
-from bkray.difficulty import score_windows
+from bkray.difficulty import score_windows, scoring_dtype
 from bkray.model import build_model
 from bkray.reporting.progress import Progress
 from bkray.runtime import scoring
@@ -90,6 +90,8 @@ def test_given_models_score_and_the_most_uncertain_of_every_cluster_are_kept(
     np.testing.assert_array_equal(scored["difficulty"].to_numpy(), reducible)
     np.testing.assert_array_equal(scored["uncertainty"].to_numpy(), expected["variation_ratio"])
     np.testing.assert_array_equal(embedding_array(scored), expected["embedding"].astype(np.float16))
+
+    assert built["scored"].manifest["details"]["dtype"] in str(scoring_dtype(torch.device("cpu")))
 
     keep = round(0.6 * len(tokens))
     ids, shares = most_uncertain_of_every_cluster(

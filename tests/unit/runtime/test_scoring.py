@@ -1,5 +1,7 @@
 """What an actor adds to its windows; the stages themselves are in tests/ray."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,10 +9,11 @@ import torch
 
 from bkray.config import UserError, parse_recipe
 from bkray.corpus import train_tokenizer
-from bkray.difficulty import sentence_length
+from bkray.corpus.windows import tokens_array
+from bkray.difficulty import score_windows, sentence_length
 from bkray.model import build_model
-from bkray.runtime.scoring import Scorer, _Score
-from bkray.training import export_model
+from bkray.runtime.scoring import Scorer, _Score, common_dtype
+from bkray.training import export_model, load_model
 
 MODEL = {"kind": "resnet_bk", "d_model": 16, "n_layers": 1, "n_heads": 4}
 TEXT = "one two three. four\n\nfive six"
@@ -44,6 +47,21 @@ def test_scores_come_in_their_order_and_those_asked_for_once_more_under_their_us
     first, second = scored["uncertainty"].to_pylist()  # drawn by the window's id
     assert first != second
     assert _Score(scorer)(table.slice(1))["uncertainty"].to_pylist() == [second]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_scorer_says_what_the_products_are_in_wherever_it_scores(tmp_path, dtype):
+    scorer, table = scorer_of(tmp_path, ("loss",))
+    scored = _Score(replace(scorer, dtype=dtype))(table)
+    model, tokens = load_model(scorer.model), tokens_array(table)
+    expected = score_windows(model, tokens, dtype=dtype)["loss"]
+    np.testing.assert_array_equal(scored["loss"].to_numpy(), expected)
+    assert replace(scorer, dtype=dtype).said == {"dtype": str(dtype).removeprefix("torch.")}
+
+
+def test_machines_of_which_one_lacks_bfloat16_score_in_float32():
+    assert common_dtype([torch.bfloat16] * 2) == torch.bfloat16
+    assert common_dtype([torch.bfloat16, torch.float32]) == torch.float32
 
 
 def test_documents_in_a_window_are_sentences_of_their_own(tmp_path):
