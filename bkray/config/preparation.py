@@ -50,6 +50,21 @@ class ApertiumTranslator(Section):
     forth: ModeName = "eng-spa"
     back: ModeName = "spa-eng"
 
+    @model_validator(mode="after")
+    def _returning(self) -> ApertiumTranslator:
+        (source, target), (begun, ended) = (_languages(mode) for mode in (self.forth, self.back))
+        if (begun, ended) != (target, source):
+            raise ValueError(
+                f"back {self.back} does not lead back from forth {self.forth}: set it to {target}-{source}, "
+                "or forth to its opposite"
+            )
+        return self
+
+
+def _languages(mode: str) -> list[str]:
+    """Source and target without the variants that `_` sets off: spa and cat of spa-cat_valencia."""
+    return [language.split("_")[0] for language in mode.split("-")]
+
 
 class HuggingFaceTranslator(Section):
     """Two sequence-to-sequence models for `transformers`: folders, or names of the hub in its local cache."""
@@ -120,6 +135,14 @@ class Diversity(Section):
     """Of the mean final states of the scoring model."""
     sample: Annotated[int, Field(ge=2)] = 8192
     """Windows that the clusters are made from."""
+
+    @model_validator(mode="after")
+    def _enough(self) -> Diversity:
+        if self.clusters > self.sample:
+            raise ValueError(
+                f"clusters {self.clusters} cannot be made from sample {self.sample}: raise it or lower them"
+            )
+        return self
 
 
 class Selection(Section):

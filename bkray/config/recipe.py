@@ -7,11 +7,12 @@ Unknown keys are refused (`loading.py` adds suggestions), and so are keys that w
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from bkray.config.corpus import AnyCorpus, Cleaning, MixedCorpus, Tokenizer
+from bkray.config.corpus import AnyCorpus, Cleaning, Tokenizer
 from bkray.config.divergence import SkipStep
 from bkray.config.fine_tuning import unsuitable_fine_tuning
 from bkray.config.model import GRUModel, ImportModel, Model, ResNetBKModel
@@ -159,6 +160,11 @@ class Recipe(Section):
                 "(loss, entropy, least_confidence) nor training.token_selection (reducible) asks for a "
                 "model's score"
             )
+        if self._refers_to_itself():
+            faults.append(
+                f"difficulty.reference {self.given_models['difficulty.reference']} is the model of "
+                "proxy.folder, so that every score would be 0: name another one"
+            )
         kinds = [section.kind for section in self.augmentation]
         if twice := next((kind for kind in kinds if kinds.count(kind) > 1), None):
             faults.append(
@@ -189,12 +195,14 @@ class Recipe(Section):
         faults += self._unsuitable_savings() + self._profile_beyond_the_end() + self._rise_of_one_step()
         faults += self._restart_within_the_warm_up() + self._sites_beyond_the_window()
         faults += self._too_few_looks() if self.batch_windows else []
-        sources = self.corpus.sources if isinstance(self.corpus, MixedCorpus) else (self.corpus,)
-        if any(source.validation + source.test > 0.5 for source in sources):
-            faults.append("corpus.validation and corpus.test together leave less than half for training")
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+    def _refers_to_itself(self) -> bool:
+        models = [self.given_models.get(setting) for setting in ("proxy.folder", "difficulty.reference")]
+        scorer, reference = (folder and Path(folder).resolve() for folder in models)
+        return bool(scorer) and scorer == reference
 
     def _unsuitable_hardware(self) -> list[str]:
         faults = []

@@ -33,6 +33,7 @@ from bkray.difficulty import (
 from bkray.runtime.cluster import TASK_CPUS
 from bkray.runtime.plan import chosen_scores, scored_columns
 from bkray.runtime.proxy import train_proxy
+from bkray.runtime.selection import kept_of
 from bkray.runtime.stages import actors, in_worker, map_tables, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
 from bkray.selection import MEASURES, dropout_masks, histogram, quantile
@@ -48,6 +49,7 @@ _SKILL_WINDOWS = 1024  # test windows scored at most: a rank correlation is then
 
 def proxy(work: Work) -> Outcome:
     """Train the small scoring model in one process; its cost is charged."""
+    _check_keep(work)
     ledger = Ledger(
         ray.get(
             train_proxy.remote(
@@ -62,6 +64,7 @@ def proxy(work: Work) -> Outcome:
 def scored(work: Work) -> Outcome:
     """Score the training windows: what the recipe asks for, and which counts for what."""
     recipe = work.recipe
+    _check_keep(work)
     gpus = int(ray.cluster_resources().get("GPU", 0)) if recipe.needs_proxy else 0
     scorer = _scorer(work, scored_columns(recipe), gpus)
     flops, widths = in_worker(scorer.flops), in_worker(scorer.widths)
@@ -84,6 +87,12 @@ def scored(work: Work) -> Outcome:
     quantiles = _quantiles(work.directory, [f.name for f in schema if f.type == pa.float32()])
     details = {"quantiles": quantiles, **scorer.said}
     return Outcome(rows, f"{rows:,} windows", ledger=ledger, details=details)
+
+
+def _check_keep(work: Work) -> None:
+    """Refuse a selection of all windows before anything is spent on scores."""
+    if selection := work.recipe.selection:
+        kept_of(selection, work.inputs["windows"].splits["train"])
 
 
 def held_out_scores(work: Work) -> Outcome:

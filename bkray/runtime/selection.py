@@ -19,7 +19,7 @@ import ray
 from ray.data import Dataset
 
 from bkray.config import UserError
-from bkray.config.preparation import Diversity
+from bkray.config.preparation import Diversity, Selection
 from bkray.corpus.windows import embedding_array, first_rows
 from bkray.runtime.cluster import TASK_CPUS
 from bkray.runtime.stages import (
@@ -42,7 +42,7 @@ def selected(work: Work) -> Outcome:
 
     settings, before = work.recipe.selection, work.source.rows
     assert settings
-    keep = max(1, round(settings.keep * before))
+    keep = kept_of(settings, before)
     ledger = Ledger()
     details: dict[str, Any] = {}
     if settings.diversity:
@@ -56,6 +56,17 @@ def selected(work: Work) -> Outcome:
     return Outcome(
         rows, f"{rows:,} of {before:,} windows", removed=before - rows, ledger=ledger, details=details
     )
+
+
+def kept_of(settings: Selection, rows: int) -> int:
+    """How many windows of `rows` are kept. Raises UserError where it is all of them."""
+    keep = max(1, round(settings.keep * rows))
+    if keep == rows:
+        raise UserError(
+            f"selection.keep {settings.keep:g} of {rows:,} windows is all of them, which selects nothing: "
+            "lower it, remove selection, or bring more text"
+        )
+    return keep
 
 
 def _diverse(work: Work, settings: Diversity, keep: int) -> tuple[Dataset, float, dict[str, Any]]:

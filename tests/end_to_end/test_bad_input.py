@@ -13,6 +13,8 @@ from bkray.config import dump_yaml, load_recipe
 
 pytestmark = pytest.mark.end_to_end
 
+NOT_INSTALLED = "{kind: back_translation, translator: {kind: apertium, forth: eng-tlh, back: tlh-eng}}"
+
 
 @pytest.fixture
 def bkray(bkray_here):
@@ -44,7 +46,7 @@ def refused(bkray, path, out, *arguments):
         (["training.workers=999", "training.batch_tokens=31968", "--cpus", "999"], "MiB are available: set"),
         (["training.gradient_cache={kind: stale, max_bytes: 1000}"], "1,000 does not hold one gradient"),
         (
-            ["augmentation=[{kind: back_translation, translator: {kind: apertium, forth: eng-tlh}}]"],
+            [f"augmentation=[{NOT_INSTALLED}]"],
             "cannot translate eng-tlh with Apertium",
         ),
         ([], "text.txt"),
@@ -70,7 +72,7 @@ def test_a_loop_whose_translator_is_missing(bkray, tmp_path):
     values["selection"] = {"kind": "entropy"}
     (tmp_path / "text.txt").write_text("words " * 1000)
     (tmp_path / "loop.yaml").write_text(yaml.safe_dump(values))
-    copies = "augmentation=[{kind: back_translation, translator: {kind: apertium, forth: eng-tlh}}]"
+    copies = f"augmentation=[{NOT_INSTALLED}]"
     finished = bkray("active", tmp_path / "loop.yaml", copies, "--out", tmp_path / "out")
     assert finished.returncode == 2, finished.stderr
     assert "cannot translate eng-tlh with Apertium" in finished.stderr

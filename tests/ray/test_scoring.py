@@ -121,6 +121,11 @@ def test_given_models_score_and_the_most_uncertain_of_every_cluster_are_kept(
     assert parts_of(run(recipe, tmp_path / "usual", "selected"), "scored", "selected") == before
 
 
+def test_a_selection_of_all_windows_is_refused_before_they_are_scored(small, models, tmp_path):
+    with pytest.raises(UserError, match=r"selection.keep 0.9999 of \d+ windows is all of them"):
+        run(diverse(small, models, "selection.keep=0.9999"), tmp_path / "run", until="scored")
+
+
 def parts_of(built, *names):
     return [part.read_bytes() for name in names for part in built[name].parts]
 

@@ -5,6 +5,7 @@ from bkray.config import UserError, apply_overrides, dump_yaml, load_recipe, par
 from bkray.config.sweep import Choice, Sweep, trial_recipe
 
 BASE = {"name": "t", "corpus": {"kind": "docstrings"}}
+TO_AND_FRO = {"kind": "apertium", "forth": "eng-spa", "back": "spa-eng"}
 
 
 def message(values):
@@ -183,7 +184,22 @@ def test_an_unknown_kind_names_the_nearest():
             {"model": {"kind": "resnet_bk", "halting": {}}, "training": {"compile": True}},
             "compile cannot take model.halting",
         ),
-        ({"corpus": {"kind": "docstrings", "test": 0.4, "validation": 0.2}}, "less than half for training"),
+        (
+            {"corpus": {"kind": "docstrings", "test": 0.4, "validation": 0.2}},
+            "corpus: validation 0.2 and test 0.4 together leave less than half for training",
+        ),
+        (
+            {"cleaning": {"nearest": {"to": {"kind": "text", "path": "x", "test": 0.48}, "keep": 0.2}}},
+            "cleaning.nearest.to: validation 0.05 and test 0.48 together leave less than half",
+        ),
+        (
+            {"cleaning": {"leakage": {"held_out_of": {"a": {"kind": "text", "path": "x", "test": 0.48}}}}},
+            "cleaning.leakage.held_out_of.a: validation 0.05 and test 0.48 together leave less than half",
+        ),
+        (
+            {"cleaning": {"near": {"threshold": 0.02}}},
+            "cleaning.near.threshold: Input should be greater than or equal to 0.03, but it is 0.02",
+        ),
         ({"corpus": {"kind": "text", "path": "x", "document_start": "("}}, "is not a regular expression"),
         (
             {"cleaning": {"quality": {"sample": {"kind": "text", "path": "x", "test": 0.1}}}},
@@ -196,6 +212,14 @@ def test_an_unknown_kind_names_the_nearest():
         (
             {"difficulty": {"kind": "reducible"}, "curriculum": {}},
             "kind reducible takes the loss of a reference model off: set difficulty.reference",
+        ),
+        (
+            {
+                "difficulty": {"kind": "reducible", "reference": "./runs/m/"},
+                "proxy": {"folder": "runs/m"},
+                "curriculum": {},
+            },
+            "difficulty.reference ./runs/m/ is the model of proxy.folder, so that every score would be 0",
         ),
         (
             {"difficulty": {"kind": "loss", "reference": "m"}, "curriculum": {}},
@@ -244,6 +268,18 @@ def test_an_unknown_kind_names_the_nearest():
                 "model": {"kind": "resnet_bk", "experts": {}, "sparsity": {}},
             },
             "activation_checkpointing cannot take model.experts and model.sparsity",
+        ),
+        (
+            {"selection": {"kind": "random", "diversity": {"clusters": 100, "sample": 50}}},
+            "selection.diversity: clusters 100 cannot be made from sample 50",
+        ),
+        (
+            {"augmentation": [{"kind": "back_translation", "translator": TO_AND_FRO | {"back": "fra-eng"}}]},
+            "translator: back fra-eng does not lead back from forth eng-spa: set it to spa-eng",
+        ),
+        (
+            {"augmentation": [{"kind": "back_translation", "translator": TO_AND_FRO | {"back": "spa-fra"}}]},
+            "translator: back spa-fra does not lead back from forth eng-spa: set it to spa-eng",
         ),
         ({"selection": {"kind": "random", "keep": 1.0}}, "keep 1 selects nothing, all windows stay"),
         ({"curriculum": {"start": 1.0}}, "start 1 is plain shuffling"),
@@ -333,6 +369,7 @@ def test_a_recipe_calls_no_foreign_code(tmp_path):
         {"model": {"kind": "resnet_bk", "mixer": "gated"}},
         {"training": {"skip": {"by": "random"}}, "sampling": {"weight": "loss"}},
         {"corpus": {"kind": "text", "path": "x", "document_start": "^="}},
+        {"augmentation": [{"kind": "back_translation", "translator": TO_AND_FRO | {"forth": "eng-spa_AR"}}]},
         {"cleaning": {"near": {}, "quality": {"sample": {"kind": "text", "path": "x"}}}},
     ],
 )

@@ -42,6 +42,16 @@ def test_pairs_at_the_threshold_share_a_key_and_far_ones_hardly_ever(threshold):
         assert np.mean([shares_key(rng, 0.1, threshold) for _ in range(100)]) <= expected + 0.05
 
 
+def test_every_threshold_that_a_recipe_may_ask_for_has_its_recall():
+    assert not [t for t in np.linspace(0.03, 1.0, 98) if recall(t) < 0.97]
+    assert recall(0.02) < 0.93
+
+
+def recall(threshold):
+    rows = rows_per_band(threshold)
+    return 1 - (1 - threshold**rows) ** (PERMUTATIONS // rows)
+
+
 def shares_key(rng, similarity, threshold):
     size = 300
     shared = round(2 * size * similarity / (1 + similarity))
