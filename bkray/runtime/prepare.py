@@ -21,6 +21,7 @@ import ray
 
 from bkray.augmentation import build_augmentation
 from bkray.config import Recipe, UserError
+from bkray.config.corpus import AnyCorpus, MixedCorpus, TextCorpus
 from bkray.corpus import (
     Shard,
     first_of_duplicates,
@@ -69,7 +70,7 @@ def documents(work: Work) -> Outcome:
         kept = read.groupby("bucket").map_groups(_drop_duplicates, batch_format="pyarrow", num_cpus=1)
     rows = write_parts(kept, work.directory, DOCUMENTS, ["split", "doc_id"])
     shutil.rmtree(rejects)
-    _check_splits(sorted(work.directory.glob("part-*")), recipe.window)
+    _check_splits(sorted(work.directory.glob("part-*")), recipe)
     rejected = sum(reasons.values())
     summary = f"{rows:,} documents, {total - rows:,} duplicates removed, {rejected:,} rejected"
     return Outcome(rows, summary, removed=total - rows, rejects=dict(reasons))
@@ -120,26 +121,37 @@ def _check_rejects(reasons: Counter[str], accepted: int, recipe: Recipe, path: P
     rejected = sum(reasons.values())
     if rejected > recipe.cleaning.max_rejects * (accepted + rejected):
         first = pq.read_table(path).slice(0, 1).to_pylist()[0]
+        finer = _finer(recipe.corpus) if first["reason"] == "too long" else ""
         raise UserError(
             f"corpus: {rejected:,} of {accepted + rejected:,} documents were rejected, more than "
             f"cleaning.max_rejects {recipe.cleaning.max_rejects:g}; the first is document {first['ordinal']} "
-            f"of {first['source']}: {first['reason']} ({first['detail']})"
+            f"of {first['source']}: {first['reason']} ({first['detail']}): {finer}mend the rows or raise "
+            "cleaning.max_rejects"
         )
 
 
-def _check_splits(parts: list[Path], window: int) -> None:
+def _finer(corpus: AnyCorpus) -> str:
+    """How the text of a corpus falls into more documents, as the begin of a mend; empty where it cannot."""
+    sources = corpus.sources if isinstance(corpus, MixedCorpus) else (corpus,)
+    texts = [source for source in sources if isinstance(source, TextCorpus)]
+    coarse = any(text.document != "line" and not text.document_start for text in texts)
+    return "set corpus.document to line, or " if coarse else ""
+
+
+def _check_splits(parts: list[Path], recipe: Recipe) -> None:
     """Refuse a split of which no tokenizer can make a window: a token is at least a byte or ends a text."""
     for split in SPLITS:
         count = size = 0
         for rows in read_rows(parts, ["text"], split):
             count += rows.num_rows
             size += pc.sum(pc.binary_length(rows["text"])).as_py() or 0
-            if count >= _FEW_DOCUMENTS or size + count > window:
+            if count >= _FEW_DOCUMENTS or size + count > recipe.window:
                 break
         else:
             raise UserError(
-                f"corpus: the {split} split is too small for one window of {window} tokens, it has "
-                f"{count} documents of {size} bytes in all: set window lower, or bring more text"
+                f"corpus: the {split} split is too small for one window of {recipe.window} tokens, it has "
+                f"{count} documents of {size} bytes in all: {_finer(recipe.corpus)}set window lower, or "
+                "bring more text"
             )
 
 

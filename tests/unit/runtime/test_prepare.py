@@ -1,13 +1,15 @@
 """What the tasks of the first stages do with shards. No cluster needed."""
 
 import json
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
-from bkray.config import parse_recipe
+from bkray.config import UserError, parse_recipe
 from bkray.corpus import list_shards
-from bkray.runtime.prepare import _gather_rejects, _ReadShards
+from bkray.runtime.prepare import _check_rejects, _check_splits, _gather_rejects, _ReadShards
 
 
 def test_shards_are_read_again_after_their_rejects_are_gathered(tmp_path):
@@ -26,6 +28,35 @@ def test_shards_are_read_again_after_their_rejects_are_gathered(tmp_path):
     gathered = pq.read_table(target)
     assert gathered["source"].to_pylist() == ["a.jsonl", "a.jsonl", "c.jsonl"]
     assert gathered["ordinal"].to_pylist() == [0, 1, 0]
+
+
+TEXT = {"kind": "text", "path": "x"}
+LINE = "set corpus.document to line, or "
+
+
+@pytest.mark.parametrize(
+    ("corpus", "mend"),
+    [
+        (TEXT, LINE),
+        ({"kind": "mixed", "sources": [TEXT, {"kind": "docstrings"}]}, LINE),
+        ({**TEXT, "document": "line"}, ""),
+        ({**TEXT, "document_start": "^="}, ""),
+        ({"kind": "docstrings"}, ""),
+    ],
+)
+def test_text_without_blank_lines_is_told_how_it_falls_into_documents(corpus, mend, tmp_path):
+    recipe = parse_recipe({"name": "t", "corpus": corpus})
+    rejects = [{"source": "a.txt", "ordinal": 0, "reason": "too long", "detail": "2000000 characters: …"}]
+    pq.write_table(pa.Table.from_pylist(rejects), tmp_path / "rejects.parquet")
+    with pytest.raises(UserError) as error:
+        _check_rejects(Counter({"too long": 1}), 0, recipe, tmp_path / "rejects.parquet")
+    assert f"(2000000 characters: …): {mend}mend the rows or raise cleaning.max_rejects" in str(error.value)
+    documents = pa.table({"split": ["train"], "text": ["a text of six hundred kilobytes " * 20_000]})
+    pq.write_table(documents, tmp_path / "part-0.parquet")
+    with pytest.raises(UserError) as error:
+        _check_splits([tmp_path / "part-0.parquet"], recipe)
+    found = "the validation split is too small for one window of 256 tokens, it has 0 documents of 0 bytes"
+    assert f"{found} in all: {mend}set window lower, or bring more text" in str(error.value)
 
 
 def test_no_rejects_are_an_empty_table(tmp_path):
