@@ -2,14 +2,19 @@
 
     word, tag ─► lemma (morphy) ─► its most frequent sense ─► the other lemmas ─► the word's inflection
 
+An inflected form is taken only where an exception list of WordNet names it, or where it is regular and stands
+in WordNet's own definitions and examples: rules alone make words that nobody has written ("informations").
+
 Loaded once a process: it takes 5 to 10 s. Nothing is downloaded here, see `missing_data`. nltk is imported
 where it is used: every process imports this module, and few use it.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, lru_cache
 
 from bkray.config import UserError
 
@@ -21,8 +26,14 @@ NEEDED = {
 
 _PARTS = {"N": "n", "V": "v", "J": "a", "R": "r"}
 _EXCEPTIONS = {"n": "noun.exc", "v": "verb.exc", "a": "adj.exc", "r": "adv.exc"}
-_TAGS = ("NN", "NNS", "VB", "VBD", "VBG", "VBN", "VBP", "VBZ", "JJ", "JJR", "JJS", "RB", "RBR", "RBS")
+_DATA = ("data.noun", "data.verb", "data.adj", "data.adv")
+_BASE = frozenset({"NN", "JJ", "RB", "VB", "VBP"})
+_ENDINGS = {"VBZ": "s", "VBG": "ing"}
+_REGULAR = re.compile(r"\b[a-z]+(?:s|ed|ing)\b")
+_PARTICIPLES, _PASTS = ("en", "wn"), ("came", "ran")  # WordNet lists one form where there are two
 _VOWELS = "aeiou"
+_KNOWN_WORDS = 1 << 15
+"""Entries of each cache; a document's words mostly come from fewer."""
 
 
 def missing_data() -> list[str]:
@@ -64,7 +75,10 @@ class Thesaurus:
         self._wordnet = wordnet
         self._tagger = PerceptronTagger(lang="eng")
         self._irregular = {part: self._irregular_forms(name) for part, name in _EXCEPTIONS.items()}
-        self.synonyms, self.has_synonyms = cache(self._synonyms), cache(self._has_synonyms)
+        self._plurals = {form for forms in self._irregular["n"].values() for form in forms}
+        self._attested = self._attested_forms()
+        self.synonyms = lru_cache(_KNOWN_WORDS)(self._synonyms)
+        self.has_synonyms = lru_cache(_KNOWN_WORDS)(self._has_synonyms)
 
     def tag(self, words: list[str], index: int) -> str:
         """The Penn Treebank tag of `words[index]`; the tagger looks two words to either side."""
@@ -74,46 +88,71 @@ class Thesaurus:
     def _synonyms(self, word: str, tag: str) -> tuple[str, ...]:
         """Other words for a lower-case `word`, in its inflection, those of its most frequent sense.
 
-        Empty for tags that are no noun, verb, adjective or adverb, for names, and where nothing is known.
+        Empty for tags that are no noun, verb, adjective or adverb, for names, where nothing is known, and
+        where `word` is not in the form that `tag` names: the tagger errs, or the word is a plural by itself.
         """
         part = _PARTS.get(tag[0])
         if part is None or tag.startswith("NNP"):
             return ()
-        lemma = self._wordnet.morphy(word, part)
-        senses = self._wordnet.synsets(lemma, part) if lemma else []
-        if not senses:
+        lemma, others = self._sense(word, part)
+        if (word == lemma) != (tag in _BASE) or not word.endswith(_ENDINGS.get(tag, "")):
             return ()
-        names = [name for name in senses[0].lemma_names() if name.isalpha() and name.islower()]
-        forms = [self._inflected(name, tag, part) for name in names if name != lemma]
+        forms = [self._inflected(other, tag, part) for other in others]
         return tuple(form for form in forms if form and form != word)
 
     def _has_synonyms(self, word: str) -> bool:
-        """Whether `word` has a synonym under any tag: tagging costs more than this."""
-        return any(self.synonyms(word, tag) for tag in _TAGS)
+        """Whether `word` may have a synonym under some tag: tagging costs more than this."""
+        return any(self._sense(word, part)[1] for part in _EXCEPTIONS)
+
+    def _sense(self, word: str, part: str) -> tuple[str | None, list[str]]:
+        """The lemma of `word`, and the other single-word lemmas of its most frequent sense."""
+        lemma = self._wordnet.morphy(word, part)
+        names = self._wordnet.synsets(lemma, part)[0].lemma_names() if lemma else []
+        return lemma, [name for name in names if name.isalpha() and name.islower() and name != lemma]
 
     def _inflected(self, lemma: str, tag: str, part: str) -> str | None:
         """`lemma` in the form that `tag` names, or None where it is not known for sure."""
-        if tag in {"NN", "JJ", "RB", "VB", "VBP"}:
+        if part == "n" and self._is_plural(lemma):
+            return None
+        if tag in _BASE:
             return lemma
         irregular = self._irregular[part].get(lemma, ())
-        if tag in {"NNS", "VBZ"}:
-            known = [form for form in irregular if form.endswith("s")] if tag == "VBZ" else list(irregular)
-            form = known[0] if known else _with_s(lemma)
+        if tag == "NNS":
+            form = self._only(irregular, _with_s(lemma))
+        elif tag == "VBZ":
+            form = self._only([form for form in irregular if form.endswith("s")], _with_s(lemma))
         elif tag == "VBG":
-            known = [form for form in irregular if form.endswith("ing")]
-            form = known[0] if known else _with_ing(lemma)
+            form = self._only([form for form in irregular if form.endswith("ing")], _with_ing(lemma))
         elif tag in {"VBD", "VBN"}:
-            known = [form for form in irregular if not form.endswith(("ing", "s"))]
-            if len(known) > 1:
-                return None  # WordNet does not say which is the participle
-            form = known[0] if known else _with_ed(lemma)
+            form = self._only(
+                [form for form in irregular if not form.endswith(("ing", "s"))], _with_ed(lemma)
+            )
+            if form and form.endswith(_PARTICIPLES if tag == "VBD" else _PASTS):
+                return None
         else:  # comparatives and superlatives: irregular and doubled ones only
             ending = "er" if tag.endswith("R") else "est"
-            known = [form for form in irregular if form.endswith(ending)]
-            if not known:
-                return None
-            form = known[0]
-        return form if self._wordnet.morphy(form, part) == lemma else None
+            form = next((form for form in irregular if form.endswith(ending)), None)
+        return form if form and self._wordnet.morphy(form, part) == lemma else None
+
+    def _only(self, irregular: Sequence[str], regular: str) -> str | None:
+        """The one form that is known: an irregular one, or the regular one; None of several or of none."""
+        known = [*irregular, *([regular] if regular in self._attested else [])]
+        return known[0] if len(known) == 1 else None
+
+    def _is_plural(self, noun: str) -> bool:
+        """Whether `noun` is the plural of another one, though it has an entry of its own (woods, men)."""
+        if noun.endswith("s") and not noun.endswith("ss"):
+            return bool(self._wordnet.morphy(noun[:-1], "n") == noun[:-1])
+        return noun in self._plurals
+
+    def _attested_forms(self) -> frozenset[str]:
+        """The words of WordNet's definitions and examples that may be regular forms."""
+        forms: set[str] = set()
+        for name in _DATA:
+            with self._wordnet.open(name) as lines:
+                for line in lines:
+                    forms.update(_REGULAR.findall(line.partition("|")[2]))
+        return frozenset(forms)
 
     def _irregular_forms(self, file: str) -> dict[str, tuple[str, ...]]:
         """WordNet's exception list turned round: lemma to its irregular forms."""

@@ -53,9 +53,9 @@ def replaced(text, probability=0.999, **options):
 @needs_data
 def test_replacements_keep_part_of_speech_inflection_and_case():
     pairs = replaced(TEXT, max_share=1.0)
-    assert pairs["movies"] == {"films", "pictures", "pics", "flicks"}
-    assert pairs["Movies"] == {"Films", "Pictures", "Pics", "Flicks"}
-    assert pairs["began"] == {"started", "commenced"}
+    assert pairs["movies"] == {"films", "pictures", "flicks"}
+    assert pairs["Movies"] == {"Films", "Pictures", "Flicks"}
+    assert pairs["began"] == {"started"}
     assert pairs["trying"] >= {"seeking", "attempting"}
     assert pairs["buy"] == {"purchase"}
     assert pairs["large"] == {"big"}
