@@ -15,8 +15,8 @@ from bkray.config import preparation
 from bkray.config.preparation import Deletion, HuggingFaceTranslator, Swap, Synonym
 
 AUGMENTATIONS: dict[type, Callable[[Any, int], Augmentation]] = {
-    Deletion: lambda section, seed: RandomDeletion(section.probability, seed),
-    Swap: lambda section, seed: RandomSwap(section.probability, seed),
+    Deletion: lambda section, seed: RandomDeletion(section.probability, seed, section.min_words),
+    Swap: lambda section, seed: RandomSwap(section.probability, seed, section.min_words),
     Synonym: lambda section, seed: SynonymReplacement(section.probability, seed, section.max_share),
     preparation.BackTranslation: lambda section, seed: BackTranslation(
         build_translator(section.translator), section.lowest, section.highest

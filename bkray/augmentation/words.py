@@ -49,8 +49,19 @@ class WordAugmentation(Augmentation):
         """Change words (even positions) and gaps (odd ones) in place, given a draw in [0, 1) a word."""
 
 
-class RandomDeletion(WordAugmentation):
-    """Delete each word with `probability`; where all would go, the one with the highest draw stays.
+class _Shortest(WordAugmentation):
+    """With a number of words below which a document stays as it is."""
+
+    def __init__(self, probability: float, seed: int, min_words: int = 1) -> None:
+        """Raises ValueError for `min_words` below 1 too."""
+        super().__init__(probability, seed)
+        if min_words < 1:
+            raise ValueError(f"min_words {min_words} must be at least 1")
+        self.min_words = min_words
+
+
+class RandomDeletion(_Shortest):
+    """Delete each word with `probability`; `min_words` are left at least, those with the highest draws.
 
     Of the two gaps around a deleted word the one with more line breaks stays, the first of equals.
     """
@@ -58,10 +69,9 @@ class RandomDeletion(WordAugmentation):
     kind = "deletion"
 
     def _change(self, parts: list[str], draws: np.ndarray) -> None:
-        deleted = np.flatnonzero(draws < self.probability).tolist()
-        if len(deleted) == len(draws):
-            deleted.remove(int(draws.argmax()))
-        for word in deleted:
+        drawn = np.flatnonzero(draws < self.probability)
+        lowest_first = drawn[np.argsort(draws[drawn], kind="stable")]
+        for word in sorted(lowest_first[: max(0, len(draws) - self.min_words)].tolist()):
             at = 2 * word
             parts[at] = ""
             if 0 < at < len(parts) - 1:  # of the gaps around it, move the one to keep to the right
@@ -70,13 +80,16 @@ class RandomDeletion(WordAugmentation):
                 parts[at + 1] = after if after.count("\n") > before.count("\n") else before
 
 
-class RandomSwap(WordAugmentation):
-    """Swap each word with its right neighbour with `probability`; a word moves once at most, gaps never."""
+class RandomSwap(_Shortest):
+    """Swap each word with its right neighbour with `probability`; a word moves once at most, gaps never.
+
+    A document of fewer than `min_words` stays as it is.
+    """
 
     kind = "swap"
 
     def _change(self, parts: list[str], draws: np.ndarray) -> None:
-        moved = -1
+        moved = -1 if len(draws) >= self.min_words else len(draws)
         for word in np.flatnonzero(draws[:-1] < self.probability).tolist():
             if word > moved:
                 left, right = 2 * word, 2 * word + 2

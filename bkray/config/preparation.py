@@ -24,6 +24,8 @@ class Deletion(Copies):
 
     kind: Literal["deletion"]
     probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    min_words: Annotated[int, Field(ge=1)] = 1
+    """Words that are left at least; a document that has no more stays as it is."""
 
 
 class Swap(Copies):
@@ -31,6 +33,8 @@ class Swap(Copies):
 
     kind: Literal["swap"]
     probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    min_words: Annotated[int, Field(ge=1)] = 1
+    """A document of fewer words stays as it is."""
 
 
 class Synonym(Copies):

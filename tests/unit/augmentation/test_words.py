@@ -61,6 +61,24 @@ def test_deletion_never_empties_a_document():
     assert len({text[0] for text in result["text"].to_pylist()}) == 3
 
 
+def test_deletion_leaves_the_least_number_of_words():
+    texts = [" ".join(f"w{i}" for i in range(n)) for n in (1, 7, 8, 9, 200)]
+    made = RandomDeletion(0.9, 0, min_words=8)(documents(texts))["text"].to_pylist()
+    assert made[:3] == texts[:3]
+    assert len(made[3].split()) == 8
+    assert 8 <= len(made[4].split()) < 50
+    free = RandomDeletion(0.1, 0)(documents(texts))["text"].to_pylist()
+    assert RandomDeletion(0.1, 0, min_words=8)(documents(texts))["text"].to_pylist()[4] == free[4]
+
+
+def test_swap_leaves_documents_below_the_least_number_of_words():
+    texts = [" ".join(f"w{i}" for i in range(n)) for n in (2, 7, 8, 200)]
+    made = RandomSwap(0.9, 0, min_words=8)(documents(texts))["text"].to_pylist()
+    assert made[:2] == texts[:2]
+    assert made[2:] == RandomSwap(0.9, 0)(documents(texts))["text"].to_pylist()[2:]
+    assert made[2] != texts[2]
+
+
 def test_deletion_keeps_line_breaks_between_the_words_that_stay():
     text = "Title words here\n\n    indented  line\nlast"
     for i, result in enumerate(RandomDeletion(0.4, 1)(documents([text] * 200))["text"].to_pylist()):
@@ -91,10 +109,13 @@ def test_spaces_at_the_ends_stay():
 
 
 def test_built_from_the_recipe():
-    deletion = build_augmentation(Deletion(kind="deletion", probability=0.25), seed=5)
-    swap = build_augmentation(Swap(kind="swap"), seed=6)
+    deletion = build_augmentation(Deletion(kind="deletion", probability=0.25, min_words=4), seed=5)
+    swap = build_augmentation(Swap(kind="swap", min_words=3), seed=6)
     assert isinstance(deletion, RandomDeletion)
     assert isinstance(swap, RandomSwap)
     assert (deletion.probability, deletion.seed, swap.probability, swap.seed) == (0.25, 5, 0.1, 6)
+    assert (deletion.min_words, swap.min_words) == (4, 3)
     with pytest.raises(ValueError, match="between 0 and 1"):
         RandomDeletion(1.0, 0)
+    with pytest.raises(ValueError, match="min_words 0 must be at least 1"):
+        RandomSwap(0.1, 0, min_words=0)

@@ -102,6 +102,7 @@ def test_an_unknown_kind_names_the_nearest():
         ({"difficulty": {"kind": "rarity"}}, "difficulty has no effect without a curriculum"),
         ({"proxy": {}}, "proxy has no effect"),
         ({"augmentation": [{"kind": "swap"}, {"kind": "swap", "share": 0.5}]}, "names kind swap twice"),
+        ({"augmentation": [{"kind": "deletion", "min_words": 0}]}, "or equal to 1, but it is 0"),
         (
             {"augmentation": [{"kind": "back_translation", "lowest": 0.9, "highest": 0.5}]},
             "lowest 0.9 must be below highest 0.5",
