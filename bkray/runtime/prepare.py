@@ -43,6 +43,7 @@ _FEWEST_DOCUMENTS = 32  # a block of augmentation: starting a translator takes a
 _LONG_WORD, _LONG_BLANK = re.compile(r"\S{1000}"), re.compile(r"(\s{1000})\s+")  # BPE trains in their square
 _MOST_DOCUMENTS = 256  # a block of augmentation: slow translations are done in minutes, not in hours
 _MOST_BYTES = 16 << 20  # of such a block: split into words, a text takes many times as much
+_MOST_TRANSLATED = 128 << 10  # bytes of it where a kind translates: a stage that ends no block is given up
 
 
 # --- documents -----------------------------------------------------------------------------------
@@ -184,10 +185,7 @@ def _train_tokenizer(parts: list[Path], vocab_size: int, target: str) -> int:
 def augmented(work: Work) -> Outcome:
     """Of each training document that a kind takes one augmented document, or the reason why there is none."""
     originals = read_parts(work.source.parts, "train").materialize()
-    count = originals.count()
-    evenly = -(-count // (_BLOCKS_PER_CPU * work.cpus))
-    fits = max(1, _MOST_BYTES * count // max(1, originals.size_bytes()))
-    block = min(_MOST_DOCUMENTS, fits, max(_FEWEST_DOCUMENTS, evenly))
+    block = block_rows(work.recipe, originals.count(), originals.size_bytes(), work.cpus)
     spread = originals.repartition(target_num_rows_per_block=block)
     attempts = map_tables(spread, _Augment(work.recipe), batch_size=block).materialize()
     kinds = augmentation_counts(map_tables(attempts, _outcomes, batch_size=None).take_all())
@@ -195,6 +193,14 @@ def augmented(work: Work) -> Outcome:
     dropped = sum(sum(kind["dropped"].values()) for kind in kinds)
     summary = f"{rows:,} documents: " + "; ".join(map(_said, kinds))
     return Outcome(rows, summary, removed=dropped, details={"augmentation": kinds})
+
+
+def block_rows(recipe: Recipe, count: int, size: int, cpus: int) -> int:
+    """Documents of a block of augmentation, of `count` documents that take `size` bytes."""
+    translates = any(section.kind == "back_translation" for section in recipe.augmentation)
+    evenly = -(-count // (_BLOCKS_PER_CPU * cpus))
+    fits = max(1, (_MOST_TRANSLATED if translates else _MOST_BYTES) * count // max(1, size))
+    return min(_MOST_DOCUMENTS, fits, max(_FEWEST_DOCUMENTS, evenly))
 
 
 class _Augment:
@@ -207,15 +213,15 @@ class _Augment:
         self.seed = recipe.seed
 
     def __call__(self, documents: pa.Table) -> Iterator[pa.Table]:
-        for share, kind in self.kinds:
-            originals = self._taken(documents, share)
+        for place, (share, kind) in enumerate(self.kinds):
+            originals = self._taken(documents, share, place)
             attempts = kind.attempts(originals)
             yield attempts.append_column("unchanged", pc.equal(attempts["text"], originals["text"]))
 
-    def _taken(self, documents: pa.Table, share: float) -> pa.Table:
-        draws = [
-            row_rng(self.seed, "augmented", doc_id).random() for doc_id in documents["doc_id"].to_pylist()
-        ]
+    def _taken(self, documents: pa.Table, share: float, place: int) -> pa.Table:
+        """The `share` that the kind at `place` of the list draws, of which the others know nothing."""
+        stage = f"augmented {place}" if place else "augmented"
+        draws = [row_rng(self.seed, stage, doc_id).random() for doc_id in documents["doc_id"].to_pylist()]
         return documents.filter(pa.array(np.array(draws) < share))
 
 

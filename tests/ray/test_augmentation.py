@@ -45,6 +45,22 @@ def test_twice_the_documents_is_one_for_each_original(small, tmp_path):
     assert f"deletion {count} of {count}, {unchanged} of them unchanged" in manifest["summary"]
 
 
+def test_every_kind_draws_its_own_originals(small, tmp_path):
+    """The first as it does alone, so that a second one changes nothing of it."""
+    first, second = "{kind: deletion, share: 0.5}", "{kind: swap, share: 0.5}"
+    there, both, _ = augmented(small, tmp_path / "both", f"augmentation=[{first}, {second}]")
+    _, alone, _ = augmented(small, tmp_path / "alone", f"augmentation=[{first}]")
+    taken = {
+        kind: {row["parent_id"] for row in both.to_pylist() if row["augmentation"] == kind}
+        for kind in ("deletion", "swap")
+    }
+    assert taken["deletion"] == set(alone["parent_id"].to_pylist())
+    count = there["split"].to_pylist().count("train")
+    common = len(taken["deletion"] & taken["swap"])
+    assert 0.35 * count < len(taken["swap"]) < 0.65 * count
+    assert 0.1 * count < common < 0.4 * count
+
+
 @pytest.mark.skipif(not HERE, reason="Apertium's eng-spa is not here: apertium-eng-spa")
 def test_back_translation_and_what_it_drops(small, tmp_path, monkeypatch):
     """The bounds stand so that some of these word salads are dropped at either end."""
@@ -54,7 +70,7 @@ def test_back_translation_and_what_it_drops(small, tmp_path, monkeypatch):
     _, made, manifest = augmented(small, tmp_path / "usual", f"augmentation={sections}")
     translated, swapped = manifest["details"]["augmentation"]
     assert (translated["kind"], swapped["kind"]) == ("back_translation", "swap")
-    assert translated["originals"] == swapped["originals"] == swapped["made"]
+    assert swapped["originals"] == swapped["made"]
     assert translated["made"] + sum(translated["dropped"].values()) == translated["originals"]
     assert translated["dropped"].keys() == {"near copy", "wreck"}
     kinds = Counter(made["augmentation"].to_pylist())
