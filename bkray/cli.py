@@ -201,12 +201,16 @@ def transfer(
 def fetch(
     what: Annotated[str, typer.Argument(metavar="wordnet", help="what to download")],
     index: Annotated[str | None, typer.Option(help="URL of a mirror's index.xml (default: nltk's)")] = None,
+    deb: Annotated[
+        Path | None,
+        typer.Option(help="file of Debian's wordnet-base, which holds WordNet without the tagger"),
+    ] = None,
 ) -> None:
     """Download word data once, for augmentation synonym; every node of a cluster reads it from NLTK_DATA."""
     with _importing():
         from bkray.augmentation.fetch import fetch
 
-    typer.echo(fetch(what, index))
+    typer.echo(fetch(what, index, deb))
 
 
 @app.command()

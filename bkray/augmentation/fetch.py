@@ -1,4 +1,7 @@
-"""`bkray fetch wordnet`: nltk's downloader, once, where it is called; workers never download."""
+"""`bkray fetch wordnet`: nltk's downloader or Debian's package, once, where it is called.
+
+Workers never download.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,17 @@ from xml.etree import ElementTree
 
 from nltk.downloader import Downloader
 
+from bkray.augmentation import debian
 from bkray.augmentation.wordnet import NEEDED, missing_data
 from bkray.config import UserError
 
 
-def fetch(what: str, index: str | None = None) -> str:
-    """Download what is missing of `what` (wordnet, its tagger included); returns what there is to say.
+def fetch(what: str, index: str | None = None, deb: Path | None = None) -> str:
+    """Bring what is missing of `what` (wordnet, its tagger included); returns what there is to say.
 
-    Raises UserError for another name, and where the download fails.
+    WordNet comes from `deb`, a file of Debian's wordnet-base, where it is given; else from nltk's downloader,
+    and where that fails by apt-get. The tagger comes from nltk's downloader alone. Raises UserError for
+    another name, and where something is missing still.
     """
     if what != "wordnet":
         raise UserError(f"fetch {what}: there is only `bkray fetch wordnet`")
@@ -22,19 +28,43 @@ def fetch(what: str, index: str | None = None) -> str:
     if not missing:
         return f"{' and '.join(NEEDED)}: already there"
     downloader = Downloader(server_index_url=index)
-    folder = downloader.default_download_dir()
+    folder = Path(downloader.default_download_dir())
+    faults = []
+    if deb and "wordnet" in missing:
+        debian.unpack(deb, folder / NEEDED["wordnet"])
     try:
-        for package in missing:
-            downloader.download(package, download_dir=folder, quiet=True, raise_on_error=True)
+        for package in missing_data():
+            downloader.download(package, download_dir=str(folder), quiet=True, raise_on_error=True)
     except (OSError, ValueError, ElementTree.ParseError) as error:
-        raise UserError(_failure(missing, downloader.url, str(error))) from error
+        faults.append(f"{downloader.url}: {error}")
+        faults += _from_debian(folder)
     if lacking := missing_data():
-        raise UserError(_failure(lacking, downloader.url, f"{folder} lacks them still"))
-    return f"{' and '.join(missing)}: now in {Path(folder)}"
+        raise UserError(
+            _failure(missing, lacking, "; ".join(faults) or "they are there, and not found", folder)
+        )
+    return f"{' and '.join(missing)}: now in {folder}"
 
 
-def _failure(missing: list[str], url: str, reason: str) -> str:
+def _from_debian(folder: Path) -> list[str]:
+    """Why WordNet, where it is missing, did not come by apt-get either."""
+    if "wordnet" in missing_data():
+        try:
+            debian.download_and_unpack(folder / NEEDED["wordnet"])
+        except UserError as error:
+            return [str(error)]
+    return []
+
+
+def _failure(missing: list[str], lacking: list[str], reasons: str, folder: Path) -> str:
+    there = [package for package in missing if package not in lacking]
+    come = f"{' and '.join(there)}: now in {folder}; " if there else ""
+    package = (
+        f", name a file of Debian's {debian.PACKAGE} with --deb (it holds WordNet, not the tagger)"
+        if "wordnet" in lacking
+        else f" (Debian's {debian.PACKAGE} does not hold the tagger)"
+    )
     return (
-        f"fetch: {' and '.join(missing)} could not be downloaded from {url} ({reason}): name a mirror with "
-        "--index, or bring corpora/ and taggers/ of another machine and set NLTK_DATA to their place"
+        f"fetch: {come}{' and '.join(lacking)} could not be downloaded ({reasons}): name a mirror with "
+        f"--index{package}, or bring corpora/ and taggers/ of another machine and set NLTK_DATA to their "
+        "place"
     )

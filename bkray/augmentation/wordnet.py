@@ -47,7 +47,8 @@ def check_data() -> None:
         raise UserError(
             f"augmentation synonym needs nltk's {' and '.join(missing)}, which are in no folder of "
             "nltk.data.path: set NLTK_DATA to a folder that holds corpora/ and taggers/, or run "
-            "`bkray fetch wordnet`; where there is no network, do that elsewhere and bring the folder"
+            "`bkray fetch wordnet`, or `bkray fetch wordnet --deb FILE` with Debian's wordnet-base (WordNet "
+            "without the tagger); where there is no network, do that elsewhere and bring the folder"
         )
 
 
