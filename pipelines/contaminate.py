@@ -24,12 +24,17 @@ if __name__ == "__main__":
     parser.add_argument(
         "--off-domain", action="append", default=[], metavar="CORPUS", help="other text; repeatable"
     )
-    parser.add_argument("--share", type=float, default=0.5, help="of the training rows to be spoilt")
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=0.5,
+        help="of the rows of train.parquet that are spoilt: 0.5 adds one to each clean one",
+    )
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), help="default: all that there is text for")
     given = parser.parse_args()
     with exit_codes():
         kinds = given.kinds or [kind for kind in KINDS if kind != "off_domain" or given.off_domain]
         loaded = load_recipe(given.recipe, given.overrides)
         made = make_pool(loaded, given.pool, given.off_domain, kinds, given.share)
-        for kind in (CLEAN, *kinds):
+        for kind in (CLEAN, *kinds, "rejected"):
             print(f"{kind:16} {made[kind]:9,}")

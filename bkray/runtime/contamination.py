@@ -22,8 +22,9 @@ def make_pool(
 ) -> Counter[str]:
     """Write the splits of the recipe's corpus under `folder`; return the training rows of each kind.
 
-    A share `share` of the training rows is spoilt, in `kinds`; `others` are sections like `corpus` with text
-    that is off the domain. Raises UserError where the folder is there or a corpus cannot be used.
+    A share `share` of the training rows that are written is spoilt, in `kinds`; `others` are sections like
+    `corpus` with text that is off the domain. Documents that are rejected are left out and counted as
+    `rejected`. Raises UserError where the folder is there, a corpus cannot be used or too many are rejected.
     """
     if folder.exists():
         raise UserError(f"--pool {folder} is already there: name another folder")
@@ -32,7 +33,8 @@ def make_pool(
     with writing(folder) as partial:
         for split in SPLITS:
             spoilt = kinds if split == "train" else []
-            tables = contaminate(_documents(recipe, split), spoilt, share, recipe.seed, stream)
+            read = _documents(recipe, split, counts if split == "train" else Counter())
+            tables = contaminate(read, spoilt, share, recipe.seed, stream)
             with pq.ParquetWriter(partial / f"{split}.parquet", POOL, compression="zstd") as file:
                 for table in tables:
                     file.write_table(table)
@@ -40,11 +42,19 @@ def make_pool(
     return counts
 
 
-def _documents(recipe: Recipe, split: str | None = None) -> Iterator[pa.Table]:
-    """The documents of a recipe's corpus, in its order."""
+def _documents(recipe: Recipe, split: str | None, counts: Counter[str]) -> Iterator[pa.Table]:
+    """The documents of a recipe's corpus, in its order; adds what is rejected to `counts`."""
+    accepted = rejected = 0
     for shard in list_shards(recipe.corpus):
-        for table, _ in read_shard(shard, recipe.corpus, recipe.cleaning, recipe.seed):
+        for table, rejects in read_shard(shard, recipe.corpus, recipe.cleaning, recipe.seed):
+            accepted, rejected = accepted + table.num_rows, rejected + rejects.num_rows
             yield table if split is None else table.filter(pc.equal(table["split"], split))
+    if rejected > recipe.cleaning.max_rejects * (accepted + rejected):
+        raise UserError(
+            f"corpus: {rejected:,} of {accepted + rejected:,} documents were rejected, more than "
+            f"cleaning.max_rejects {recipe.cleaning.max_rejects:g}: mend the rows or raise it"
+        )
+    counts["rejected"] += rejected
 
 
 def _texts(sections: list[str]) -> Iterator[str]:
@@ -53,5 +63,6 @@ def _texts(sections: list[str]) -> Iterator[str]:
         parse_recipe(apply_overrides({"name": "other"}, [f"corpus={section}"]), f"--off-domain {section}")
         for section in sections
     ]
-    streams = [(t for table in _documents(recipe) for t in table["text"].to_pylist()) for recipe in recipes]
+    tables = [_documents(recipe, None, Counter()) for recipe in recipes]
+    streams = [(text for table in each for text in table["text"].to_pylist()) for each in tables]
     return (text for texts in zip_longest(*streams) for text in texts if text is not None)

@@ -1,5 +1,6 @@
 """The raw pool of a corpus: written, read again as a corpus, the same bytes each time."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +50,22 @@ def test_a_pool_of_a_corpus(small, tmp_path):
             kinds = {"clean", "near_duplicate", "off_domain", "shuffled", "boilerplate"}
             assert {row["kind"] for row in rows} == kinds
             printed = dict(line.split() for line in finished.stdout.splitlines())
-            assert printed == {kind: str([r["kind"] for r in rows].count(kind)) for kind in kinds}
+            written = {kind: str([r["kind"] for r in rows].count(kind)) for kind in kinds}
+            assert printed == {**written, "rejected": "0"}
+
+
+def test_what_is_rejected_is_counted_and_too_much_is_refused(small, tmp_path):
+    good = [json.dumps({"text": f"a text of its own, number {number}"}) for number in range(95)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*good, *["{"] * 5]))
+    corpus = f"corpus={{kind: jsonl, path: {tmp_path / 'a.jsonl'}}}"
+    made = make_pool(load_recipe(small, [corpus]), tmp_path / "pool", [], ["shuffled"], 0.5)
+    assert made["rejected"] == 5
+    strict = load_recipe(small, [corpus, "cleaning.max_rejects=0.02"])
+    with pytest.raises(
+        UserError, match=r"5 of 100 documents were rejected, more than .* 0.02: mend the rows"
+    ):
+        make_pool(strict, tmp_path / "strict", [], ["shuffled"], 0.5)
+    assert not list(tmp_path.glob("*strict*"))
 
 
 @pytest.mark.parametrize(
