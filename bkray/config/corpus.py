@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from bkray.config.patterns import checked_pattern
 from bkray.config.section import Count, Section
 
 
@@ -44,12 +44,7 @@ class FileCorpus(Corpus):
 
 
 def _checked_pattern(pattern: str | None) -> str | None:
-    if pattern is not None:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
-    return pattern
+    return None if pattern is None else checked_pattern(pattern)
 
 
 class TextCorpus(FileCorpus):

@@ -302,6 +302,13 @@ def test_impossible_and_inert_settings_are_refused(change, fault):
     assert fault in message({**BASE, **change})
 
 
+@pytest.mark.parametrize("pattern", [r"^(\w+\s?)*$", r"(\s*\w*)*:", r"^(\d+)+$"])
+def test_a_pattern_that_would_not_end_is_refused_by_its_key(pattern, monkeypatch):
+    monkeypatch.setattr("bkray.config.patterns._PROBE_S", 1)
+    said = message({**BASE, "corpus": {"kind": "text", "path": "x", "document_start": pattern}})
+    assert f"corpus.document_start: {pattern!r} takes more than 1 s for a line of 60 letters: write" in said
+
+
 def test_what_a_curriculum_and_a_model_score_need_is_implied():
     recipe = parse_recipe({**BASE, "curriculum": {}, "selection": {"kind": "entropy"}})
     assert recipe.difficulty is not None
