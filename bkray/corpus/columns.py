@@ -1,6 +1,9 @@
 """Texts in the columns of Arrow and Parquet tables, a few rows at a time.
 
-Parquet file ─► record batches of one column ─► bytes of each cell (decoded and checked by the caller)
+Parquet file ─► one row after the other ─► bytes of each cell (decoded and checked by the caller)
+
+A few kilobytes of Parquet may be gigabytes of text: a value that is repeated is written once. So a row is
+decoded at a time, which costs some microseconds a row; a page of long texts is decompressed as a whole.
 """
 
 from __future__ import annotations
@@ -16,9 +19,6 @@ from bkray.config import UserError
 from bkray.config.corpus import ParquetCorpus
 from bkray.corpus.shard import Fault, Record, Shard
 
-ROWS = 128
-"""Rows read at once: a bound for memory where texts are long."""
-
 
 def read_parquet(shard: Shard, corpus: ParquetCorpus) -> Iterator[Record]:
     """The texts of a Parquet file; UserError where the column is missing or holds no text."""
@@ -26,11 +26,10 @@ def read_parquet(shard: Shard, corpus: ParquetCorpus) -> Iterator[Record]:
         with fsspec.open(shard.location, "rb") as file:
             table = pq.ParquetFile(file)
             check_column(shard.source, corpus.text_field, table.schema_arrow)
-            ordinal = 0
-            for batch in table.iter_batches(ROWS, columns=[corpus.text_field]):
-                for content in cells(batch.column(0)):
+            rows = table.iter_batches(1, columns=[corpus.text_field], use_threads=False)
+            for ordinal, row in enumerate(rows):
+                for content in cells(row.column(0)):
                     yield Record(shard.source, ordinal, content)
-                    ordinal += 1
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"{shard.location}: cannot be read as Parquet: {error}") from error
     except UserError:
@@ -43,10 +42,9 @@ def read_parquet(shard: Shard, corpus: ParquetCorpus) -> Iterator[Record]:
 
 def cells(column: pa.Array) -> Iterator[bytes | Fault]:
     """Each cell's bytes, not yet decoded, so that one that is not UTF-8 does not take the others with it."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    for cell in column.cast(pa.large_binary()):
-        yield Fault("text is not a string", "null") if cell.as_py() is None else cell.as_py()
+    for cell in column:
+        buffer = (cell.value if isinstance(cell, pa.DictionaryScalar) else cell).as_buffer()
+        yield Fault("text is not a string", "null") if buffer is None else buffer.to_pybytes()
 
 
 def check_column(place: str, name: str, schema: pa.Schema) -> None:

@@ -6,17 +6,20 @@ name, config, revision ─► one shard a split ─► rows, or documents of sev
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 from bkray.config import UserError
 from bkray.config.corpus import HubCorpus
-from bkray.corpus.columns import ROWS, cells, check_column
+from bkray.corpus.columns import cells, check_column
 from bkray.corpus.lines import UTF8_MAX_BYTES, group, opens_at
 from bkray.corpus.shard import Fault, Record, Shard, own_splits, split_named
 
 T = TypeVar("T")
+
+_ROWS = 128  # of a memory-mapped table: none is copied before it is asked for
 
 
 def list_hub(corpus: HubCorpus) -> list[Shard]:
@@ -50,21 +53,27 @@ def read_hub(shard: Shard, corpus: HubCorpus, max_chars: int) -> Iterator[Record
     check_column(shard.source, corpus.text_field, rows.features.arrow_schema)
     contents: Iterator[bytes | bytearray | Fault] = _contents(rows, corpus.text_field)
     if corpus.document_start is not None:
-        lines = map(_line, _contents(rows, corpus.text_field))
-        contents = group(lines, opens_at(corpus.document_start), max_chars * UTF8_MAX_BYTES)
+        nulls: list[bytes | bytearray | Fault] = []
+        lines = _lines(_contents(rows, corpus.text_field), nulls)
+        documents = group(lines, opens_at(corpus.document_start), max_chars * UTF8_MAX_BYTES)
+        contents = chain(documents, nulls)
     for ordinal, content in enumerate(contents):
         yield Record(shard.source, ordinal, content)
 
 
 def _contents(rows: Any, column: str) -> Iterator[bytes | Fault]:
-    for table in rows.select_columns([column]).with_format("arrow").iter(ROWS):
-        yield from cells(table.column(0).combine_chunks())
+    for table in rows.select_columns([column]).with_format("arrow").iter(_ROWS):
+        for chunk in table.column(0).chunks:
+            yield from cells(chunk)
 
 
-def _line(content: bytes | Fault) -> bytes:
-    """A row as a line of a longer document; a null row is an empty one."""
-    text = b"" if isinstance(content, Fault) else content
-    return text if text.endswith(b"\n") else text + b"\n"
+def _lines(contents: Iterable[bytes | Fault], nulls: list[bytes | bytearray | Fault]) -> Iterator[bytes]:
+    """Rows as the lines of longer documents; null ones are none and go to `nulls`, each with its number."""
+    for number, content in enumerate(contents):
+        if isinstance(content, Fault):
+            nulls.append(Fault(content.reason, f"{content.detail}, row {number}"))
+        else:
+            yield content if content.endswith(b"\n") else content + b"\n"
 
 
 def _load(corpus: HubCorpus, load: Callable[..., T], *arguments: Any, **options: Any) -> T:

@@ -3,6 +3,8 @@
 import gzip
 import json
 import pickle
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -235,6 +237,31 @@ def test_parquet_reads_every_kind_of_text_column(tmp_path):
             (1, "text is not a string"),
             (4, "too long"),
         ]
+
+
+def test_a_small_parquet_file_of_gigabytes_of_text_is_read_a_row_at_a_time(tmp_path):
+    """One value of 20 MB that 64 rows have: a few kilobytes, 1.3 GB of text."""
+    bomb = pa.DictionaryArray.from_arrays(pa.array([0] * 64, pa.int32()), pa.array(["x" * 20_000_000]))
+    pq.write_table(pa.table({"text": bomb}), tmp_path / "a.parquet", compression="zstd")
+    assert (tmp_path / "a.parquet").stat().st_size < 10_000
+    code = """if True:
+        import sys
+        from bkray.config.corpus import Cleaning, ParquetCorpus
+        from bkray.corpus import list_shards, read_shard
+
+        def peak():
+            status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+            return int(status["VmHWM"].split()[0]) * 1024
+
+        corpus = ParquetCorpus(kind="parquet", path=sys.argv[1])
+        (shard,), before = list_shards(corpus), peak()
+        rejects = sum(rejects.num_rows for _, rejects in read_shard(shard, corpus, Cleaning(), 0))
+        print(rejects, (peak() - before) // 1_000_000)
+    """
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    rejects, megabytes = map(int, done.stdout.split())
+    assert rejects == 64
+    assert megabytes < 300
 
 
 def test_parquet_cell_that_is_not_utf8_rejects_only_its_row(tmp_path):

@@ -49,9 +49,13 @@ def test_splits_and_rows(folder):
 
 
 def test_rows_gathered_at_document_start(folder):
-    documents, _ = read(HubCorpus(kind="hub", name=str(folder), document_start="^= .* =$"))
+    documents, rejects = read(HubCorpus(kind="hub", name=str(folder), document_start="^= .* =$"))
     assert len(documents) == 62
-    assert documents[0]["text"] == "= test 0 =\nrow 1\nrow 2\n\nrow 4"
+    assert documents[0]["text"] == "= test 0 =\nrow 1\nrow 2\nrow 4"
+    assert [(row["source"], row["detail"]) for row in rejects] == [
+        ("sample/test", "null, row 3"),
+        ("sample/train", "null, row 3"),
+    ]
 
 
 def test_fingerprint_follows_the_files(folder):
