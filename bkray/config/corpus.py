@@ -86,6 +86,8 @@ class HubCorpus(Corpus):
     config: str | None = None
     revision: str | None = None
     text_field: str = "text"
+    rows: Count | None = None
+    """Of every split the first so many, read as a stream, so that no more are downloaded; null: all."""
     document_start: str | None = None
     """Regular expression: a row that it matches opens a new document of several rows."""
 

@@ -1,6 +1,8 @@
 """Data sets of the Hugging Face hub (or a local folder that `datasets` reads).
 
 name, config, revision ─► one shard a split ─► rows, or documents of several rows (document_start)
+
+All rows are downloaded once and memory-mapped; the first `rows` of a split come as a stream.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
+
+import pyarrow as pa
 
 from bkray.config import UserError
 from bkray.config.corpus import HubCorpus
@@ -29,7 +33,7 @@ def list_hub(corpus: HubCorpus) -> list[Shard]:
     local = os.path.isdir(corpus.name)
     location = os.path.abspath(corpus.name) if local else corpus.name
     builder = _load(corpus, datasets.load_dataset_builder, location, corpus.config, revision=corpus.revision)
-    sizes = {name: info.num_bytes or 0 for name, info in (builder.info.splits or {}).items()}
+    sizes = {name: _size(info, corpus.rows) for name, info in (builder.info.splits or {}).items()}
     names = sorted(str(name) for name in (sizes or builder.config.data_files or ()))
     if not names:
         raise UserError(f"corpus.name {corpus.name!r}: the data set has no splits, so the corpus is empty")
@@ -47,23 +51,38 @@ def read_hub(shard: Shard, corpus: HubCorpus, max_chars: int) -> Iterator[Record
     import datasets
 
     name = shard.source.rsplit("/", 1)[-1]
-    rows = _load(
-        corpus, datasets.load_dataset, shard.location, corpus.config, split=name, revision=corpus.revision
-    )
-    check_column(shard.source, corpus.text_field, rows.features.arrow_schema)
-    contents: Iterator[bytes | bytearray | Fault] = _contents(rows, corpus.text_field)
+    chosen = {"split": name, "revision": corpus.revision, "streaming": corpus.rows is not None}
+    rows = _load(corpus, datasets.load_dataset, shard.location, corpus.config, **chosen)
+    rows = rows if corpus.rows is None else rows.take(corpus.rows)
+    cells_of_rows = _contents(_tables(corpus, rows), shard.source, corpus.text_field)
+    contents: Iterator[bytes | bytearray | Fault] = cells_of_rows
     if corpus.document_start is not None:
         nulls: list[bytes | bytearray | Fault] = []
-        lines = _lines(_contents(rows, corpus.text_field), nulls)
+        lines = _lines(cells_of_rows, nulls)
         documents = group(lines, opens_at(corpus.document_start), max_chars * UTF8_MAX_BYTES)
         contents = chain(documents, nulls)
     for ordinal, content in enumerate(contents):
         yield Record(shard.source, ordinal, content)
 
 
-def _contents(rows: Any, column: str) -> Iterator[bytes | Fault]:
-    for table in rows.select_columns([column]).with_format("arrow").iter(_ROWS):
-        for chunk in table.column(0).chunks:
+def _size(info: Any, rows: int | None) -> int:
+    """Bytes of a split, or of its first `rows`; 0 where the data set does not say."""
+    size, count = info.num_bytes or 0, info.num_examples or 0
+    return size if rows is None or rows >= count else size * rows // count
+
+
+def _tables(corpus: HubCorpus, rows: Any) -> Iterator[pa.Table]:
+    """The rows, some at a time; what a stream meets on its way is an error of loading too."""
+    tables = iter(rows.with_format("arrow").iter(_ROWS))
+    while (table := _load(corpus, next, tables, None)) is not None:
+        yield table
+
+
+def _contents(tables: Iterable[pa.Table], source: str, column: str) -> Iterator[bytes | Fault]:
+    for number, table in enumerate(tables):
+        if number == 0:
+            check_column(source, column, table.schema)
+        for chunk in table[column].chunks:
             yield from cells(chunk)
 
 

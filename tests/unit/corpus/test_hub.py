@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections import Counter
 
 import datasets
 import pyarrow as pa
@@ -56,6 +57,24 @@ def test_rows_gathered_at_document_start(folder):
         ("sample/test", "null, row 3"),
         ("sample/train", "null, row 3"),
     ]
+
+
+@pytest.mark.parametrize("rows", [1, 130, 1000])
+def test_the_first_rows_come_as_a_stream(folder, rows, monkeypatch):
+    corpus = HubCorpus(kind="hub", name=str(folder), rows=rows)
+    assert {shard.source for shard in list_shards(corpus)} == {"sample/test", "sample/train"}
+    streamed, rejects = read(corpus)
+    whole, all_rejects = read(HubCorpus(kind="hub", name=str(folder)))
+    begins = {row["doc_id"]: row for row in whole}
+    assert all(begins[row["doc_id"]] == row for row in streamed)
+    assert len(streamed) + len(rejects) == sum(min(rows, count) for count in counts_of(whole, all_rejects))
+    with pytest.raises(UserError, match=r"no corpus\.text_field 'txt'; there are text, n"):
+        read(HubCorpus(kind="hub", name=str(folder), rows=rows, text_field="txt"))
+
+
+def counts_of(*tables):
+    """Rows of each split: the empty ones are no documents, and the fixture has none."""
+    return Counter(row["source"] for table in tables for row in table).values()
 
 
 def test_fingerprint_follows_the_files(folder):
