@@ -19,14 +19,17 @@ class Comparison(OnRecipe):
     reference: str
     """The arm that the others are held against."""
     learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(min_length=1)
-    """Every arm tries each for `tuning_steps`, and goes on with the best on the validation split."""
+    """Every arm tries each for `tuning_steps`, and goes on with the best on the validation split.
+
+    A single one is taken untried.
+    """
     tuning_steps: Count = 400
     steps: tuple[Count, ...] = Field(min_length=1)
     """Budgets of the reference, each with its own completed schedule."""
     equal_seconds: bool = True
     """Whether the arms also run for as many steps as take the reference's time."""
     timing_rounds: Annotated[int, Field(ge=3)] = 20
-    """Interleaved steps of every arm, whose median times say what equal time is."""
+    """Interleaved steps of every arm, the first of its longest run; their medians say what equal time is."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2)
     """Of initialisation and data order; the data and its split stay those of the base recipe's seed."""
 

@@ -55,7 +55,7 @@ _SAME_TIME = 0.02  # arms whose steps take the reference's time to within this s
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: an arm at a rate, so many steps, a seed; judged on `split`."""
+    """One training run: an arm at a rate, so many steps, a seed; judged on `split`, or there to be timed."""
 
     arm: str
     lr: float
@@ -130,7 +130,8 @@ def run_comparison(
         check_budget(recipe, there, out, corpus_bytes)
         with claimed(folder / COMPARISON, identity, folder / "runs"):
             data = {run.arm: spent(prepare_data(run.plan, there, progress).values())[0] for run in tuning}
-        _execute("tuning", tuning, progress)
+        if len(comparison.learning_rates) > 1:
+            _execute("tuning", tuning, progress)
         rates = {arm: _best_rate([run for run in tuning if run.arm == arm]) for arm in recipes}
         seconds = _step_seconds(comparison, runs, rates, folder, progress)
         planned = _planned(comparison, runs, rates, seconds)
@@ -209,8 +210,15 @@ def _bits_per_byte(result: dict[str, Any]) -> float:
     return math.fsum(result["nats"]) / sum(result["bytes"]) / math.log(2.0)
 
 
+def _tried(runs: Sequence[Run]) -> dict[float, float]:
+    """Bits per byte by rate; none where there is one rate, which nobody tries."""
+    return {run.lr: _bits_per_byte(_read(run)) for run in runs} if len(runs) > 1 else {}
+
+
 def _best_rate(runs: list[Run]) -> float:
-    tried = {run.lr: _bits_per_byte(_read(run)) for run in runs}
+    tried = _tried(runs)
+    if not tried:
+        return runs[0].lr
     best = min(tried, key=lambda lr: tried[lr])
     if not math.isfinite(tried[best]):
         raise UserError(
@@ -229,10 +237,12 @@ def _step_seconds(
     """Seconds of interleaved steps by arm, measured once, while nothing else of ours runs."""
     path = folder / "timing.json"
     if not path.exists():
-        one = [runs.run(arm, rates[arm], 1, comparison.seeds[0], "test") for arm in rates]
+        # the first steps of the longest run: what changes over training is as there, and no schedule ends
+        steps = max(*comparison.steps, comparison.timing_rounds + 10)
+        timed = [runs.run(arm, rates[arm], steps, comparison.seeds[0], "timing") for arm in rates]
         cores = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes())
         with progress.stage("timing") as line:
-            task = _time_steps.options(num_cpus=cores).remote(one, comparison.timing_rounds)
+            task = _time_steps.options(num_cpus=cores).remote(timed, comparison.timing_rounds)
             write_atomically(path, json.dumps(ray.get(task), indent=2))
             line.result = f"{comparison.timing_rounds} interleaved steps of each arm"
     return json.loads(path.read_text())
@@ -300,14 +310,13 @@ def _report(
 ) -> ComparisonReport:
     arms = []
     for arm, lr in rates.items():
-        tried = {run.lr: _bits_per_byte(_read(run)) for run in tuning if run.arm == arm}
-        recipe = next(run.recipe for run in tuning if run.arm == arm)
+        mine = [run for run in tuning if run.arm == arm]
         arms.append(
             ComparisonArm(
                 name=arm,
-                parameters=_parameters(recipe),
+                parameters=_parameters(mine[0].recipe),
                 lr=lr,
-                tried=tried,
+                tried=_tried(mine),
                 step_seconds=statistics.median(seconds[arm]),
                 relative_time=_relative_time(seconds, arm, comparison.reference),
             )

@@ -136,4 +136,26 @@ def test_a_run_that_diverged_is_a_row_and_not_the_end(spec, out):
 
 def test_no_rate_that_works_is_an_error_that_names_the_arm(spec, tmp_path):
     with pytest.raises(UserError, match="arm bk: every learning rate"):
-        run_comparison(spec, ("learning_rates=[1.0e30]",), out=tmp_path / "out")
+        run_comparison(spec, ("learning_rates=[1.0e29, 1.0e30]",), out=tmp_path / "out")
+
+
+def test_a_single_rate_is_taken_untried_and_steps_are_timed_within_their_schedule(spec, tmp_path):
+    arms = {
+        "bk": {"model": {"kind": "resnet_bk", "d_model": 16, "n_layers": 1}},
+        "one-cycle": {
+            "model": {"kind": "resnet_bk", "d_model": 16, "n_layers": 1},
+            "training.schedule": "one_cycle",
+        },
+    }
+    overrides = (
+        f"arms={json.dumps(arms)}",
+        "learning_rates=[1.0e-2]",
+        "steps=[4]",
+        "seeds=[0]",
+        "equal_seconds=false",
+    )
+    folder = run_comparison(spec, overrides, out=tmp_path / "out")
+    results = json.loads((folder / "results.json").read_text())
+    assert [(arm["lr"], arm["tried"]) for arm in results["arms"]] == [(1e-2, {})] * 2
+    assert all(arm["relative_time"] > 0 for arm in results["arms"])
+    assert sorted(path.name for path in folder.glob("runs/*/*")) == ["test-lr0.01-steps4-seed0"] * 2
