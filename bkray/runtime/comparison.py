@@ -44,7 +44,7 @@ from bkray.runtime.pipeline import check_models, check_words
 from bkray.runtime.plan import Plan, make_plan
 from bkray.runtime.results import spent
 from bkray.runtime.training import run_training
-from bkray.runtime.trials import prepare_data, read_result, running, trial_job, write_result
+from bkray.runtime.trials import has_result, prepare_data, read_result, running, trial_job, write_result
 from bkray.training import Ledger, WindowData, interleaved_step_seconds, load_model
 from bkray.training.divergence.recovery import Diverged
 from bkray.training.state.start import vocabulary_size
@@ -159,6 +159,11 @@ def _execute(name: str, runs: Sequence[Run], progress: Progress) -> None:
     gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
     with progress.stage(name) as line:
         left = [run for run in runs if not run.result]
+        if other := [run.folder for run in left if has_result(run.plan)]:
+            progress.say(
+                f"made anew, as finished runs are of other text or of another bkray: {len(other)}, "
+                f"the first {other[0]}; set another name to keep them"
+            )
         pending = [_train.options(num_gpus=gpus).remote(run) for run in left]
         while pending:
             done, pending = ray.wait(pending, timeout=1.0)

@@ -72,6 +72,11 @@ def read_result(plan: Plan, recipe: Recipe) -> dict[str, Any] | None:
     return values if values.pop("key", None) == run_key(plan, recipe) else None
 
 
+def has_result(plan: Plan) -> bool:
+    """Whether a run ended in the folder, be it one of other text."""
+    return (plan.stages["model"].path.parent / _RESULT).exists()
+
+
 def write_result(job: Job, values: Mapping[str, Any]) -> None:
     """Leave the result of a run, which is then finished.
 

@@ -122,6 +122,17 @@ def test_the_whole_comparison(spec, out):
         run_comparison(spec, ("training.warmup=0.3",), out=out)
 
 
+def test_a_finished_run_of_other_text_is_named_before_it_is_made_anew(spec, out, capsys):
+    run = next((out / "models").glob("runs/bk/test-*-steps12-seed1"))
+    before = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps({**before, "key": "of other text", "nats": []}))
+    run_comparison(spec, ("equal_seconds=false",), out=out)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "finished runs are of other text or of another bkray: 1, the first" in said
+    assert run.name in said
+    assert json.loads((run / "result.json").read_text())["nats"] == before["nats"]
+
+
 def test_a_run_that_diverged_is_a_row_and_not_the_end(spec, out):
     folder = out / "models"
     diverged = next(folder.glob("runs/gru/test-*-steps12-seed1/result.json"))
