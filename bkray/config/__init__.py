@@ -7,6 +7,7 @@ from bkray.config.loading import (
     load_recipe,
     parse_recipe,
     parse_section,
+    read_recipe,
     read_yaml,
 )
 from bkray.config.recipe import Recipe
@@ -19,5 +20,6 @@ __all__ = [
     "load_recipe",
     "parse_recipe",
     "parse_section",
+    "read_recipe",
     "read_yaml",
 ]

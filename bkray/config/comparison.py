@@ -8,14 +8,15 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from bkray.config.errors import UserError
+from bkray.config.loading import apply_overrides, read_recipe
 from bkray.config.recipe import Recipe
 from bkray.config.section import Count
 from bkray.config.sweep import OnRecipe, changed_recipe, load_on_recipe
 
 
 class Comparison(OnRecipe):
-    arms: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], dict[str, Any]]
-    """Name of every arm and what is its own: dotted recipe keys and values."""
+    arms: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], dict[str, Any] | str]
+    """Name of every arm and what is its own: dotted recipe keys and values, or the path of a whole recipe."""
     reference: str
     """The arm that the others are held against."""
     learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(min_length=1)
@@ -48,10 +49,13 @@ class Comparison(OnRecipe):
 def load_comparison(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Comparison, dict[str, Recipe]]:
     """The comparison at `path` and the recipe of every arm; `overrides` change keys of either."""
     comparison, values = load_on_recipe(Comparison, path, overrides)
-    recipes = {
-        name: changed_recipe(values, changes, name, f"{path}, arm {name}")
-        for name, changes in comparison.arms.items()
-    }
+    recipes = {}
+    for name, arm in comparison.arms.items():
+        if isinstance(arm, str):
+            base, changes = apply_overrides(read_recipe(path.parent / arm), comparison.overrides), {}
+        else:
+            base, changes = values, arm
+        recipes[name] = changed_recipe(base, changes, name, f"{path}, arm {name}")
     if len({(recipe.window, recipe.batch_windows, recipe.tokenizer) for recipe in recipes.values()}) > 1:
         raise UserError(
             f"{path}: arms of other windows, batches or tokenizers cannot be compared at equal steps: "

@@ -27,7 +27,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
     Raises UserError naming every fault, each with the nearest known key or value.
     """
-    values, faults = _overridden(read_yaml(path), overrides)
+    values, faults = _overridden(read_recipe(path), overrides)
     try:
         recipe = parse_recipe(values, origin=str(path))
     except UserError as error:
@@ -110,6 +110,40 @@ def _keys(values: Any, location: Iterable[Any]) -> list[Any]:
             keys.append(part)
             values = values[part]
     return keys
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """Read the keys of a recipe, and those of its `base`, a path relative to it, that it does not change.
+
+    Raises UserError where a file cannot be read or is its own base.
+    """
+    return _on_its_base(Path(path), ())
+
+
+def _on_its_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    values = read_yaml(path)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base: {base!r} is not the path of a recipe, relative to this one")
+    above = (*above, path.resolve())
+    if (path.parent / base).resolve() in above:
+        raise UserError(f"{path}: base: {base} has this recipe itself as its base: name another")
+    return _merged(_on_its_base(path.parent / base, above), values)
+
+
+def _merged(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` over `base`, key by key in sections; lists, null and sections of another kind replace."""
+    merged = dict(base)
+    for key, value in values.items():
+        there = base.get(key)
+        if isinstance(there, dict) and isinstance(value, dict):
+            kind = there.get("kind")
+            merged[key] = _merged(there, value) if value.get("kind", kind) == kind else value
+        else:
+            merged[key] = value
+    return merged
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

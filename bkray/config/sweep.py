@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, field_validator
 
 from bkray.config.errors import UserError
-from bkray.config.loading import apply_overrides, parse_recipe, parse_section, read_yaml
+from bkray.config.loading import apply_overrides, parse_recipe, parse_section, read_recipe, read_yaml
 from bkray.config.recipe import Recipe
 from bkray.config.section import Section
 
@@ -76,7 +76,7 @@ def load_on_recipe(kind: type[S], path: Path, overrides: tuple[str, ...]) -> tup
     shared = [given for given in overrides if given not in own]
     section = parse_section(kind, apply_overrides(read_yaml(path), own), str(path))
     section = section.model_copy(update={"overrides": (*section.overrides, *shared)})
-    values = apply_overrides(read_yaml(path.parent / section.recipe), section.overrides)
+    values = apply_overrides(read_recipe(path.parent / section.recipe), section.overrides)
     parse_recipe(values, f"{path}: the base recipe")
     return section, values
 

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from bkray.config.corpus import AnyCorpus, Leakage
 from bkray.config.errors import UserError
-from bkray.config.loading import apply_overrides, parse_recipe, parse_section, read_yaml
+from bkray.config.loading import apply_overrides, parse_recipe, parse_section, read_recipe, read_yaml
 from bkray.config.recipe import Recipe
 from bkray.config.section import Section
 
@@ -70,7 +70,7 @@ def load_transfer(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Transfer
         elif override not in own:
             given[target].append(override)
     recipes = {
-        phase.name: apply_overrides(read_yaml(path.parent / phase.recipe), given[phase.name])
+        phase.name: apply_overrides(read_recipe(path.parent / phase.recipe), given[phase.name])
         for phase in transfer.phases
     }
     recipes[target]["name"] = transfer.name

@@ -90,7 +90,7 @@ def checkout(tmp_path_factory, texts):
         name: {"model": {"kind": kind, "d_model": 16, "n_layers": 1}}
         for name, kind in (("resnet_bk", "resnet_bk"), ("gru", "gru"))
     }
-    shrunk = {"overrides": [], "arms": arms, "learning_rates": [1e-2], "steps": [5]}
+    shrunk = {"overrides": [], "arms": arms, "learning_rates": [1e-2, 2e-2], "tuning_steps": 5, "steps": [5]}
     values = yaml.safe_load(comparison.read_text())
     comparison.write_text(yaml.safe_dump({**values, **shrunk, "timing_rounds": 3, "seeds": [0]}))
     (folder / "my_models.py").write_text(
@@ -207,7 +207,7 @@ def test_the_scripts_for_a_cluster_find_what_is_done(again, script):
     assert script in README
     done = {
         "pipelines.compress": "",
-        "pipelines.compare_models": "tuning        2 runs, 2 of them there before",
+        "pipelines.compare_models": "tuning        4 runs, 4 of them there before",
     }
     assert done.get(script, "already complete") in again[script]
 

@@ -50,9 +50,22 @@ def test_overrides_find_the_comparison_or_its_base_recipe(load):
     assert recipes["gru"].corpus.path == "y.txt"
 
 
+def test_an_arm_may_be_a_recipe_of_its_own(load, tmp_path):
+    own = {**BASE, "training": {"warmup": 0.3}, "model": {"kind": "gru", "d_model": 32}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
+    _, recipes = load("corpus.path=y.txt", arms={"bk": {}, "own": "own.yaml"})
+    assert (recipes["own"].model.kind, recipes["own"].training.warmup) == ("gru", 0.3)
+    assert recipes["own"].training.workers == 1
+    shared = {"name": "", "model": None, "training": None}
+    assert recipes["own"].model_copy(update=shared) == recipes["bk"].model_copy(update=shared)
+    assert recipes["own"].corpus.path == "y.txt"
+    assert recipes["own"].training.batch_tokens == recipes["bk"].training.batch_tokens == 1024
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"arms": {"bk": {}, "own": "owm.yaml"}}, "owm.yaml: no such file"),
         ({"reference": "rnn"}, "reference 'rnn' is not among the arms: bk, gru"),
         ({"arms": {"bk": {}}}, "at least two"),
         ({"seeds": [1, 1]}, "names a value twice"),
