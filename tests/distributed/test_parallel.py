@@ -34,6 +34,7 @@ OPTIONS = {
     "experts": {"experts": {"count": 8}},
     "koopman": {"koopman": {"warmup": 0.0}},
     "halting": {"halting": {"threshold": 0.94}},
+    "sparsity": {"sparsity": {"density": 0.3}},
     "bare": {},
 }
 NOISY = "noisy"
