@@ -2,7 +2,6 @@ import pytest
 import yaml
 
 from bkray.config import UserError, apply_overrides, dump_yaml, load_recipe, parse_recipe
-from bkray.config.sweep import Choice, Sweep, trial_recipe
 
 BASE = {"name": "t", "corpus": {"kind": "docstrings"}}
 TO_AND_FRO = {"kind": "apertium", "forth": "eng-spa", "back": "spa-eng"}
@@ -389,13 +388,6 @@ def test_a_tracker_named_twice_is_refused():
     assert "wandb is named more than once" in message({**BASE, "training": {"trackers": ["wandb", "wandb"]}})
 
 
-def test_trials_use_no_trackers_and_keep_the_rest():
-    sweep = Sweep(name="s", recipe="r.yaml", space={"training.lr": Choice(kind="choice", values=(0.1,))})
-    values = {**BASE, "training": {"trackers": ["tensorboard"], "clip": 2.0}}
-    training = trial_recipe(sweep, values, {"training.lr": 0.1}, "trial").training
-    assert (training.trackers, training.clip, training.lr) == ((), 2.0, 0.1)
-
-
 @pytest.mark.parametrize(
     "values",
     [
@@ -420,14 +412,6 @@ def test_a_section_under_a_name_of_the_users_choice_is_checked_like_any_other():
         parse_recipe(values)
     assert "held_out_of.mine.pth: unknown key; did you mean path?" in str(caught.value)
     assert "held_out_of.other.kind: 'txt' is unknown; did you mean text?" in str(caught.value)
-
-
-def test_a_trial_looks_at_no_pool():
-    sweep = Sweep(name="s", recipe="r.yaml", space={"seed": Choice(kind="choice", values=(0, 1))}, trials=2)
-    values = {"name": "t", "corpus": {"kind": "docstrings"}, "training": {"start_from": "m"}}
-    trial_recipe(sweep, values, {}, "trial")
-    with pytest.raises(UserError, match=r"evaluation\.pool has no effect on trials: set evaluation to null"):
-        trial_recipe(sweep, {**values, "evaluation": {"pool": "r"}}, {}, "trial")
 
 
 def test_a_model_that_is_left_out_is_that_of_the_start(tmp_path):
