@@ -1,19 +1,31 @@
 """What transfer saves: bench_transfer.py FILE [KEY=VALUE …] [--targets NAME=CORPUS …] [--epochs 0.25 …]
-[--tuned 0.03 …] [--seeds 0 …] [--scratch KEY=VALUE …] [--cpus 2]
+[--budgets 0.03 …] [--seeds 0 …] [--scratch KEY=VALUE …] [--try SETTING …] [--scratch-try SETTING …]
+[--try-at 0.05 …] [--scratch-try-at 0.25 …] [--teacher KEY=VALUE …] [--cpus 2]
 
 Trains each target from scratch for some shares of an epoch of its text (the levels), and from the one
-pretrained model of a transfer file for others, every run with a completed schedule. Prints for each level
-what it cost to reach it, the target alone and with pretraining in full, with the interval of the saving over
-the seeds; and the same of all targets together, for which pretraining is paid once. Runs are ordinary runs
-under --out, named after the target: those that are done are not done again. Costs are FLOPs of the ledger
-without the final looks at held-out text.
+pretrained model of a transfer file for others (the budgets), every run with a completed schedule. Prints what
+it cost to reach each level, with the interval of the saving over the seeds, and the same of all targets
+together, for which pretraining is paid once. With --teacher the other side is no tuned model but a student
+from scratch: it learns from the recipe from scratch with those overrides, trained first for each seed.
+
+settings to try, a side ─► short runs, first seed ─► best on validation ─► levels, budgets x seeds ─► test
+
+A SETTING is one argument of overrides: 'training.lr=4e-3 training.batch_tokens=512'. Both sides try as many,
+for as many shares of an epoch; a run takes what was best at the share nearest to its own. Trials see no test
+split. Costs are FLOPs of the ledger without looks at held-out text that nothing steers by, and without what
+interruptions lost; those of the trials count every look, and stand beside.
+
+Runs are ordinary runs under --out, named after target, side, tokens, seed and setting: those that are done
+are not done again, an interrupted one goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import shlex
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +34,20 @@ import yaml
 
 from bkray.config import Recipe, apply_overrides, parse_recipe
 from bkray.config.loading import parse_section
+from bkray.config.schedule import Plateau
 from bkray.config.transfer import Target, load_transfer
 from bkray.corpus import list_shards
-from bkray.evaluation import break_even, cost_to_reach, paired_bootstrap
+from bkray.corpus.windows import first_rows
+from bkray.evaluation import HeldOut, Saving
+from bkray.reporting import RunLog
 from bkray.reporting.progress import Progress
+from bkray.runtime.artifacts import key_of
 from bkray.runtime.cluster import cluster
+from bkray.runtime.exits import find_user_error
 from bkray.runtime.pipeline import RunResult, run_pipeline
+from bkray.runtime.results import spent
 from bkray.runtime.transfer import plan_phases
+from bkray.training.divergence.recovery import Diverged
 
 OF_TUNING = (
     "start_from",
@@ -40,111 +59,240 @@ OF_TUNING = (
     "activation_cache",
     "distillation",
 )
+Setting = tuple[str, ...]
+"""Overrides of the recipe of a side."""
 
 
 @dataclass(frozen=True)
-class Level:
-    """What it cost to reach a level, a value a seed; `tuned` has None where no budget reached it."""
+class Planned:
+    """A run, and what its model's start or teacher has cost."""
 
-    target: str
-    epochs: float
-    bits: list[float]
-    scratch: list[float]
-    tuned: list[float | None]
-    shared: float
-
-    def row(self) -> str:
-        """A line of a Markdown table: means over the seeds, of the saving the geometric one."""
-        bits = f"{statistics.fmean(self.bits):.4f}" if self.bits else ""
-        line = f"| {self.target} | {self.epochs:g} | {bits} | {statistics.fmean(self.scratch):.3g} |"
-        costs = [cost for cost in self.tuned if cost is not None]
-        if len(costs) < len(self.tuned):
-            return f"{line} not reached by {len(self.tuned) - len(costs)} of {len(self.tuned)} | | | |"
-        ratios = [plain / own for plain, own in zip(self.scratch, costs, strict=True)]
-        saving = f"{statistics.geometric_mean(ratios):.2f}"
-        if len(costs) > 1:
-            _, low, high = paired_bootstrap(self.scratch, costs).ratio
-            saving += f" ({low:.2f} to {high:.2f})"
-        plain, own = statistics.fmean(self.scratch), statistics.fmean(costs)
-        targets = break_even(self.shared, own, plain) or "none"
-        return f"{line} {own:.3g} | {saving} | {plain / (self.shared + own):.2f} | {targets} |"
+    recipe: Recipe
+    out: Path
+    shared: float = 0.0
 
 
-def together(levels: list[Level]) -> Level:
-    """All targets as one: their costs added up, seed by seed."""
-    tuned = [
-        sum(cost for cost in costs if cost is not None) if None not in costs else None
-        for costs in zip(*(level.tuned for level in levels), strict=True)
-    ]
-    scratch = [sum(costs) for costs in zip(*(level.scratch for level in levels), strict=True)]
-    return Level(f"all {len(levels)}", levels[0].epochs, [], scratch, tuned, levels[0].shared)
+@dataclass(frozen=True)
+class Side:
+    """How a run for so many tokens, of a seed and a setting, is planned; what is tried first, and at which
+    shares of an epoch."""
+
+    name: str
+    plan: Callable[[int, int, Setting], Planned]
+    settings: list[Setting]
+    shares: list[float]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The setting of each share of an epoch that was tried, and the FLOPs of all trials."""
+
+    settings: dict[float, Setting]
+    flops: float = 0.0
+
+    def at(self, share: float) -> Setting:
+        """Of the nearest share, by ratio."""
+        return self.settings[min(self.settings, key=lambda tried: abs(math.log(tried / share)))]
 
 
 class Bench:
     """Runs of one target of a transfer file, found again by their names."""
 
-    def __init__(self, path: Path, overrides: list[str], scratch: list[str], out: Path) -> None:
-        self.path, self.overrides, self.scratch, self.out = path, tuple(overrides), scratch, out
+    def __init__(
+        self, path: Path, out: Path, overrides: Setting, scratch: Setting = (), teacher: Setting = ()
+    ) -> None:
+        self.path, self.out, self.overrides = path, out, overrides
+        self.scratch, self.teacher = scratch, teacher
         self.progress, self.artifacts = Progress(), out / "shared-artifacts"
         self.transfer, self.values = load_transfer(path, self.overrides)
         self.name = self.transfer.name
 
-    def from_scratch(self, tokens: int | None, seed: int) -> Recipe:
-        """The target's recipe without what came before; its tokenizer is trained on the target."""
+    def epoch(self) -> int:
+        """Tokens of the target's training text."""
+        recipe = self._recipe("epoch", 0)
+        made = self.run(Planned(recipe, self.out), "training_set").artifacts
+        return made["training_set"].rows * recipe.window
+
+    def from_scratch(self, tokens: int, seed: int, setting: Setting) -> Planned:
+        given = (*setting, f"training.tokens={tokens}")
+        return Planned(self._recipe(_named(f"scratch-{tokens}", setting), seed, given), self.out)
+
+    def tuned(self, tokens: int, seed: int, setting: Setting) -> Planned:
+        """The last phase; those before it are trained first."""
+        name = f"name={self.name}-{_named(f'tuned-{tokens}', setting)}-{seed}"
+        given = (*self.overrides, *setting, name, f"seed={seed}", f"training.tokens={tokens}")
+        *before, last = plan_phases(self.path, given, self.out)
+        shared = 0.0
+        for phase in before:
+            shared += cost(run_pipeline(phase.recipe, phase.out, progress=self.progress), phase.recipe)
+        return Planned(last.recipe, last.out, shared)
+
+    def distilled(self, tokens: int, seed: int, setting: Setting) -> Planned:
+        """The student of a teacher, which is trained first."""
+        teacher = self._recipe(_named("teacher", self.teacher), seed, self.teacher)
+        trained = self.run(Planned(teacher, self.out))
+        learning = f"training.distillation={{teachers: ['{trained.folder / 'model'}']}}"
+        given = ("tokenizer={}", learning, *setting, f"training.tokens={tokens}")
+        name = _named(f"distilled-{tokens}", (*self.teacher, *setting))
+        return Planned(self._recipe(name, seed, given), self.out, cost(trained, teacher))
+
+    def run(self, planned: Planned, until: str = "evaluation") -> RunResult:
+        return run_pipeline(
+            planned.recipe, planned.out, until=until, artifacts=self.artifacts, progress=self.progress
+        )
+
+    def _recipe(self, name: str, seed: int, overrides: Setting = ()) -> Recipe:
+        """The target's without what came before, of the pretrained architecture; its tokenizer is trained on
+        the target."""
         pretrained = parse_recipe(self.values[self.transfer.phases[0].name])
         target = self.values[self.transfer.phases[-1].name]
         training = {k: v for k, v in (target.get("training") or {}).items() if k not in OF_TUNING}
         own: dict[str, Any] = {
-            "name": f"{self.name}-scratch-{tokens}-{seed}",
+            "name": f"{self.name}-{name}-{seed}",
             "seed": seed,
             "model": pretrained.model.model_dump(mode="json"),
             "tokenizer": pretrained.tokenizer.model_dump(mode="json"),
-            "training": {**training, **({"tokens": tokens} if tokens else {})},
+            "training": training,
         }
-        return parse_recipe(apply_overrides({**target, **own}, self.scratch))
-
-    def epoch(self) -> int:
-        """Tokens of the target's training text."""
-        recipe = self.from_scratch(None, 0)
-        return self._run(recipe, self.out, "training_set").artifacts["training_set"].rows * recipe.window
-
-    def scratch_run(self, tokens: int, seed: int) -> tuple[float, float]:
-        """Cost and bits per byte."""
-        return _result(self._run(self.from_scratch(tokens, seed), self.out))
-
-    def tuned_run(self, tokens: int, seed: int) -> tuple[float, float, float]:
-        """Cost and bits per byte of the last phase, and the cost of those before."""
-        name = f"name={self.name}-tuned-{tokens}-{seed}"
-        given = (*self.overrides, name, f"seed={seed}", f"training.tokens={tokens}")
-        *before, last = plan_phases(self.path, given, self.out)
-        shared = [run_pipeline(phase.recipe, phase.out, progress=self.progress) for phase in before]
-        return *_result(self._run(last.recipe, last.out)), sum(_result(run)[0] for run in shared)
-
-    def _run(self, recipe: Recipe, out: Path, until: str = "evaluation") -> RunResult:
-        return run_pipeline(recipe, out, until=until, artifacts=self.artifacts, progress=self.progress)
+        return parse_recipe(apply_overrides({**target, **own}, [*self.scratch, *overrides]))
 
 
-def _result(run: RunResult) -> tuple[float, float]:
+def _named(what: str, setting: Setting) -> str:
+    return f"{what}-{key_of(setting)}" if setting else what
+
+
+# --- what a run says ---------------------------------------------------------------------------------
+
+
+def cost(run: RunResult, recipe: Recipe, every_look: bool = False) -> float:
+    """FLOPs without looks at held-out text, unless something steers by them, and what interruptions lost."""
+    adjusted = recipe.curriculum is not None and recipe.curriculum.adjuster is not None
+    steered = adjusted or isinstance(recipe.training.schedule, Plateau)
+    left_out = {"evaluation", "lost"} | (set() if every_look or steered else {"validation"})
+    by_kind = spent(run.artifacts.values())[0].table()
+    return sum(each["flops"] for kind, each in by_kind.items() if kind not in left_out)
+
+
+def tested(bench: Bench, planned: Planned) -> tuple[float, float]:
+    """Cost, and bits per byte on the test split."""
+    run = bench.run(planned)
     assert run.summary
-    ledger = run.summary["ledger"]
-    looks = ledger["by_kind"]["evaluation"]["flops"]
-    return ledger["total_flops"] - looks, run.summary["held_out"]["bits_per_byte"]
+    return cost(run, planned.recipe), run.summary["held_out"]["bits_per_byte"]
 
 
-def levels(bench: Bench, epochs: list[float], tuned: list[float], seeds: list[int]) -> Iterator[Level]:
+def tried(bench: Bench, planned: Planned) -> tuple[float, float]:
+    """Cost with every look, and bits per byte on the first `training.eval_windows` of the validation split;
+    infinitely many of a run that diverged."""
+    recipe = planned.recipe
+    try:
+        run = bench.run(planned, "model")
+    except Exception as error:
+        if not isinstance(find_user_error(error), Diverged):
+            raise
+        log = planned.out / recipe.name / "metrics.jsonl"
+        lines = RunLog.read(log) if log.exists() else []
+        return lines[-1]["total_flops"] if lines else 0.0, math.inf
+    loss = run.artifacts["model"].manifest["details"]["validation_loss"]
+    parts, looked_at = run.artifacts["windows"].parts, recipe.training.eval_windows
+    windows = first_rows(parts, ["target_bytes"], "validation", looked_at)["target_bytes"].to_pylist()
+    tokens = len(windows) * recipe.window
+    held_out = HeldOut(loss * tokens, tokens, sum(windows), len(windows))
+    return cost(run, recipe, every_look=True), held_out.bits_per_byte
+
+
+# --- choosing and measuring --------------------------------------------------------------------------
+
+
+def choose(bench: Bench, side: Side, epoch: int, seed: int) -> Chosen:
+    """The best setting on validation for each share, of one seed; nothing is run where there is no choice."""
+    if len(side.settings) == 1:
+        print(f"{bench.name}, {side.name}: one setting, not chosen: {shown(side.settings[0])}", flush=True)
+        return Chosen({share: side.settings[0] for share in side.shares})
+    chosen, spent_in_all = {}, 0.0
+    for share in side.shares:
+        bits = {}
+        for setting in side.settings:
+            spent_on, bits[setting] = tried(bench, side.plan(round(share * epoch), seed, setting))
+            spent_in_all += spent_on
+        chosen[share] = min(bits, key=lambda setting: bits[setting])
+        each = "; ".join(f"{shown(setting)} {found:.4f}" for setting, found in bits.items())
+        print(f"{bench.name}, {side.name}, {share:g} of an epoch, validation, seed {seed}: {each}")
+        print(f"  chosen of {len(bits)}: {shown(chosen[share])}", flush=True)
+    trials = len(side.settings) * len(side.shares)
+    print(f"{bench.name}, {side.name}: {trials} trials, {flops(spent_in_all)} FLOPs", flush=True)
+    return Chosen(chosen, spent_in_all)
+
+
+def shown(setting: Setting) -> str:
+    return shlex.join(setting) or "as given"
+
+
+@dataclass(frozen=True)
+class Level:
+    """A line of the table: what both sides paid for the quality of so many epochs from scratch."""
+
+    target: str
+    epochs: float
+    bits: float | None
+    saving: Saving
+    trials: tuple[float, float]
+    """FLOPs, of the comparator and of the other side."""
+    shared: float
+    """FLOPs of pretraining, or of the teacher; mean over the seeds."""
+
+    def row(self) -> str:
+        """Of a Markdown table; of the saving the geometric mean over the seeds and its 95 % interval."""
+        saving, bits = self.saving, "" if self.bits is None else f"{self.bits:.4f}"
+        line = f"| {self.target} | {self.epochs:g} | {bits} | {flops(saving.comparator_cost)} |"
+        if saving.cost is None:
+            return f"{line} not reached by {saving.missed} of {len(saving.own)} seeds | | | | |"
+        most, least = ("at most ", "≥ ") if saving.at_most else ("", "")
+        ratio = f"{least}{saving.ratio:.2f}"
+        if saving.interval:
+            _, low, high = saving.interval.ratio
+            ratio += f" (≥ {low:.2f})" if saving.at_most else f" ({low:.2f} to {high:.2f})"
+        with_trials = saving.with_more(self.trials[1], self.trials[0])
+        in_full, targets = saving.with_more(self.shared), saving.break_even(self.shared)
+        line += f" {most}{flops(saving.cost)} | {ratio} | {least}{with_trials:.2f} | {least}{in_full:.2f} |"
+        return f"{line} {most if targets else ''}{targets or 'none'} |"
+
+
+def flops(number: float) -> str:
+    """Such as 3.38e12."""
+    mantissa, exponent = f"{number:.2e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def levels(
+    bench: Bench, sides: tuple[Side, Side], epochs: list[float], budgets: list[float], seeds: list[int]
+) -> Iterator[Level]:
+    """What the second side pays for what the first has reached, each with what was best for it."""
     epoch = bench.epoch()
     print(f"An epoch of {bench.name} is {epoch:,} tokens.", flush=True)
-    curves = {seed: [bench.tuned_run(round(share * epoch), seed) for share in tuned] for seed in seeds}
-    for seed, curve in curves.items():
-        shown = ", ".join(f"{bits:.4f} at {cost:.3g}" for cost, bits, _ in curve)
-        print(f"{bench.name}, seed {seed}, tuned: {shown}", flush=True)
+    settings = [choose(bench, side, epoch, seeds[0]) for side in sides]
+
+    def planned(which: int, share: float, seed: int) -> Planned:
+        return sides[which].plan(round(share * epoch), seed, settings[which].at(share))
+
+    plans = [[planned(1, share, seed) for share in budgets] for seed in seeds]
+    shared = statistics.fmean(plan.shared for plan, *_ in plans)
+    print(f"{bench.name}, {sides[1].name}: {flops(shared)} FLOPs before", flush=True)
+    curves = [[tested(bench, plan) for plan in of_seed] for of_seed in plans]
+    for seed, curve in zip(seeds, curves, strict=True):
+        points = ", ".join(f"{bits:.4f} at {flops(spent_on)}" for spent_on, bits in curve)
+        print(f"{bench.name}, {sides[1].name}, seed {seed}, test: {points}", flush=True)
     for share in epochs:
-        costs, bits = zip(*(bench.scratch_run(round(share * epoch), seed) for seed in seeds), strict=True)
-        reached = [
-            cost_to_reach(level, *list(zip(*curves[seed], strict=True))[:2])
-            for seed, level in zip(seeds, bits, strict=True)
-        ]
-        yield Level(bench.name, share, list(bits), list(costs), reached, curves[seeds[0]][0][2])
+        reached = [tested(bench, planned(0, share, seed)) for seed in seeds]
+        bits = statistics.fmean(bits for _, bits in reached)
+        trials = settings[0].flops, settings[1].flops
+        yield Level(bench.name, share, bits, Saving.of(reached, curves), trials, shared)
+
+
+def together(same: list[Level]) -> Level:
+    """All targets as one, for which what is shared is paid once."""
+    trials = sum(level.trials[0] for level in same), sum(level.trials[1] for level in same)
+    saving = Saving.together([level.saving for level in same])
+    return Level(f"all {len(same)}", same[0].epochs, None, saving, trials, same[0].shared)
 
 
 def sharing(phase: str, corpora: dict[str, str], seeds: list[int]) -> str:
@@ -158,7 +306,16 @@ def sharing(phase: str, corpora: dict[str, str], seeds: list[int]) -> str:
 
 def main(given: argparse.Namespace) -> None:
     def bench(*overrides: str) -> Bench:
-        return Bench(given.file, [*overrides, *given.overrides], given.scratch, given.out.absolute())
+        own, sides = (*overrides, *given.overrides), (tuple(given.scratch), tuple(given.teacher))
+        return Bench(given.file, given.out.absolute(), own, *sides)
+
+    def measured(one: Bench) -> list[Level]:
+        arm = ("distilled", one.distilled) if given.teacher else ("tuned", one.tuned)
+        sides = (
+            Side("from scratch", one.from_scratch, given.scratch_settings, given.scratch_try_at),
+            Side(*arm, given.settings, given.try_at),
+        )
+        return list(levels(one, sides, given.epochs, given.budgets, given.seeds))
 
     if corpora := dict(text.split("=", 1) for text in given.targets):
         transfer, _ = load_transfer(given.file)
@@ -167,28 +324,51 @@ def main(given: argparse.Namespace) -> None:
     else:
         benches = [bench()]
     with cluster(given.cpus):
-        found = [list(levels(one, given.epochs, given.tuned, given.seeds)) for one in benches]
-    print(f"{len(given.seeds)} seeds")
-    print(
-        "| target | epochs | bits per byte | from scratch | tuned | saving | with pretraining | break-even |"
+        found = [measured(one) for one in benches]
+    own, before, many = (
+        ("distilled", "the teacher", "students") if given.teacher else ("tuned", "pretraining", "targets")
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print(f"seeds {given.seeds}; intervals: 95 %, paired bootstrap")
+    print(
+        f"| target | epochs | bits per byte | FLOPs from scratch | {own} | saving | with the trials of both "
+        f"| with {before} in full | {many} to break even |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for same in zip(*found, strict=True):
-        for level in [*same, together(list(same))] if len(same) > 1 else same:
+        for level in same:
             print(level.row())
+        if len(same) > 1 and not given.teacher:
+            print(together(list(same)).row())
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("file", type=Path)
+    add("overrides", nargs="*")
+    add("--targets", nargs="+", default=[], metavar="NAME=CORPUS", help="one pretrained model")
+    add("--epochs", type=float, nargs="+", default=[0.25, 0.5, 1.0], help="from scratch: the levels")
+    add("--budgets", type=float, nargs="+", default=[0.03, 0.06, 0.12, 0.25], help="of the other side")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--scratch", nargs="+", default=[], metavar="KEY=VALUE", help="of all runs from scratch")
+    add("--teacher", nargs="+", default=[], metavar="KEY=VALUE", help="distil from such a run from scratch")
+    add("--try", dest="settings", nargs="+", type=setting, default=[()], metavar="SETTING")
+    add("--scratch-try", dest="scratch_settings", nargs="+", type=setting, default=[()], metavar="SETTING")
+    add("--try-at", type=float, nargs="+", default=[0.05], help="shares of an epoch")
+    add("--scratch-try-at", type=float, nargs="+", default=[0.25], help="shares of an epoch")
+    add("--cpus", type=int)
+    add("--out", type=Path, default=Path("runs"))
+    given = parser.parse_args(argv)
+    own, scratch = (given.settings, given.try_at), (given.scratch_settings, given.scratch_try_at)
+    counts = [[len(set(values)) for values in side] for side in (own, scratch)]
+    if counts[0] != counts[1]:
+        parser.error(f"different settings and shares to try: {counts[0]}, from scratch {counts[1]}: as many")
+    return given
+
+
+def setting(text: str) -> Setting:
+    return tuple(shlex.split(text))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("file", type=Path)
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument(
-        "--targets", nargs="+", default=[], metavar="NAME=CORPUS", help="one pretrained model"
-    )
-    parser.add_argument("--epochs", type=float, nargs="+", default=[0.25, 0.5, 1.0])
-    parser.add_argument("--tuned", type=float, nargs="+", default=[0.03, 0.06, 0.12, 0.25])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--scratch", nargs="+", default=[], metavar="KEY=VALUE", help="of runs from scratch")
-    parser.add_argument("--cpus", type=int)
-    parser.add_argument("--out", type=Path, default=Path("runs"))
-    main(parser.parse_args())
+    main(arguments())
