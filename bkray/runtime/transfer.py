@@ -42,7 +42,7 @@ from bkray.runtime.pipeline import (
     run_pipeline,
 )
 from bkray.runtime.plan import corpus_identity, digests, make_plan
-from bkray.training.state.start import vocabulary_size
+from bkray.training.state.start import check_vocabularies, vocabulary_size
 
 _BESIDE = (
     "log_every",
@@ -101,6 +101,7 @@ def run_transfer(
     with cluster(cpus) if missing else nullcontext():  # one for all phases
         for phase in missing[1:]:
             _read(phase, cpus, progress)
+        _check_teachers(phases, missing, cpus, progress)
         done = [_run(phase, cpus, progress) for phase in phases]
     folder = phases[-1].run
     report = TransferReport(folder.name, [_phase(*each, folder) for each in zip(phases, done, strict=True)])
@@ -237,6 +238,20 @@ def _read(phase: Phase, cpus: int | None, progress: Progress) -> None:
     make_folder(phase.run)
     with locked(phase.run), cluster(cpus) as there:
         build_stage(plan, plan.stages["documents"], {}, there, progress)
+
+
+def _check_teachers(phases: list[Phase], missing: list[Phase], cpus: int | None, progress: Progress) -> None:
+    """Raise UserError where a phase has the first one's vocabulary and learns from models of other runs that
+    have another. The first one's tokenizer is made for that."""
+    first, models = phases[0], {str(phase.run / "model") for phase in phases}
+    overlapping = [phase.recipe.training.start_vocabulary == "overlap" for phase in phases]
+    for number, phase in enumerate(phases):
+        others = {key: folder for key, folder in phase.recipe.teachers.items() if folder not in models}
+        if phase in missing and number and others and not any(overlapping[1 : number + 1]):
+            progress.say(f"{first.name}: its tokenizer, which the teachers of {phase.name} must have")
+            made = run_pipeline(first.recipe, first.out, until="tokenizer", cpus=cpus, progress=progress)
+            tokenizer = str(made.artifacts["tokenizer"].path)
+            check_vocabularies({f"phase {first.name}": tokenizer, **others})
 
 
 def _run(phase: Phase, cpus: int | None, progress: Progress) -> RunResult:

@@ -14,11 +14,13 @@ import pytest
 import torch
 import yaml
 
-from bkray.config import load_recipe
+from bkray.config import load_recipe, parse_recipe
+from bkray.corpus.tokenizer import train_tokenizer
 from bkray.corpus.windows import read_columns, tokens_array
 from bkray.evaluation import window_nats
+from bkray.model import build_model
 from bkray.runtime.pipeline import finished_run
-from bkray.training import load_model
+from bkray.training import export_model, load_model
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
 
@@ -206,6 +208,26 @@ def test_what_is_wrong_with_the_target_shows_before_anything_is_trained(
     assert refused.returncode == 2
     assert message in refused.stderr
     assert not [*out.rglob("model"), *out.rglob("checkpoints")]
+
+
+def test_a_teacher_of_another_vocabulary_shows_before_anything_is_trained(
+    bkray_here, transfer, tmp_path, texts
+):
+    tokenizer = train_tokenizer([(texts / "a.jsonl").read_text()], 300)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    model = {"kind": "resnet_bk", "d_model": 48, "n_layers": 2}
+    recipe = parse_recipe({"name": "teacher", "corpus": {"kind": "docstrings"}, "model": model})
+    size = tokenizer.get_vocab_size()
+    network = build_model(recipe.model, size)
+    export_model(tmp_path / "teacher", network, recipe, tmp_path / "tokenizer.json", size, {})
+    learning = [
+        "training.replay=null",
+        f"training.distillation={{teachers: [{tmp_path / 'teacher'}], top_k: 4}}",
+    ]
+    refused = bkray_here(*transfer, *learning, "--out", tmp_path / "out", "--cpus", 2)
+    assert refused.returncode == 2
+    assert re.search(r"teachers\[0\] \S+ has another vocabulary than phase pretrain", refused.stderr)
+    assert not [*(tmp_path / "out").rglob("model"), *(tmp_path / "out").rglob("checkpoints")]
 
 
 def test_a_name_that_is_taken_is_refused_before_anything_is_trained(bkray_here, transfer, tmp_path):
