@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import psutil
+from compare import held_bytes
 
 RECIPE = Path(__file__).parents[2] / "pipelines" / "recipes" / "quickstart.yaml"
 SMALL = ["corpus.packages=[networkx]", "training.tokens=100000", "proxy.tokens=50000"]
@@ -27,17 +28,6 @@ main()
 LOOK_S = 1.0
 
 
-def memory(process: psutil.Process) -> int:
-    """Bytes that a process and all below it hold, shared pages once."""
-    held = 0
-    for each in [process, *process.children(recursive=True)]:
-        try:
-            held += each.memory_full_info().pss
-        except psutil.Error:  # it has ended
-            continue
-    return held
-
-
 def measure(command: list[str], **variables: str) -> tuple[float, float]:
     """Seconds and largest GiB of one run."""
     with tempfile.TemporaryDirectory() as out:
@@ -46,7 +36,7 @@ def measure(command: list[str], **variables: str) -> tuple[float, float]:
         with open(Path(out, "log"), "w+") as log:
             process = psutil.Popen(run, stdout=log, stderr=log, env={**os.environ, **variables})
             while process.poll() is None:
-                most = max(most, memory(process))
+                most = max(most, held_bytes(process))
                 try:
                     process.wait(timeout=LOOK_S)
                 except psutil.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: arms that take turns, and medians."""
+"""What the benchmarks share: arms that take turns, and medians; the memory of a tree of processes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 
+import psutil
 import torch
 
 Arm = Callable[[], object]
@@ -50,6 +51,17 @@ def with_threads(count: int, arm: Arm) -> Arm:
         torch.set_num_threads(1)
 
     return run
+
+
+def held_bytes(process: psutil.Process) -> int:
+    """Bytes that a process and all below it hold, shared pages once."""
+    held = 0
+    for each in [process, *process.children(recursive=True)]:
+        try:
+            held += each.memory_full_info().pss
+        except psutil.Error:  # it has ended
+            continue
+    return held
 
 
 def _wait() -> None:
