@@ -36,7 +36,7 @@ from bkray.training.objective import Objective
 from bkray.training.optimization.schedules import LossTrendLR, PlateauLR, build_schedule
 from bkray.training.parallel.strategy import Parallel
 from bkray.training.parallel.world import World
-from bkray.training.state.checkpoint import Checkpointer
+from bkray.training.state.checkpoint import Checkpointer, load_on_all_ranks
 from bkray.training.state.rng import rng_state, set_rng_state
 from bkray.training.techniques.averaging import averaged
 from bkray.training.techniques.frozen import freeze, frozen_layers
@@ -93,7 +93,7 @@ def train(
         raise ValueError("training.profile needs a folder for its traces")
     run = TrainingRun(model, data, sampler, recipe, reporter, ledger or Ledger(), adjuster)
     run.evidence = checkpointer.directory if checkpointer else None
-    if checkpointer and (state := checkpointer.load()):
+    if checkpointer and (state := load_on_all_ranks(checkpointer, run.world)):
         run.load_state_dict(state)
     elif checkpointer and falls_back:
         run.save(checkpointer, None)

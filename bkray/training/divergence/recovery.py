@@ -24,7 +24,7 @@ from torch import Tensor
 from bkray.config import UserError
 from bkray.config.divergence import FallBack, OnDivergence, SkipStep
 from bkray.training.divergence.finite import first_non_finite
-from bkray.training.state.checkpoint import Checkpointer
+from bkray.training.state.checkpoint import Checkpointer, load_on_all_ranks
 
 if TYPE_CHECKING:
     from bkray.training.batches import Batch
@@ -148,9 +148,7 @@ def fall_back(run: TrainingRun, error: Diverged, checkpointer: Checkpointer | No
     """
     if not (checkpointer and run.recovery.falls_back(error)):
         raise error
-    checkpointer.wait()
-    run.world.total(torch.zeros(1))  # no rank reads while rank 0 still writes
-    state = checkpointer.load()
+    state = load_on_all_ranks(checkpointer, run.world)
     assert state is not None, "there is one of step 0"
     windows = run.recipe.batch_windows
     reached = {

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from bkray.config import UserError
+from bkray.training.parallel.world import World
 
 logger = logging.getLogger(__name__)
 
@@ -173,6 +174,24 @@ class Checkpointer:
 
     def _all(self) -> list[Path]:
         return sorted(self.directory.glob("step-*"))
+
+
+def load_on_all_ranks(checkpointer: Checkpointer, world: World) -> dict[str, Any] | None:
+    """What `checkpointer.load` gives every rank, once all have come here; a collective call.
+
+    Raises UserError where ranks find different checkpoints: each would train on from its own.
+    """
+    checkpointer.wait()
+    world.total(torch.zeros(1))  # a rank that waits for a writer holds back the others
+    state = checkpointer.load()
+    found = torch.cat(world.gather(torch.tensor([state["step"] if state else -1]))).tolist()
+    if len(set(found)) > 1:
+        shown = ", ".join("none" if step < 0 else f"step {step}" for step in found)
+        raise UserError(
+            f"the workers find different checkpoints in {checkpointer.directory} ({shown}): give --out a "
+            "folder that every node reaches, and run the same command again"
+        )
+    return state
 
 
 def _lowest(losses: dict[Path, float | None]) -> Path | None:
