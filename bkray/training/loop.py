@@ -332,7 +332,7 @@ class TrainingRun:
         """Leave the step out where the recipe says so, else raise `error`."""
         if not self.recovery.skips(self.step, error):
             raise error
-        self.schedule.step()
+        self.recovery.leave_out(self.schedule)
         self.optimizer.zero_grad(set_to_none=True)
 
     def check_parameters(self, when: str, remedy: str) -> None:

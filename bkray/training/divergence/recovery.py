@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from bkray.config import UserError
 from bkray.config.divergence import FallBack, OnDivergence, SkipStep
@@ -77,6 +79,12 @@ class Recovery:
             return False
         self._note(step, error, "the step was left out")
         return True
+
+    def leave_out(self, schedule: LRScheduler) -> None:
+        """Move `schedule` past a step without an update, of which torch would warn where it is the first."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step", UserWarning)
+            schedule.step()
 
     def falls_back(self, error: Diverged) -> bool:
         """Whether the recipe goes back to the last checkpoint."""

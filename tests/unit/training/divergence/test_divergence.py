@@ -146,6 +146,15 @@ def test_skipping_leaves_the_step_out_and_nothing_else(data, tmp_path):
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_the_first_step_can_be_left_out_too_and_torch_has_nothing_to_say(healthy, recwarn, schedule):
+    settings = recipe("skip", schedule=schedule, warmup=0.2, tokens=9 * 8 * WINDOW)
+    healthy.train[sampler(settings, healthy).ids(0)[0], 0] = VOCAB - 1
+    _, result = run(settings, healthy)
+    assert result.divergences[0]["step"] == 0
+    assert not recwarn.list
+
+
 def saver(folder):
     return Checkpointer(folder / "checkpoints", "key")
 
