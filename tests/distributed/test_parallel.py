@@ -297,13 +297,13 @@ def same_bits(one, other):
 
 
 def test_all_worlds_and_kinds_end_with_the_same_weights(world, alone):
-    """AdamW divides gradients near 0 by themselves, so in float32 the order of fsdp2's sums shows."""
+    """AdamW divides gradients near 0 by themselves: in float32 the order of sums shows in the end."""
     _, _, (first, *_) = world
     assert distance(first["ddp, muon"], alone[50]) < 1e-5
     assert distance(first["ddp, adamw"], alone["adamw"]) < 1e-5
     assert distance(first["ddp, adamw, float32"], alone["adamw, float32"]) < 1e-5
     assert same_bits(first["zero1, adamw, float32"], first["ddp, adamw, float32"])
-    assert distance(first["fsdp2, adamw, float32"], first["ddp, adamw, float32"]) < 5e-6
+    assert distance(first["fsdp2, adamw, float32"], first["ddp, adamw, float32"]) < 1e-6
     for optimizer in ("muon", "adamw"):
         assert same_bits(first[f"zero1, {optimizer}"], first[f"ddp, {optimizer}"])
         assert distance(first[f"fsdp2, {optimizer}"], first[f"ddp, {optimizer}"]) < 1e-6
