@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from bkray.config.errors import UserError
 from bkray.config.loading import apply_overrides, read_recipe
 from bkray.config.recipe import Recipe
-from bkray.config.section import Count
+from bkray.config.section import Count, Rate
 from bkray.config.sweep import OnRecipe, changed_recipe, load_on_recipe
 
 
@@ -19,7 +19,7 @@ class Comparison(OnRecipe):
     """Name of every arm and what is its own: dotted recipe keys and values, or the path of a whole recipe."""
     reference: str
     """The arm that the others are held against."""
-    learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(min_length=1)
+    learning_rates: tuple[Rate, ...] = Field(min_length=1)
     """Every arm tries each for `tuning_steps`, and goes on with the best on the validation split.
 
     A single one is taken untried.

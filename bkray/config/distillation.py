@@ -16,7 +16,7 @@ class Distillation(Section):
     """Folders of exported models, whose tokenizer the corpus gets; several are one ensemble."""
     top_k: Count = 16
     """Tokens kept of every target position; the others count together as one rest."""
-    temperature: Annotated[float, Field(gt=0.0)] = 2.0
+    temperature: Annotated[float, Field(ge=0.01, le=100.0)] = 2.0
     """Above 1 the less probable tokens weigh more."""
     weight: Share = 0.5
     """Of the soft targets in the loss; the rest is plain cross-entropy."""

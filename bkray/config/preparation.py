@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from bkray.config.section import Section, Share, named
+from bkray.config.section import Rate, Section, Share, named
 
 Pacing = Literal["linear", "exponential", "root", "step"]
 ModeName = Annotated[str, Field(pattern=r"^[A-Za-z_]+-[A-Za-z_]+$")]
@@ -204,7 +204,7 @@ class Proxy(Section):
     d_model: Annotated[int, Field(ge=16)] = 64
     n_layers: Annotated[int, Field(ge=1)] = 2
     tokens: Annotated[int, Field(ge=1)] = 400_000
-    lr: Annotated[float, Field(gt=0.0)] = 1e-2
+    lr: Rate = 1e-2
     folder: str | None = None
     """Folder of an exported model that scores in the place of a small one; its tokenizer is taken."""
 

@@ -7,6 +7,7 @@ Unknown keys are refused (`loading.py` adds suggestions), and so are keys that w
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,7 @@ from bkray.config.preparation import (
     Sampling,
     Selection,
 )
-from bkray.config.schedule import LossTrend, Plateau
+from bkray.config.schedule import LossTrend, Plateau, WarmRestarts
 from bkray.config.section import Section
 from bkray.config.training import Training
 
@@ -194,7 +195,7 @@ class Recipe(Section):
         faults += self._unsuitable_hardware() + self._unsuitable_pool()
         faults += self._unsuitable_savings() + self._profile_beyond_the_end() + self._rise_of_one_step()
         faults += self._restart_within_the_warm_up() + self._sites_beyond_the_window()
-        faults += self._too_few_looks() if self.batch_windows else []
+        faults += self._too_few_looks() + self._too_few_steps() if self.batch_windows else []
         if faults:
             raise ValueError("\n".join(faults))
         return self
@@ -320,6 +321,29 @@ class Recipe(Section):
                     f"lines of the log before the last, and patience {schedule.patience} needs "
                     f"{schedule.patience + 1}: lower training.log_every {training.log_every} or patience"
                 )
+        return faults
+
+    def _too_few_steps(self) -> list[str]:
+        """Where some part of a schedule or curriculum has no step."""
+        training, steps, faults = self.training, self.steps, []
+        schedule, length, skip = training.schedule, training.length, training.skip
+        left = steps - round(training.warmup * steps)
+        if isinstance(schedule, WarmRestarts) and not schedule.fit(left):
+            faults.append(
+                f"training.schedule restarts of {schedule.cycles} cycles with growth {schedule.growth} have "
+                f"not a step each in the {left} steps after the warm-up: lower cycles or growth"
+            )
+        short = int(math.log2(self.window / length.start)) if length else 0
+        if length and length.until * steps < short:
+            faults.append(
+                f"training.length.until {length.until:g} is {length.until * steps:.2g} of {steps} steps, not "
+                f"one for each of the {short} lengths before the window's: raise it or length.start"
+            )
+        if skip and skip.until * steps < 1.0:
+            faults.append(
+                f"training.skip.until {skip.until:g} of {steps} steps is none, so that no window is skipped: "
+                "raise it or training.tokens"
+            )
         return faults
 
     def _sites_beyond_the_window(self) -> list[str]:

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from bkray.config.section import Count, Section, Share, named
 
-Factor = Annotated[float, Field(gt=0.0)]
+Factor = Annotated[float, Field(gt=0.0, le=1e3)]
 
 
 class PlainSchedule(Section):
@@ -42,6 +42,15 @@ class WarmRestarts(Section):
     cycles: Annotated[int, Field(ge=2)] = 3
     growth: Count = 2
     """Each cycle is so many times as long as the one before."""
+
+    def fit(self, steps: int) -> bool:
+        """Whether all cycles have a step at least, of so many."""
+        needed = 0
+        for cycle in range(self.cycles):
+            needed += self.growth**cycle
+            if needed > steps:
+                return False
+        return True
 
 
 class Plateau(Section):

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+_HIGHEST_RATE = 1e30  # float32 holds what an update makes of it, so that a run which diverges can say where
+
+
+def _rate(value: float) -> float:
+    if value > _HIGHEST_RATE:
+        raise ValueError(f"{value:g} is above {_HIGHEST_RATE:g}, beyond float32 in an update: lower it")
+    return value
+
+
+Rate = Annotated[float, Field(gt=0.0), AfterValidator(_rate)]
+"""A learning rate."""
 
 
 def named(value: Any) -> Any:

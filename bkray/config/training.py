@@ -12,7 +12,7 @@ from bkray.config.gradient_cache import GradientReuse
 from bkray.config.parallel import GradientCompression, PowerSGD
 from bkray.config.savings import ActivationCache, Length, Replay, TokenSelection, Unfreeze
 from bkray.config.schedule import OneCycle, PlainSchedule, Schedule
-from bkray.config.section import Count, Section
+from bkray.config.section import Count, Rate, Section
 from bkray.config.skip import Skip
 
 
@@ -41,8 +41,8 @@ class Training(Section):
     batch_tokens: Annotated[int, Field(ge=1)] = 4096
     """Target tokens of a global batch, whatever the number of workers."""
     optimizer: Literal["adamw", "muon"] = "muon"
-    lr: Annotated[float, Field(gt=0.0)] = 3e-3
-    embedding_lr: Annotated[float, Field(gt=0.0)] | None = None
+    lr: Rate = 3e-3
+    embedding_lr: Rate | None = None
     """Of the embedding and the output head; null: `lr`."""
     schedule: Schedule = PlainSchedule(kind="linear")
     """What follows the warm-up."""
@@ -57,7 +57,7 @@ class Training(Section):
     """What every worker holds: everything; its share of the optimizer's state; of the parameters as well."""
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Micro-batches that a worker takes its windows of a global batch in."""
-    bucket_mb: Annotated[float, Field(gt=0.0)] | None = None
+    bucket_mb: Annotated[float, Field(gt=0.0, le=1e6)] | None = None
     """Size in MiB of the buckets in which gradients travel, each as soon as it is full; null: torch's 25."""
     gradient_as_bucket_view: bool = True
     """Gradients lie in the buckets and are not copied there."""
@@ -101,6 +101,16 @@ class Training(Section):
     """A trace of some steps, under `profile/` in the run's folder."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Where the lines of metrics.jsonl go as well."""
+
+    @property
+    def too_high(self) -> str:
+        """What to lower where loss, gradient or a parameter is not finite."""
+        highest = max(self.lr, self.embedding_lr or 0.0)
+        named = {"lr": self.lr, "embedding_lr": self.embedding_lr}
+        if highest * self.weight_decay >= 1.0 > highest:  # it is the decay that turns weights round
+            named["weight_decay"] = self.weight_decay
+        shown = [f"training.{key} is {value}" for key, value in named.items() if value]
+        return f"{', '.join(shown)}: try {'lower ones' if shown[1:] else 'a lower one'}"
 
     @model_validator(mode="after")
     def _rise(self) -> Training:

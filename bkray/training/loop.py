@@ -279,8 +279,7 @@ class TrainingRun:
         with scaled_rates(self.optimizer, self.recovery.rate_factor):
             self.optimizer.step()
         self.update_seconds = time.perf_counter() - began
-        remedy = f"training.lr is {self.recipe.training.lr}, try a lower one"
-        self.check_parameters("after the update of", remedy)
+        self.check_parameters("after the update of", self.recipe.training.too_high)
         if self.average:
             self.average.update_parameters(self.model)
         self.schedule.step()
@@ -350,10 +349,8 @@ class TrainingRun:
         model = self.average.module if self.average else self.model
         found = validated(model, windows, self.recipe.training, self.world)
         if not math.isfinite(found.loss):
-            raise Diverged(
-                f"validation loss {found.loss} at step {self.step}: training.lr is "
-                f"{self.recipe.training.lr}: try a lower one"
-            )
+            too_high = self.recipe.training.too_high
+            raise Diverged(f"validation loss {found.loss} at step {self.step}: {too_high}")
         self.validation_loss = found.loss
         self.metrics.values["validation_loss"] = self.validation_loss
         if isinstance(self.schedule, PlateauLR):

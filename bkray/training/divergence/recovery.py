@@ -128,7 +128,7 @@ def refusal(run: TrainingRun, batch: Batch, rng: Tensor, norm: float) -> Diverge
     bad = bad or "the norm, of a gradient that is finite itself"
     message = (
         f"training diverged at step {run.step}: loss {loss}, gradient norm {norm}, first at {bad}; "
-        f"training.lr is {run.recipe.training.lr}: try a lower one"
+        f"{run.recipe.training.too_high}"
     )
     blamed = run.world.gather(torch.tensor([not math.isfinite(loss)], dtype=torch.uint8))
     if run.evidence and (not math.isfinite(loss) or not any(map(bool, blamed))):

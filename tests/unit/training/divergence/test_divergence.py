@@ -211,7 +211,8 @@ def test_a_run_that_fell_back_and_is_killed_ends_bit_equal(healthy, tmp_path):
 
 
 def test_falling_back_stops_after_so_many_times_and_an_infinite_parameter_counts(healthy, tmp_path):
-    settings = recipe({"kind": "fall_back", "lr_factor": 0.9, "most": 2}, lr=1e39)  # beyond float32
+    beyond_float32 = {"lr": 1e30, "weight_decay": 1e10}
+    settings = recipe({"kind": "fall_back", "lr_factor": 0.9, "most": 2}, **beyond_float32)
     with pytest.raises(UserError, match=r"parameter table.weight is not finite.*most allows, 2") as caught:
         run(settings, healthy, checkpointer=saver(tmp_path))
     assert "step 0" in str(caught.value)
