@@ -5,14 +5,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 from torch.nn import functional
 
 from bkray.config import parse_recipe
-from bkray.curriculum import ReplaySampler, WeightedSampler
+from bkray.corpus.tokenizer import SEPARATOR
+from bkray.curriculum import DifficultyAdjuster, ReplaySampler, WeightedSampler
 from bkray.model import build_model
-from bkray.training import Checkpointer, Ledger, WindowData, train
+from bkray.training import Checkpointer, Ledger, WindowData, export_model, train
 from bkray.training.optimization.optimizers import build_optimizer
 from bkray.training.optimization.schedules import build_schedule
+from bkray.training.state.start import load_overlapping
 
 VOCAB, WINDOW, BATCH, STEPS = 16, 24, 8, 40
 ALIVE = {"least_cosine": -1.0, "most_rise": 1e9}
@@ -21,6 +24,7 @@ TECHNIQUES = {
     "accumulate": {"accumulate": 2},
     "activation_checkpointing": {"activation_checkpointing": True},
     "activation_cache": {"start_from": "elsewhere", "freeze": 1, "activation_cache": {}},
+    "adjuster": {"curriculum": {"adjuster": {"patience": 1, "acceleration": 0.3, "min_delta": 0.5}}},
     "average": {"average": {"decay": 0.9}},
     "bf16": {"precision": "bf16"},
     "constant": {"schedule": "constant"},
@@ -40,12 +44,14 @@ TECHNIQUES = {
     "skip": {"skip": {"share": 0.4}},
     "skip at random": {"skip": {"share": 0.4, "by": "random"}},
     "stale": {"gradient_cache": {"kind": "stale", "threshold": 0.9, "first_audits": 2}},
+    "start_vocabulary": {"start_from": "elsewhere", "start_vocabulary": "overlap"},
     "token_selection": {"token_selection": {"keep": 0.6}},
     "token_selection at random": {"token_selection": {"kind": "random", "keep": 0.6}},
     "unfreeze": {"start_from": "elsewhere", "unfreeze": {"at": [0.4]}, "layer_decay": 0.9},
     "wsd": {"schedule": "wsd"},
 }
 TECHNIQUES["together"] = {
+    **TECHNIQUES["adjuster"],
     "schedule": "loss_trend",
     "accumulate": 2,
     "average": {"decay": 0.9},
@@ -95,7 +101,7 @@ SAME_BITS = {"activation_checkpointing", "fall_back"}
 each = pytest.mark.parametrize("name", TECHNIQUES)
 
 
-def recipe(**training):
+def recipe(curriculum=None, **training):
     model = {"kind": "resnet_bk", "d_model": 32, "n_layers": 2, "n_heads": 4}
     often = {"checkpoint_every": 10, "eval_every": 10, "log_every": 5, "keep_checkpoints": 9}
     size = {"tokens": STEPS * BATCH * WINDOW, "batch_tokens": BATCH * WINDOW, "workers": 1, "lr": 1e-2}
@@ -104,6 +110,7 @@ def recipe(**training):
             "name": "t",
             "corpus": {"kind": "docstrings"},
             "window": WINDOW,
+            "curriculum": curriculum,
             "model": model,
             "training": {**size, **often, **training},
         }
@@ -133,25 +140,51 @@ WITH_POOL = WindowData(np.concatenate([TRAINING, POOL]), DATA.validation)
 SCORES = np.random.default_rng(3).random((2, 64)) + 0.1
 
 
-def run(settings, checkpoints=None):
-    """The trained weights, the result and the ledger; the weighted sampler is a technique as well."""
-    torch.manual_seed(settings.seed)
-    model = build_model(settings.model, VOCAB)
-    sampler = WeightedSampler(
-        *SCORES, BATCH, STEPS, pass_share=0.8, strengths=(0.0, 1.0), start=0.5, seed=settings.seed
-    )
-    ledger, data = Ledger(), DATA
-    if replay := settings.training.replay:
-        sampler, data = ReplaySampler(sampler, 64, len(POOL), replay.share), WITH_POOL
-    result = train(
-        model,
-        data,
-        sampler,
-        settings,
-        ledger=ledger,
-        checkpointer=Checkpointer(checkpoints, "key", 9) if checkpoints else None,
-    )
-    return model.state_dict(), result, ledger
+@pytest.fixture(scope="module")
+def vocabularies(tmp_path_factory):
+    """The folder of an untrained model of 12 letters, and the tokenizer of these and four pairs of them."""
+    folder, letters = tmp_path_factory.mktemp("start"), [SEPARATOR, *"abcdefghijk"]
+    pairs = list(zip("abcd", "efgh", strict=True))
+    for name, merges in (("old", []), ("new", pairs)):
+        tokens = letters + ["".join(pair) for pair in merges]
+        bpe = models.BPE({token: row for row, token in enumerate(tokens)}, merges)
+        Tokenizer(bpe).save(str(folder / f"{name}.json"))
+    torch.manual_seed(5)
+    old = build_model(recipe().model, len(letters))
+    export_model(folder / "model", old, recipe(), folder / "old.json", len(letters), {})
+    return folder / "model", folder / "new.json"
+
+
+@pytest.fixture(scope="module")
+def run(vocabularies):
+    """Call for the trained weights, the result and the ledger; the weighted sampler is a technique too."""
+
+    def call(settings, checkpoints=None):
+        torch.manual_seed(settings.seed)
+        model = build_model(settings.model, VOCAB)
+        if settings.training.start_vocabulary == "overlap":
+            folder, tokenizer = vocabularies
+            counts = load_overlapping(model, folder, settings.model, tokenizer)
+            assert counts == {"shared": 12, "new": VOCAB - 12}
+        sampler = WeightedSampler(
+            *SCORES, BATCH, STEPS, pass_share=0.8, strengths=(0.0, 1.0), start=0.5, seed=settings.seed
+        )
+        ledger, data = Ledger(), DATA
+        if replay := settings.training.replay:
+            sampler, data = ReplaySampler(sampler, 64, len(POOL), replay.share), WITH_POOL
+        adjuster = settings.curriculum and settings.curriculum.adjuster
+        result = train(
+            model,
+            data,
+            sampler,
+            settings,
+            ledger=ledger,
+            checkpointer=Checkpointer(checkpoints, "key", 9) if checkpoints else None,
+            adjuster=DifficultyAdjuster(**adjuster.model_dump()) if adjuster else None,
+        )
+        return model.state_dict(), result, ledger
+
+    return call
 
 
 def same(one, other):
@@ -179,12 +212,12 @@ def costs(ledger):
 
 
 @pytest.fixture(scope="module")
-def plain():
+def plain(run):
     return run(recipe())
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(run, tmp_path_factory):
     """What a technique gives, trained once: its run, and the folder of its checkpoints."""
     done = {}
 
@@ -216,7 +249,7 @@ def test_it_pays_for_what_it_computes_and_for_nothing_else(trained, plain, name)
 
 
 @each
-def test_a_resumed_run_ends_with_the_same_bits_and_costs(trained, tmp_path, name):
+def test_a_resumed_run_ends_with_the_same_bits_and_costs(run, trained, tmp_path, name):
     weights, result, ledger, folder = trained(name)
     for step in (10, 20):
         shutil.copytree(folder / f"step-{step:08d}", tmp_path / f"step-{step:08d}")
@@ -232,7 +265,7 @@ def test_a_resumed_run_ends_with_the_same_bits_and_costs(trained, tmp_path, name
 
 
 @each
-def test_a_repeated_run_is_the_same(trained, tmp_path, name):
+def test_a_repeated_run_is_the_same(run, trained, tmp_path, name):
     weights, result, ledger, _ = trained(name)
     again = run(recipe(**TECHNIQUES[name]), tmp_path)
     assert same(again[0], weights)
@@ -247,8 +280,8 @@ def test_windows_of_the_pool_count_among_the_unique_ones(trained):
     assert result.tokens == STEPS * BATCH * WINDOW
 
 
-def test_off_is_absent(plain, tmp_path):
-    keys = {key for settings in TECHNIQUES.values() for key in settings}
+def test_off_is_absent(run, plain, tmp_path):
+    keys = {key for settings in TECHNIQUES.values() for key in settings} - {"curriculum"}
     off = {key: None for key in keys if recipe().training.model_fields[key].default is None}
     assert {"gradient_cache", "skip", "length", "token_selection", "on_divergence"} <= off.keys()
     weights, result, ledger = run(recipe(**off), tmp_path)
@@ -284,7 +317,7 @@ def test_without_techniques_it_is_a_bare_loop(plain):
 
 
 @pytest.mark.parametrize("name", ["fall_back", "skip"])
-def test_watching_for_divergence_changes_no_bit_where_nothing_diverges(plain, tmp_path, name):
+def test_watching_for_divergence_changes_no_bit_where_nothing_diverges(run, plain, tmp_path, name):
     weights, result, ledger = run(recipe(on_divergence=name), tmp_path)
     assert same(weights, plain[0])
     assert result == plain[1]
