@@ -407,30 +407,6 @@ def test_a_run_that_was_switched_off_stays_off_after_a_kill(tmp_path, caplog):
     assert_equal(run(recipe())[0], model)
 
 
-def test_a_bad_cache_that_the_first_audits_refuse_leaves_the_run_as_it_is(caplog):
-    """Every batch counts as like the first; the rate is high, so that its gradient is soon a wrong one."""
-    bad = {"kind": "stale", "threshold": -1.0, "max_age": 1000}
-    plain, expected, _ = run(recipe(lr=0.1))
-    cached, result, _ = run(recipe(lr=0.1, cache=bad))
-    assert "a mean cosine of" in caplog.text
-    assert_equal(plain, cached)
-    assert result == expected
-
-
-def test_a_bad_cache_that_no_audit_may_refuse_is_ended_by_its_loss(caplog):
-    """... and the run ends within 2 % of the plain one; without that safeguard it is far off."""
-    bad = {"kind": "stale", "threshold": -1.0, "max_age": 1000, "least_cosine": -1.0}
-    data, losses = WindowData(windows(1600), windows(60, seed=1)), []
-    for cache in (None, bad, {**bad, "most_rise": 1e9}):
-        settings = recipe(200 * BATCH * WINDOW, lr=0.03, eval_every=200, cache=cache)
-        losses.append(run(settings, data=data)[1].validation_loss)
-    plain, guarded, unguarded = losses
-    assert guarded < 1.02 * plain
-    assert unguarded > 1.3 * plain
-    assert "off from step" in caplog.text
-    assert "the smoothed loss rose" in caplog.text
-
-
 # The recipe.
 
 
