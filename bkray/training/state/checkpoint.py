@@ -108,7 +108,7 @@ class Checkpointer:
     def drop_after(self, step: int) -> None:
         """Remove the checkpoints beyond `step`: what they continue is to be made anew."""
         for path in self._own():
-            if int(path.name.removeprefix("step-")) > step:
+            if _step(path) > step:
                 self._remove(path)
 
     def best(self) -> Path | None:
@@ -173,7 +173,13 @@ class Checkpointer:
         return losses
 
     def _all(self) -> list[Path]:
-        return sorted(self.directory.glob("step-*"))
+        """Every step's, oldest first; a copy that was put aside under another name is none of them."""
+        named = (path for path in self.directory.glob("step-*") if path.name[5:].isdecimal())
+        return sorted(named, key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def load_on_all_ranks(checkpointer: Checkpointer, world: World) -> dict[str, Any] | None:

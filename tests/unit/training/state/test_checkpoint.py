@@ -1,4 +1,5 @@
 import logging
+import shutil
 import subprocess
 import sys
 import time
@@ -83,6 +84,17 @@ def test_those_beyond_a_step_can_be_dropped(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000007", "step-00000008"]
     saver.save(9, {"step": 9})
     assert saver.load() == {"step": 9}
+
+
+def test_a_copy_that_was_put_aside_is_left_alone_and_a_longer_number_is_a_later_step(tmp_path):
+    saver = Checkpointer(tmp_path, "run", keep=1)
+    shutil.copytree(saver.save(1, {"step": 1}), tmp_path / "step-00000001.mine")
+    for step in (99_999_999, 100_000_000):
+        saver.save(step, {"step": step})
+        assert saver.load() == {"step": step}
+    saver.drop_after(5)
+    assert saver.load() is None
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.mine"]
 
 
 def test_foreign_code_is_not_unpickled(tmp_path):
