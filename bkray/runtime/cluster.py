@@ -24,6 +24,7 @@ from ray._private.utils import estimate_available_memory
 from ray.data.context import DataContext, ShuffleStrategy
 
 from bkray.config import Recipe, UserError
+from bkray.config.gradient_cache import EveryKSteps
 from bkray.config.model import ImportModel
 from bkray.runtime.forkserver import START_WORKER
 from bkray.runtime.watch import watching
@@ -165,14 +166,11 @@ def check_budget(recipe: Recipe, cpus: int, out: Path, corpus_bytes: int) -> Non
     if inside_job():
         return  # the workers' memory is that of other machines
     states, kept = _least_state_bytes(recipe), _cache_bytes(recipe)
-    worker = _WORKER_BYTES + states + kept
+    worker = _WORKER_BYTES + states + sum(kept.values())
     available, needed = available_memory(), _OBJECT_STORE_BYTES + workers * worker
     if needed > available:
-        cached, lower = (
-            (f", activation cache {_mib(kept)}", " or training.activation_cache.max_bytes")
-            if kept
-            else ("", "")
-        )
+        cached = "".join(f", {name} cache {_mib(size)}" for name, size in kept.items())
+        lower = "".join(f" or training.{name}_cache.max_bytes" for name in kept)
         raise UserError(
             f"{workers} workers x {_mib(worker)} (model and optimizer at least {_mib(states)}{cached}) + "
             f"object store {_mib(_OBJECT_STORE_BYTES)} = "
@@ -189,38 +187,61 @@ def check_budget_here(recipe: Recipe, cpus: int | None, out: Path, corpus_bytes:
 
 def disk_bytes(recipe: Recipe, corpus_bytes: int) -> int:
     """An estimate of what a run writes: text and tokens (4 bytes each) once a stage and once for the training
-    windows as they are read; checkpoints, with two moments of each weight."""
+    windows as they are read; checkpoints, with two moments of each weight, averages and cached gradients."""
     copies, cleaning = 1 + sum(section.share for section in recipe.augmentation), recipe.cleaning
     stages = 3 + sum(map(bool, (cleaning.near, cleaning.quality, cleaning.nearest, cleaning.leakage)))
     stages += bool(recipe.difficulty or recipe.selection) + bool(recipe.selection)
     if distillation := recipe.training.distillation:  # 6 bytes for each of k, twice, where a token has 4
         stages += 3 * distillation.top_k
-    checkpoint = max(64 << 20, 3 * 4 * _least_parameters(recipe))
+    weights = 3 + bool(recipe.training.average)
+    checkpoint = weights * 4 * _least_parameters(recipe) + _gradient_cache_bytes(recipe)
+    checkpoint = max(64 << 20, checkpoint)
     return int(corpus_bytes * copies * (1.5 + stages)) + checkpoint * (recipe.training.keep_checkpoints + 3)
 
 
 def _least_state_bytes(recipe: Recipe) -> int:
-    """What a worker's weights, gradients and moments take at least, 4 bytes each. Not counted: what lies on
-    GPUs, and as in `_least_parameters`.
+    """What a worker's weights, gradients and moments take at least, and what else there is one of for each
+    weight, 4 bytes each. Not counted: what lies on GPUs, and as in `_least_parameters`.
     """
-    import torch  # late: the workers of data stages do without
-
     training = recipe.training
-    if torch.cuda.device_count() >= training.workers:
+    if _on_gpus(training.workers):
         return 0
     share = 1 / training.workers  # of what the workers do not all hold
     copies = {"ddp": 3, "zero1": 2 + share, "fsdp2": 3 * share}[training.parallel]
+    copies += bool(training.average) + isinstance(training.gradient_cache, EveryKSteps)
     return int(4 * copies * _least_parameters(recipe))
 
 
-def _cache_bytes(recipe: Recipe) -> int:
-    """What a worker's `activation_cache` may come to hold in memory: at most the windows it draws."""
+def _on_gpus(workers: int) -> bool:
+    import torch  # late: the workers of data stages do without
+
+    return bool(torch.cuda.device_count() >= workers)
+
+
+def _cache_bytes(recipe: Recipe) -> dict[str, int]:
+    """What a worker's caches may come to hold in the host's memory, those that do."""
+    gradients = 0 if _on_gpus(recipe.training.workers) else _gradient_cache_bytes(recipe)
+    sizes = {"activation": _activation_cache_bytes(recipe), "gradient": gradients}
+    return {name: size for name, size in sizes.items() if size}
+
+
+def _activation_cache_bytes(recipe: Recipe) -> int:
+    """At most the windows that a worker draws."""
     training, model = recipe.training, recipe.model
     cache = training.activation_cache
     if not cache or cache.where == "disk" or isinstance(model, ImportModel):
         return 0
     drawn = recipe.steps * training.batch_tokens // training.workers
     return min(cache.max_bytes, cache.bytes_of(drawn, model.d_model))
+
+
+def _gradient_cache_bytes(recipe: Recipe) -> int:
+    """The gradients that are young enough, of the weights that `_least_parameters` counts."""
+    cache = recipe.training.gradient_cache
+    if not cache or isinstance(cache, EveryKSteps):
+        return 0
+    young = min(cache.max_age + 1, recipe.steps)
+    return min(cache.max_bytes, young * 4 * _least_parameters(recipe))
 
 
 def _least_parameters(recipe: Recipe) -> int:

@@ -60,6 +60,41 @@ def test_what_the_activation_cache_may_hold_is_counted(tmp_path, monkeypatch):
     check(max_bytes=10**12, tokens=1 << 20)  # more than it could ever hold
 
 
+LARGE = {"kind": "resnet_bk", "d_model": 1024, "n_layers": 12, "feed_forward_width": 16384}
+WEIGHTS = 4 * 12 * 2 * 1024 * 16384
+"""Bytes of its feed-forward layers: 1.5 GiB."""
+
+
+def of_large(**training):
+    return parse_recipe({**RECIPE.model_dump(mode="json"), "model": LARGE, "training": training})
+
+
+def test_what_the_gradient_cache_may_hold_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "available_memory", lambda: 16 << 30)
+    monkeypatch.setattr(cluster, "disk_bytes", lambda recipe, corpus_bytes: 0)
+
+    def check(**training):
+        cluster.check_budget(of_large(workers=1, **training), 1, tmp_path, 0)
+
+    check()
+    check(gradient_cache={"kind": "every"}, average={})
+    check(gradient_cache={"kind": "stale", "max_bytes": 2 << 30})
+    check(gradient_cache={"kind": "stale", "max_bytes": 10**12, "max_age": 1})
+    with pytest.raises(UserError, match=r"gradient cache 32,256 MiB\) .*training.gradient_cache.max_bytes"):
+        check(gradient_cache={"kind": "stale", "max_bytes": 10**12})
+    monkeypatch.setattr(cluster, "available_memory", lambda: 8 << 30)
+    with pytest.raises(UserError, match=r"at least 7,680 MiB\) "):  # five numbers a weight
+        check(gradient_cache={"kind": "every"}, average={})
+
+
+def test_the_checkpoints_hold_averages_and_cached_gradients():
+    plain = cluster.disk_bytes(of_large(), 0)
+    assert plain == 5 * 3 * WEIGHTS
+    assert cluster.disk_bytes(of_large(average={}), 0) == plain + 5 * WEIGHTS
+    cache = {"kind": "stale", "max_bytes": 10**12, "max_age": 3}
+    assert cluster.disk_bytes(of_large(gradient_cache=cache), 0) == plain + 5 * 4 * WEIGHTS
+
+
 def test_the_checkpoints_of_a_large_model_are_counted():
     def needed(width):
         model = {"kind": "resnet_bk", "d_model": 1024, "n_layers": 12, "feed_forward_width": width}
