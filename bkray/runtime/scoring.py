@@ -226,12 +226,12 @@ def _scorer(work: Work, names: tuple[str, ...], gpus: int) -> Scorer:
         model,
         Path(reference).absolute() if reference and "reducible" in names else None,
         _token_counts(work.source.parts, recipe) if "rarity" in names else None,
-        everywhere_dtype(gpus) if model else torch.float32,
+        _dtype(gpus) if model else torch.float32,
     )
 
 
-def everywhere_dtype(gpus: int) -> torch.dtype:
-    """That of every window's products: bfloat16 where all machines that may score have it."""
+def _dtype(gpus: int) -> torch.dtype:
+    """That of every window's score: bfloat16 where all machines that may score have it."""
     kind, asked = ("GPU", 1) if gpus else ("CPU", 0)
     machines = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(kind)]
     return common_dtype(
