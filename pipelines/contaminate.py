@@ -2,8 +2,9 @@
 
     python -m pipelines.contaminate RECIPE [key=value …] --pool FOLDER [--off-domain CORPUS …]
 
-FOLDER gets train.parquet (text, kind, changed, origin) and the held-out splits as they are; a recipe reads it
-as `corpus: {kind: parquet, path: FOLDER}`. CORPUS is a section like the recipe's: '{kind: jsonl, path: F}'.
+FOLDER gets train.parquet (text, kind, changed, origin), the held-out splits as they are, and rejects.jsonl;
+a recipe reads it as `corpus: {kind: parquet, path: FOLDER}`. CORPUS is a section like the recipe's:
+'{kind: jsonl, path: F}'.
 """
 
 import argparse
@@ -36,5 +37,6 @@ if __name__ == "__main__":
         kinds = given.kinds or [kind for kind in KINDS if kind != "off_domain" or given.off_domain]
         loaded = load_recipe(given.recipe, given.overrides)
         made = make_pool(loaded, given.pool, given.off_domain, kinds, given.share)
-        for kind in (CLEAN, *kinds, "rejected"):
-            print(f"{kind:16} {made[kind]:9,}")
+        rejected = ["rejected", *(["rejected off_domain"] if given.off_domain else [])]
+        for kind in (CLEAN, *kinds, *rejected):
+            print(f"{kind:19} {made[kind]:9,}")

@@ -29,8 +29,8 @@ class RunReport:
     measured there; null is a number not finite."""
     stages: Sequence[Mapping[str, Any]] = ()
     """name, rows, rejects, removed, seconds of every stage; cached of all of them or of none."""
-    rejects: Mapping[str, int] = field(default_factory=dict)
-    """Rejected rows by reason."""
+    rejects: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Rejected rows by stage and reason, of stages that have any."""
     augmentation: Sequence[Mapping[str, Any]] = ()
     """Of every kind: kind, originals, made, unchanged (of those made), dropped ({reason: documents})."""
     difficulty: tuple[str, Sequence[float] | np.ndarray] | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from ray.data import Dataset
 
 from bkray.config import Recipe, UserError
 from bkray.config.corpus import NearDuplicates
-from bkray.corpus import DOCUMENTS, Shard, read_shard
+from bkray.corpus import DOCUMENTS, Shard
 from bkray.corpus.cleaning import (
     QualityFilter,
     band_keys,
@@ -32,6 +33,7 @@ from bkray.corpus.cleaning import (
 from bkray.corpus.cleaning.near import PERMUTATIONS
 from bkray.corpus.cleaning.quality import SCORES
 from bkray.corpus.windows import count_values, first_rows
+from bkray.runtime.reading import REJECTED, Reading, write_rejects
 from bkray.runtime.stages import blocks_of, bucket_of, map_tables, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
 
@@ -153,7 +155,8 @@ def filtered(work: Work) -> Outcome:
     """Take out training documents that are less like the trusted sample than nearly all of the sample."""
     documents = read_parts(work.source.parts, "train")
     fit = _fit.options(num_returns=2)
-    quality, details = fit.remote(work.recipe, work.plan.named.trusted, *unigram_blocks(documents))
+    asked = work.recipe, work.plan.named.trusted, work.directory
+    quality, details = fit.remote(*asked, *unigram_blocks(documents))
     removed = map_tables(documents, _Unlike(quality))
     return without(work, removed, ray.get(details))
 
@@ -176,37 +179,32 @@ def _count_unigrams(documents: pa.Table) -> pa.Table:
 
 
 @ray.remote(num_cpus=1)
-def _fit(recipe: Recipe, shards: tuple[Shard, ...], *blocks: pa.Table) -> tuple[QualityFilter, dict]:
-    """The filter of the sample in `shards` for a pool of these unigram counts, and what to say about it."""
-    sample, rejects = _read_sample(recipe, shards)
+def _fit(
+    recipe: Recipe, shards: tuple[Shard, ...], directory: Path, *blocks: pa.Table
+) -> tuple[QualityFilter, dict]:
+    """The filter of the sample in `shards` for a pool of these unigram counts, and what to say about it.
+
+    What is rejected of the sample is written to `directory`.
+    """
+    sample = _read_sample(recipe, shards, directory)
     assert recipe.cleaning.quality
     quality = QualityFilter.fit(sample, add_unigrams(blocks), recipe.cleaning.quality.lose)
-    return quality, {"sample": len(sample), "sample_rejects": rejects, "threshold": quality.threshold}
+    return quality, {"sample": len(sample), "threshold": quality.threshold}
 
 
-def _read_sample(recipe: Recipe, shards: tuple[Shard, ...]) -> tuple[list[str], int]:
-    """The sample's texts in its order, and how many of its rows were rejected."""
+def _read_sample(recipe: Recipe, shards: tuple[Shard, ...], directory: Path) -> list[str]:
+    """The sample's texts in its order; what is rejected of it goes to `directory`."""
     cleaning = recipe.cleaning
     assert cleaning.quality
-    texts, rejects = [], 0
-    try:
-        for shard in shards:
-            for documents, rejected in read_shard(shard, cleaning.quality.sample, cleaning, recipe.seed):
-                texts += documents["text"].to_pylist()
-                rejects += rejected.num_rows
-    except UserError as error:
-        raise UserError(f"cleaning.quality.sample: {error}") from error
-    if rejects > cleaning.max_rejects * (len(texts) + rejects):
-        raise UserError(
-            f"cleaning.quality.sample: {rejects:,} of {len(texts) + rejects:,} documents were rejected, more "
-            f"than cleaning.max_rejects {cleaning.max_rejects:g}: mend the sample or raise it"
-        )
+    reading = Reading("cleaning.quality.sample", cleaning.quality.sample, shards, cleaning)
+    texts = [text for documents in reading.documents(recipe.seed) for text in documents["text"].to_pylist()]
+    write_rejects({"": reading}, directory / REJECTED)
     if len(texts) < _SAMPLE_DOCUMENTS:
         raise UserError(
             f"cleaning.quality.sample: {len(texts)} documents are too few to set a threshold by: "
             f"bring at least {_SAMPLE_DOCUMENTS}"
         )
-    return texts, rejects
+    return texts
 
 
 class _Unlike:
@@ -236,7 +234,10 @@ def _removed(
 
 
 def without(work: Work, removed: Dataset | None, details: dict) -> Outcome:
-    """Write the documents but those in `removed`, and these to removed.parquet."""
+    """Write the documents but those in `removed`, and these to removed.parquet.
+
+    What the stage has rejected of another corpus it reads lies in rejects.parquet by now, and is counted.
+    """
     blocks = blocks_of(removed.materialize()) if removed else []
     path = work.directory / "removed.parquet"
     gone = _write_removed.remote(str(path), *blocks)
@@ -246,8 +247,24 @@ def without(work: Work, removed: Dataset | None, details: dict) -> Outcome:
     named = "".join(f", {number:,} removed ({reason})" for reason, number in counts.items())
     if not first_rows(sorted(work.directory.glob("part-*")), ["doc_id"], "train", 1).num_rows:
         raise UserError(f"{work.stage.name}: no training document is left{named}: {_MENDS[work.stage.name]}")
-    summary = f"{rows:,} documents" + (named or ", none removed")
-    return Outcome(rows, summary, removed=sum(counts.values()), details={"reasons": counts, **details})
+    rejects, summary = _count_rejects(work), f"{rows:,} documents" + (named or ", none removed")
+    if rejects:
+        summary += f", {sum(rejects.values()):,} rows of {_READS[work.stage.name]} rejected"
+    details = {"reasons": counts, **details}
+    return Outcome(rows, summary, removed=sum(counts.values()), rejects=rejects, details=details)
+
+
+def _count_rejects(work: Work) -> dict[str, int]:
+    """The rejects of the other corpus that the stage reads, by reason."""
+    reads = work.stage.name in _READS
+    return dict(sorted(count_values([work.directory / REJECTED], "reason").items())) if reads else {}
+
+
+_READS = {
+    "decontaminated": "cleaning.leakage.held_out_of",
+    "filtered": "cleaning.quality.sample",
+    "nearest": "cleaning.nearest.to",
+}
 
 
 _MENDS = {

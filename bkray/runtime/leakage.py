@@ -7,6 +7,7 @@ documents ─► leaks (ids and reasons, small) ─► removed.parquet, and the 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,15 +15,15 @@ import pyarrow.compute as pc
 import ray
 
 from bkray.config import Recipe, UserError
-from bkray.config.corpus import Cleaning
-from bkray.corpus import Shard, read_shard
+from bkray.corpus import DOCUMENTS, Shard
 from bkray.corpus.cleaning.leakage import HeldOutTexts
 from bkray.runtime.cleaning import REMOVED, without
 from bkray.runtime.plan import drawn_seeds
+from bkray.runtime.reading import REJECTED, Reading, write_rejects
 from bkray.runtime.stages import map_tables, read_parts
 from bkray.runtime.work import Outcome, Work
 
-_NO_LIMIT = Cleaning(max_chars=2**40)  # of length: what a limit rejects here, another run may hold out
+_NO_LIMIT = 2**40  # characters
 
 
 def decontaminated(work: Work) -> Outcome:
@@ -32,48 +33,56 @@ def decontaminated(work: Work) -> Outcome:
     the memory that its workers share.
     """
     fit: Any = _index.options(num_returns=2)
-    index, counts = fit.remote(work.recipe, work.plan.named.held_out)
+    index, counts = fit.remote(work.recipe, work.plan.named.held_out, work.directory)
     removed = map_tables(read_parts(work.source.parts, "train"), _Leaks(index))
     return without(work, removed, {"held_out": ray.get(counts)})
 
 
 @ray.remote(num_cpus=1)
 def _index(
-    recipe: Recipe, shards: dict[str, tuple[Shard, ...]]
+    recipe: Recipe, shards: dict[str, tuple[Shard, ...]], directory: Path
 ) -> tuple[tuple[HeldOutTexts, pa.Table], dict[str, int]]:
-    """The held-out texts of all corpora, their `doc_id` and `corpus`; and how many there are of each."""
-    cleaning = recipe.cleaning
-    tables = [held_out_documents(recipe, name, shards[name]) for name in sorted(shards)]
-    documents = pa.concat_tables(tables)
-    near = cleaning.alike.threshold, cleaning.alike.ngram
-    assert cleaning.leakage
-    found = HeldOutTexts(documents["text"].to_pylist(), cleaning.leakage.overlap, near)
-    counts = {name: table.num_rows for name, table in zip(sorted(shards), tables, strict=True)}
+    """The held-out texts of all corpora, their `doc_id` and `corpus`; and how many there are of each.
+
+    What is rejected of them is written to `directory`.
+    """
+    leakage, alike = recipe.cleaning.leakage, recipe.cleaning.alike
+    assert leakage
+    readings = {name: _reading(recipe, name, shards[name]) for name in sorted(shards)}
+    tables = {name: held_out_documents(name, reading, recipe) for name, reading in readings.items()}
+    write_rejects(readings, directory / REJECTED)
+    documents = pa.concat_tables(tables.values())
+    near = alike.threshold, alike.ngram
+    found = HeldOutTexts(documents["text"].to_pylist(), leakage.overlap, near)
+    counts = {name: table.num_rows for name, table in tables.items()}
     return (found, documents.select(["doc_id", "corpus"])), counts
 
 
-def held_out_documents(recipe: Recipe, name: str, shards: tuple[Shard, ...]) -> pa.Table:
+def _reading(recipe: Recipe, name: str, shards: tuple[Shard, ...]) -> Reading:
+    """No length is a reason to reject: what a limit rejects here, another run may hold out."""
+    leakage = recipe.cleaning.leakage
+    assert leakage
+    unlimited = recipe.cleaning.model_copy(update={"max_chars": _NO_LIMIT})
+    return Reading(f"cleaning.leakage.held_out_of.{name}", leakage.held_out_of[name], shards, unlimited)
+
+
+def held_out_documents(name: str, reading: Reading, recipe: Recipe) -> pa.Table:
     """`doc_id`, `text` and `corpus` of what the corpus `name` holds out, by shard and place in it.
 
     The splits are those of a run on that corpus with any of the seeds.
     """
-    leakage = recipe.cleaning.leakage
-    assert leakage
-    tables, taken = [], pa.array([], pa.int64())
-    try:
-        for seed in drawn_seeds(recipe):
-            for shard in shards:
-                for documents, _ in read_shard(shard, leakage.held_out_of[name], _NO_LIMIT, seed):
-                    new = pc.invert(pc.is_in(documents["doc_id"], taken))
-                    held_out = pc.and_(pc.not_equal(documents["split"], "train"), new)
-                    tables.append(documents.filter(held_out).select(["doc_id", "text"]))
-            taken = pa.concat_tables(tables)["doc_id"].combine_chunks()
-    except UserError as error:
-        raise UserError(f"cleaning.leakage.held_out_of.{name}: {error}") from error
+    none = DOCUMENTS.empty_table().select(["doc_id", "text"])
+    tables, taken = [none], pa.array([], pa.int64())
+    for seed in drawn_seeds(recipe):
+        for documents in reading.documents(seed):
+            new = pc.invert(pc.is_in(documents["doc_id"], taken))
+            held_out = pc.and_(pc.not_equal(documents["split"], "train"), new)
+            tables.append(documents.filter(held_out).select(none.column_names))
+        taken = pa.concat_tables(tables)["doc_id"].combine_chunks()
     table = pa.concat_tables(tables)
     if not table.num_rows:
         raise UserError(
-            f"cleaning.leakage.held_out_of.{name}: no document is held out: set its validation and test "
+            f"{reading.setting}: no document is held out: set its validation and test "
             "shares as its own runs do, or remove it"
         )
     return table.append_column("corpus", pa.array([name] * table.num_rows))

@@ -6,7 +6,8 @@ documents ─► unigrams of the pool ────────────┴─
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +15,11 @@ import pyarrow.compute as pc
 import ray
 
 from bkray.config import Recipe, UserError
-from bkray.corpus import Shard, read_shard
+from bkray.corpus import DOCUMENTS, Shard
 from bkray.corpus.cleaning import count_unigrams, likeness
 from bkray.runtime.cleaning import REMOVED, add_unigrams, unigram_blocks, without
 from bkray.runtime.plan import drawn_seeds
+from bkray.runtime.reading import REJECTED, Reading, write_rejects
 from bkray.runtime.stages import map_tables, read_parts, top_k
 from bkray.runtime.work import Outcome, Work
 
@@ -30,7 +32,8 @@ def nearest(work: Work) -> Outcome:
     assert settings
     documents = read_parts(work.source.parts, "train")
     count = _count.options(num_returns=2)
-    models, details = count.remote(work.recipe, work.plan.named.target, *unigram_blocks(documents))
+    asked = work.recipe, work.plan.named.target, work.directory
+    models, details = count.remote(*asked, *unigram_blocks(documents))
     distances = map_tables(documents, _Distance(models)).materialize()
     rows = distances.count()
     goes = rows - max(1, round(settings.keep * rows))
@@ -40,40 +43,36 @@ def nearest(work: Work) -> Outcome:
 
 @ray.remote(num_cpus=1)
 def _count(
-    recipe: Recipe, shards: tuple[Shard, ...], *blocks: pa.Table
+    recipe: Recipe, shards: tuple[Shard, ...], directory: Path, *blocks: pa.Table
 ) -> tuple[tuple[np.ndarray, np.ndarray], dict[str, int]]:
-    """Unigram counts of the target and of target and pool together; how many documents the target has."""
+    """Unigram counts of the target and of target and pool together; how many documents the target has.
+
+    What is rejected of the target is written to `directory`.
+    """
+    settings = recipe.cleaning.nearest
+    assert settings
+    reading = Reading("cleaning.nearest.to", settings.to, shards, recipe.cleaning)
     target, rows = count_unigrams([]), 0
-    try:
-        for documents in _trained_on(recipe, shards):
-            target += count_unigrams(documents["text"].to_pylist())
-            rows += documents.num_rows
-    except UserError as error:
-        raise UserError(f"cleaning.nearest.to: {error}") from error
+    for documents in trained_on(reading, drawn_seeds(recipe)):
+        target += count_unigrams(documents["text"].to_pylist())
+        rows += documents.num_rows
+    write_rejects({"": reading}, directory / REJECTED)
     if not rows:
         raise UserError("cleaning.nearest.to: no document of it is for training: set its shares lower")
     return (target, target + add_unigrams(blocks)), {"target": rows}
 
 
-def _trained_on(recipe: Recipe, shards: tuple[Shard, ...]) -> Iterator[pa.Table]:
+def trained_on(reading: Reading, seeds: Sequence[int]) -> Iterator[pa.Table]:
     """The target's documents that none of the seeds which draw its splits holds out."""
-    settings = recipe.cleaning.nearest
-    assert settings
-    first, *others = drawn_seeds(recipe)
-
-    def read(seed: int) -> Iterator[tuple[pa.Table, pa.Array]]:
-        for shard in shards:
-            for documents, _ in read_shard(shard, settings.to, recipe.cleaning, seed):
-                yield documents, pc.equal(documents["split"], "train")
-
-    held_out = [
-        documents.filter(pc.invert(train))["doc_id"] for seed in others for documents, train in read(seed)
-    ]
-    ids = pa.concat_arrays(
-        [chunk for column in held_out for chunk in column.chunks] or [pa.array([], pa.int64())]
-    )
-    for documents, train in read(first):
-        yield documents.filter(pc.and_(train, pc.invert(pc.is_in(documents["doc_id"], ids))))
+    first, *others = seeds
+    ids = [DOCUMENTS.empty_table().select(["doc_id"])]
+    for seed in others:
+        for documents in reading.documents(seed):
+            ids.append(documents.filter(pc.not_equal(documents["split"], "train")).select(["doc_id"]))
+    held_out = pa.concat_tables(ids)["doc_id"].combine_chunks()
+    for documents in reading.documents(first):
+        out = pc.or_(pc.not_equal(documents["split"], "train"), pc.is_in(documents["doc_id"], held_out))
+        yield documents.filter(pc.invert(out))
 
 
 class _Distance:

@@ -34,6 +34,7 @@ from bkray.corpus import (
 from bkray.corpus.schema import DOCUMENTS, REJECTS, SPLITS, row_rng, windows_schema
 from bkray.corpus.windows import count_values, read_rows
 from bkray.runtime.artifacts import Artifact
+from bkray.runtime.reading import many_rejected, too_many
 from bkray.runtime.stages import bucket_of, map_tables, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
 
@@ -120,15 +121,10 @@ def _gather_rejects(folder: Path, target: Path) -> Counter[str]:
 
 def _check_rejects(reasons: Counter[str], accepted: int, recipe: Recipe, path: Path) -> None:
     rejected = sum(reasons.values())
-    if rejected > recipe.cleaning.max_rejects * (accepted + rejected):
+    if too_many(rejected, accepted, recipe.cleaning):
         first = pq.read_table(path).slice(0, 1).to_pylist()[0]
         finer = _finer(recipe.corpus) if first["reason"] == "too long" else ""
-        raise UserError(
-            f"corpus: {rejected:,} of {accepted + rejected:,} documents were rejected, more than "
-            f"cleaning.max_rejects {recipe.cleaning.max_rejects:g}; the first is document {first['ordinal']} "
-            f"of {first['source']}: {first['reason']} ({first['detail']}): {finer}mend the rows or raise "
-            "cleaning.max_rejects"
-        )
+        raise many_rejected("corpus", rejected, accepted, recipe.cleaning, first, finer)
 
 
 def _finer(corpus: AnyCorpus) -> str:

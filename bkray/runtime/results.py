@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections import Counter
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -138,16 +137,13 @@ def _skill(built: dict[str, Artifact]) -> dict[str, Any]:
 
 
 def _report(plan: Plan, built: dict[str, Artifact], run: Path, summary: dict[str, Any]) -> RunReport:
-    rejects: Counter[str] = Counter()
-    for artifact in built.values():
-        rejects.update(artifact.manifest["rejects"])
     return RunReport(
         name=plan.recipe.name,
         summary=summary,
         recipe=dump_yaml(plan.recipe),
         metrics=_metrics(plan, run),
         stages=[_stage_row(name, artifact) for name, artifact in built.items()],
-        rejects=dict(rejects),
+        rejects={name: made.manifest["rejects"] for name, made in built.items() if made.manifest["rejects"]},
         augmentation=_augmentation(built),
         notes=_notes(run),
         samples=[tuple(sample) for sample in built["evaluation"].manifest["details"]["samples"]],

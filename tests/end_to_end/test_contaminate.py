@@ -32,7 +32,8 @@ def documents(corpus, split):
 
 def test_a_pool_of_a_corpus(small, tmp_path):
     other = tmp_path / "other.txt"
-    other.write_text("\n".join(f"a line of another kind, number {number}" for number in range(90)))
+    lines = [f"a line of another kind, number {number}".encode() for number in range(90)]
+    other.write_bytes(b"\n".join([*lines[:3], *[b"a \xff"] * 2, *lines[3:]]))
     section = f"{{kind: text, path: {other}, document: line}}"
     finished = contaminate(small, "--pool", tmp_path / "one", "--off-domain", section)
     assert finished.returncode == 0, finished.stderr
@@ -49,9 +50,12 @@ def test_a_pool_of_a_corpus(small, tmp_path):
         if split == "train":
             kinds = {"clean", "near_duplicate", "off_domain", "shuffled", "boilerplate"}
             assert {row["kind"] for row in rows} == kinds
-            printed = dict(line.split() for line in finished.stdout.splitlines())
+            printed = dict(line.rsplit(maxsplit=1) for line in finished.stdout.splitlines())
             written = {kind: str([r["kind"] for r in rows].count(kind)) for kind in kinds}
-            assert printed == {**written, "rejected": "0"}
+            assert printed == {**written, "rejected": "0", "rejected off_domain": "2"}
+    (first, second) = map(json.loads, (tmp_path / "one" / "rejects.jsonl").read_text().splitlines())
+    assert (first["corpus"], first["source"], first["ordinal"]) == (f"--off-domain {section}", "other.txt", 3)
+    assert second["detail"] == "invalid start byte at byte 2: a \\xff\n"
 
 
 def test_what_is_rejected_is_counted_and_too_much_is_refused(small, tmp_path):
@@ -62,10 +66,22 @@ def test_what_is_rejected_is_counted_and_too_much_is_refused(small, tmp_path):
     assert made["rejected"] == 5
     strict = load_recipe(small, [corpus, "cleaning.max_rejects=0.02"])
     with pytest.raises(
-        UserError, match=r"5 of 100 documents were rejected, more than .* 0.02: mend the rows"
+        UserError, match=r"5 of 100 documents were rejected, more than .* 0.02; the first .*: mend the rows"
     ):
         make_pool(strict, tmp_path / "strict", [], ["shuffled"], 0.5)
     assert not list(tmp_path.glob("*strict*"))
+
+
+def test_too_many_rejects_of_what_was_read_of_another_domain_are_refused(small, tmp_path):
+    (tmp_path / "other.jsonl").write_text("\n".join([*['{"text": "another one"}'] * 900, *["{"] * 200]))
+    section = f"{{kind: jsonl, path: {tmp_path / 'other.jsonl'}}}"
+    with pytest.raises(
+        UserError, match=r"--off-domain .*other.jsonl\}: 100 of 1,000 documents were rejected"
+    ):
+        make_pool(
+            load_recipe(small, ["cleaning.max_rejects=0.05"]), tmp_path / "pool", [section], list(KINDS), 0.5
+        )
+    assert not (tmp_path / "pool").exists()
 
 
 @pytest.mark.parametrize(

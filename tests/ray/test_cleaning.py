@@ -56,9 +56,11 @@ def corpus(tmp_path_factory):
         lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
         (folder / f"{name}.jsonl").write_text(lines)
     near = [" ".join(rng.choice(WORDS[:30], 40)) for _ in range(60)]
-    (folder / "near.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in near))
+    lines = [*(json.dumps({"text": text}) for text in near), "{broken"]
+    (folder / "near.jsonl").write_text("\n".join(lines))
     (folder / "trusted").mkdir()
-    (folder / "trusted" / "sample.txt").write_text("\n".join(prose(rng) for _ in range(400)))
+    sample = [*(prose(rng).encode() for _ in range(400)), b"\xff"]
+    (folder / "trusted" / "sample.txt").write_bytes(b"\n".join(sample))
     return {
         "folder": folder,
         "clean": train[30:],
@@ -170,6 +172,19 @@ def test_the_share_nearest_to_what_a_target_trains_on_stays(usual):
     assert removed["doc_id"].to_pylist() == sorted(row["doc_id"] for row in goes)
 
 
+def test_bad_rows_of_the_other_corpora_are_set_aside_and_counted(usual):
+    found = {name: usual.artifacts[name] for name in ("decontaminated", "filtered", "nearest")}
+    counts = {name: artifact.manifest["rejects"] for name, artifact in found.items()}
+    assert counts == {"decontaminated": {}, "filtered": {"not UTF-8": 1}, "nearest": {"malformed JSON": 1}}
+    assert found["nearest"].manifest["summary"].endswith(", 1 rows of cleaning.nearest.to rejected")
+    rejects = {name: pq.read_table(made.path / "rejects.parquet").to_pylist() for name, made in found.items()}
+    assert {name: [(row["source"], row["ordinal"]) for row in table] for name, table in rejects.items()} == {
+        "decontaminated": [],
+        "filtered": [("sample.txt", 400)],
+        "nearest": [("near.jsonl", 60)],
+    }
+
+
 def test_windows_are_packed_from_what_is_left(usual):
     kept, packed = rows(usual.artifacts["nearest"]), usual.artifacts["windows"]
     ids = {row["doc_id"] for part in packed.parts for row in pq.read_table(part).to_pylist()}
@@ -190,7 +205,7 @@ def test_all_are_the_same_bytes_for_other_blocks(corpus, usual, tmp_path, monkey
         folders = [run.artifacts[name].path for run in (usual, other)]
         contents = [{path.name: path.read_bytes() for path in folder.glob("*.parquet")} for folder in folders]
         assert contents[0] == contents[1]
-        assert len(contents[0]) == 2
+        assert len(contents[0]) == (2 if name == "deduplicated" else 3)
 
 
 def test_a_sample_that_is_like_nothing_in_the_corpus(corpus, usual, tmp_path):

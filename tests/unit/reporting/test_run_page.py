@@ -58,7 +58,7 @@ FULL = RunReport(
         {"name": "cleaning", "rows": 900, "rejects": 3, "removed": 97, "seconds": 1.5, "cached": True},
         {"name": "windows", "rows": 4321, "rejects": 0, "removed": 0, "seconds": 2.5, "cached": False},
     ],
-    rejects={"empty text": 3},
+    rejects={"documents": {"empty text": 3}, "nearest": {"malformed JSON": 7}},
     augmentation=[
         {"kind": "swap", "originals": 900, "made": 900, "unchanged": 12, "dropped": {}},
         {
@@ -124,7 +124,8 @@ def test_tables(html, parse):
     assert page.row("Total") == ["Total", "4.00 × 10¹⁵", "100.0 %", "5,000,000", "6 min 00 s"]
     assert page.row("cleaning") == ["cleaning", "900", "97", "3", "1.5 s", "before, reused"]
     assert page.row("windows")[-1] == "in this run"
-    assert page.row("empty") == ["empty text", "3"]
+    assert page.row("documents") == ["documents", "empty text", "3"]
+    assert page.row("nearest") == ["nearest", "malformed JSON", "7"]
     assert page.row("swap") == ["swap", "900", "900", "12", ""]
     assert page.row(HOSTILE.split(maxsplit=1)[0])[1:] == ["900", "857", "0", "41 near copy, 2 wreck"]
     assert "Model FLOPs utilisation, median41.5 %" in page.text.replace("\n", "")

@@ -22,7 +22,7 @@ def recipe_and_shards(path, **options):
 
 
 def read(path, **options):
-    return _read_sample(*recipe_and_shards(path, **options))
+    return _read_sample(*recipe_and_shards(path, **options), path)
 
 
 def write(folder, split, lines):
@@ -33,12 +33,15 @@ def rows(count, start=0):
     return [json.dumps({"text": f"text {number}"}) for number in range(start, start + count)]
 
 
-def test_every_split_is_taken_in_order_and_bad_rows_are_counted(tmp_path):
+def test_every_split_is_taken_in_order_and_bad_rows_are_kept(tmp_path):
     write(tmp_path, "train", [*rows(60), "{broken"])
     write(tmp_path, "test", [*rows(60, 60), json.dumps({"text": "x" * 51})])
-    texts, rejects = read(tmp_path)
-    assert texts == [f"text {number}" for number in (*range(60, 120), *range(60))]
-    assert rejects == 2
+    assert read(tmp_path) == [f"text {number}" for number in (*range(60, 120), *range(60))]
+    rejects = pq.read_table(tmp_path / "rejects.parquet").to_pylist()
+    assert [(row["source"], row["ordinal"], row["reason"]) for row in rejects] == [
+        ("test.jsonl", 60, "too long"),
+        ("train.jsonl", 60, "malformed JSON"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -48,7 +51,7 @@ def test_every_split_is_taken_in_order_and_bad_rows_are_counted(tmp_path):
         (
             [*rows(200), *["{"] * 40],
             {},
-            "40 of 240 documents were rejected, more than cleaning.max_rejects 0.1",
+            "40 of 240 documents were rejected, more than cleaning.max_rejects 0.1; the first is document",
         ),
         (rows(200), {"text_field": "txt"}, "no corpus.text_field 'txt'; there are text; did you mean"),
     ],
@@ -63,7 +66,7 @@ def test_tasks_that_gather_blocks(tmp_path):
     write(tmp_path, "train", rows(120))
     counts = [count_unigrams([text]) for text in ("text one", "text two")]
     blocks = [pa.table({"unigrams": [unigrams.tolist()]}) for unigrams in counts]
-    quality, _ = _fit._function(*recipe_and_shards(tmp_path), *blocks)
+    quality, _ = _fit._function(*recipe_and_shards(tmp_path), tmp_path, *blocks)
     assert (quality.pool_U == sum(counts) + quality.sample.unigrams_U).all()
 
     keys = band_keys(["a b c d", "a b c d", "e f g h"], 0.6, 2)

@@ -2,12 +2,13 @@
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 
 from bkray.config import UserError, parse_recipe
 from bkray.config.corpus import Cleaning, NearDuplicates
 from bkray.corpus import list_shards, read_shard
-from bkray.runtime.leakage import _index, held_out_documents
+from bkray.runtime.leakage import _index, _reading, held_out_documents
 from bkray.runtime.plan import Named, make_plan
 
 
@@ -16,14 +17,15 @@ def write(path, texts):
 
 
 def recipe(corpus, seed=0, **leakage):
-    leakage = {"held_out_of": {"target": corpus}, **leakage}
+    leakage = {"held_out_of": {"target": corpus}} | leakage
     values = {"corpus": {"kind": "docstrings"}, "cleaning": {"leakage": leakage, "max_chars": 20}}
     return parse_recipe({"name": "t", "seed": seed, **values})
 
 
 def held_out(recipe):
     shards = Named.by(recipe.cleaning).held_out
-    return held_out_documents(recipe, "target", shards["target"])["text"].to_pylist()
+    reading = _reading(recipe, "target", shards["target"])
+    return held_out_documents("target", reading, recipe)["text"].to_pylist()
 
 
 def drawn(corpus, seed):
@@ -78,9 +80,31 @@ def test_near_copies_leak_whether_or_not_near_is_on(tmp_path):
     kinds = []
     for cleaning in (one.cleaning, strict):
         asked = one.model_copy(update={"cleaning": cleaning})
-        (held_out, _), _ = _index._function(asked, Named.by(cleaning).held_out)
+        (held_out, _), _ = _index._function(asked, Named.by(cleaning).held_out, tmp_path)
         kinds.append([leak and leak.kind for leak in held_out.leaks([copy, "something else"])])
     assert kinds == [["near duplicate", None], [None, None]]
+
+
+def test_what_is_rejected_of_every_corpus_is_kept_once_whatever_the_seeds(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "all.jsonl", [f"{name} {number}" for number in range(60)])
+    with open(tmp_path / "two" / "all.jsonl", "a") as file:
+        file.write("{broken\n" + json.dumps({"title": "no text"}) + "\n")
+    corpora = {name: {"kind": "jsonl", "path": str(tmp_path / name)} for name in ("two", "one")}
+    asked = recipe(None, held_out_of=corpora, seeds=[0, 1])
+    _, counts = _index._function(asked, Named.by(asked.cleaning).held_out, tmp_path)
+    assert list(counts) == ["one", "two"]
+    rejects = pq.read_table(tmp_path / "rejects.parquet").to_pylist()
+    assert [(row["source"], row["ordinal"], row["reason"]) for row in rejects] == [
+        ("two/all.jsonl", 60, "malformed JSON"),
+        ("two/all.jsonl", 61, "no text field"),
+    ]
+    strict = asked.model_copy(update={"cleaning": asked.cleaning.model_copy(update={"max_rejects": 0.01})})
+    with pytest.raises(
+        UserError, match=r"held_out_of\.two: 2 of 62 documents were rejected.* first is document"
+    ):
+        _index._function(strict, Named.by(strict.cleaning).held_out, tmp_path)
 
 
 def test_a_name_for_no_corpus_is_refused():

@@ -3,13 +3,15 @@
 import json
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bkray.config import UserError, parse_recipe
 from bkray.corpus import read_shard
 from bkray.corpus.cleaning import count_unigrams
-from bkray.runtime.nearest import _count, _trained_on
-from bkray.runtime.plan import Named
+from bkray.runtime.nearest import _count, trained_on
+from bkray.runtime.plan import Named, drawn_seeds
+from bkray.runtime.reading import Reading
 
 
 def target(folder, documents=80, **shares):
@@ -25,6 +27,11 @@ def recipe_and_shards(to, seeds=()):
     return recipe, Named.by(recipe.cleaning).target
 
 
+def read_target(recipe, shards):
+    reading = Reading("cleaning.nearest.to", recipe.cleaning.nearest.to, shards, recipe.cleaning)
+    return [row for table in trained_on(reading, drawn_seeds(recipe)) for row in table.to_pylist()]
+
+
 def held_out(recipe, shards, seed):
     found = set()
     for shard in shards:
@@ -35,7 +42,7 @@ def held_out(recipe, shards, seed):
 
 def test_no_document_that_a_run_with_any_of_the_seeds_holds_out_counts(tmp_path):
     recipe, shards = recipe_and_shards(target(tmp_path), seeds=[0, 1, 2])
-    read = {row["doc_id"] for table in _trained_on(recipe, shards) for row in table.to_pylist()}
+    read = {row["doc_id"] for row in read_target(recipe, shards)}
     for seed in (0, 1, 2):
         assert not read & held_out(recipe, shards, seed)
     assert len(read | set.union(*(held_out(recipe, shards, seed) for seed in (0, 1, 2)))) == 80
@@ -46,17 +53,33 @@ def test_the_counts_are_those_of_the_training_documents(tmp_path):
     recipe, shards = recipe_and_shards(target(tmp_path))
     unigrams = count_unigrams(["a pool"])
     pool = pa.table({"unigrams": pa.FixedSizeListArray.from_arrays(pa.array(unigrams), len(unigrams))})
-    (own, both), details = _count._function(recipe, shards, pool)
-    texts = [row["text"] for table in _trained_on(recipe, shards) for row in table.to_pylist()]
+    (own, both), details = _count._function(recipe, shards, tmp_path, pool)
+    texts = [row["text"] for row in read_target(recipe, shards)]
     assert (own == count_unigrams(texts)).all()
     assert (both == own + unigrams).all()
     assert details == {"target": len(texts)}
 
 
+def test_what_is_rejected_of_the_target_is_kept_and_too_much_is_refused(tmp_path):
+    to = target(tmp_path)
+    with open(to["path"], "a") as file:
+        file.write("{broken\n" * 3)
+    recipe, shards = recipe_and_shards(to, seeds=[0, 1])
+    _count._function(recipe, shards, tmp_path)
+    rejects = pq.read_table(tmp_path / "rejects.parquet").to_pylist()
+    assert [(row["source"], row["ordinal"]) for row in rejects] == [("target.jsonl", n) for n in (80, 81, 82)]
+    with open(to["path"], "a") as file:
+        file.write("{broken\n" * 30)
+    with pytest.raises(
+        UserError, match=r"cleaning\.nearest\.to: 33 of 113 documents were rejected, more than"
+    ):
+        _count._function(recipe, shards, tmp_path)
+
+
 def test_a_target_that_cannot_be_used_is_named(tmp_path):
     recipe, shards = recipe_and_shards(target(tmp_path, text_field="words"))
     with pytest.raises(UserError, match=r"cleaning\.nearest\.to: .*text_field 'words'"):
-        _count._function(recipe, shards)
+        _count._function(recipe, shards, tmp_path)
     missing = {"kind": "text", "path": str(tmp_path / "none")}
     wanted = {
         "name": "t",
