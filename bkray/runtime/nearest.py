@@ -15,8 +15,10 @@ import pyarrow.compute as pc
 import ray
 
 from bkray.config import Recipe, UserError
+from bkray.config.corpus import Nearest
 from bkray.corpus import DOCUMENTS, Shard
 from bkray.corpus.cleaning import count_unigrams, likeness
+from bkray.corpus.windows import count_values
 from bkray.runtime.cleaning import REMOVED, add_unigrams, unigram_blocks, without
 from bkray.runtime.plan import drawn_seeds
 from bkray.runtime.reading import REJECTED, Reading, write_rejects
@@ -27,18 +29,28 @@ _SCORED = REMOVED.set(REMOVED.get_field_index("value"), pa.field("value", pa.flo
 
 
 def nearest(work: Work) -> Outcome:
-    """Keep round(keep x documents) of the training documents, at least one; of equals the higher id."""
+    """Keep round(keep x documents) of the training documents, the nearest; of equals the higher ids."""
     settings = work.recipe.cleaning.nearest
     assert settings
+    goes = gone_of(settings, count_values(work.source.parts, "split")["train"])
     documents = read_parts(work.source.parts, "train")
     count = _count.options(num_returns=2)
     asked = work.recipe, work.plan.named.target, work.directory
     models, details = count.remote(*asked, *unigram_blocks(documents))
     distances = map_tables(documents, _Distance(models)).materialize()
-    rows = distances.count()
-    goes = rows - max(1, round(settings.keep * rows))
-    farthest = top_k(distances, "value", goes, "doc_id") if goes else None
-    return without(work, farthest, ray.get(details))
+    return without(work, top_k(distances, "value", goes, "doc_id"), ray.get(details))
+
+
+def gone_of(settings: Nearest, rows: int) -> int:
+    """How many documents of `rows` go. Raises UserError where it is none or all of them."""
+    kept = round(settings.keep * rows)
+    if 0 < kept < rows:
+        return rows - kept
+    what, mend = ("none, so no text is left", "raise it") if not kept else ("all, so none goes", "lower it")
+    raise UserError(
+        f"cleaning.nearest.keep {settings.keep:g} of {rows:,} training documents is {what}: {mend}, remove "
+        "cleaning.nearest, or bring more text"
+    )
 
 
 @ray.remote(num_cpus=1)

@@ -9,7 +9,7 @@ import pytest
 from bkray.config import UserError, parse_recipe
 from bkray.corpus import read_shard
 from bkray.corpus.cleaning import count_unigrams
-from bkray.runtime.nearest import _count, trained_on
+from bkray.runtime.nearest import _count, gone_of, trained_on
 from bkray.runtime.plan import Named, drawn_seeds
 from bkray.runtime.reading import Reading
 
@@ -74,6 +74,27 @@ def test_what_is_rejected_of_the_target_is_kept_and_too_much_is_refused(tmp_path
         UserError, match=r"cleaning\.nearest\.to: 33 of 113 documents were rejected, more than"
     ):
         _count._function(recipe, shards, tmp_path)
+
+
+def test_the_share_that_stays_is_rounded(tmp_path):
+    recipe, _ = recipe_and_shards(target(tmp_path))
+    assert [gone_of(recipe.cleaning.nearest, rows) for rows in (3, 7, 1000)] == [1, 3, 500]
+
+
+@pytest.mark.parametrize(
+    ("keep", "rows", "message"),
+    [
+        (0.001, 120, "keep 0.001 of 120 training documents is none, so no text is left: raise it"),
+        (0.9999, 1200, "keep 0.9999 of 1,200 training documents is all, so none goes: lower it"),
+        (0.6, 1, "keep 0.6 of 1 training documents is all, so none goes: lower it"),
+        (0.5, 1, "keep 0.5 of 1 training documents is none"),
+    ],
+)
+def test_a_share_that_rounds_to_no_document_or_to_all_is_refused(tmp_path, keep, rows, message):
+    recipe, _ = recipe_and_shards(target(tmp_path))
+    settings = recipe.cleaning.nearest.model_copy(update={"keep": keep})
+    with pytest.raises(UserError, match=rf"cleaning\.nearest\.{message}.*or bring more text"):
+        gone_of(settings, rows)
 
 
 def test_a_target_that_cannot_be_used_is_named(tmp_path):
