@@ -73,8 +73,8 @@ def deduplicated(work: Work) -> Outcome:
     members = map_tables(read_parts(work.source.parts), _Members(groups))
     found = members.groupby("bucket").map_groups(partial(_twins, near), batch_format="pyarrow", num_cpus=1)
     found = found.materialize()
-    details = {"linked": ray.get(linked_count), "crowded": int(found.sum("crowded") or 0)}
-    return without(work, map_tables(found, _real_twins), details)
+    details = {"linked": ray.get(linked_count), "crowded": crowded_of(found)}
+    return without(work, map_tables(found, without_counts), details)
 
 
 class _Keys:
@@ -128,10 +128,7 @@ def _twins(near: NearDuplicates, bucket: pa.Table) -> pa.Table:
     starts = np.cumsum(sizes) - sizes
     pieces = zip(starts.tolist(), sizes.tolist(), strict=True)
     found = [_twins_of_group(near, ordered.slice(*piece)) for piece in pieces]
-    gone = pa.concat_tables([table for table, _ in found])
-    gone = gone.append_column("crowded", pa.array([0] * gone.num_rows, pa.int64())).cast(_COUNTED)
-    counts = pa.Table.from_pylist([{"crowded": sum(crowded for _, crowded in found)}], schema=_COUNTED)
-    return pa.concat_tables([gone, counts])
+    return with_count(pa.concat_tables([table for table, _ in found]), sum(crowded for _, crowded in found))
 
 
 def _twins_of_group(near: NearDuplicates, group: pa.Table) -> tuple[pa.Table, int]:
@@ -142,10 +139,6 @@ def _twins_of_group(near: NearDuplicates, group: pa.Table) -> tuple[pa.Table, in
     goes = twin >= 0
     twins = group["doc_id"].take(pa.array(twin[goes]))
     return _removed(group, goes, "near duplicate", similarity[goes], twins), int(crowded.sum())
-
-
-def _real_twins(found: pa.Table) -> pa.Table:
-    return found.filter(pc.is_valid(found["doc_id"])).drop_columns(["crowded"])
 
 
 # --- quality -------------------------------------------------------------------------------------
@@ -231,6 +224,22 @@ def _removed(
     rows = gone.num_rows
     columns = [gone["doc_id"], gone["source"], pa.array([reason] * rows, pa.string()), pa.array(values)]
     return pa.table([*columns, pa.nulls(rows, pa.int64()) if twins is None else twins], schema=REMOVED)
+
+
+def with_count(gone: pa.Table, crowded: int) -> pa.Table:
+    """REMOVED rows, and one of none that carries how many documents are crowded."""
+    gone = gone.append_column("crowded", pa.array([0] * gone.num_rows, pa.int64())).cast(_COUNTED)
+    return pa.concat_tables([gone, pa.Table.from_pylist([{"crowded": crowded}], schema=_COUNTED)])
+
+
+def crowded_of(found: Dataset) -> int:
+    """The sum of the counts of `with_count`."""
+    return int(found.sum("crowded") or 0)
+
+
+def without_counts(found: pa.Table) -> pa.Table:
+    """The REMOVED rows of `with_count`."""
+    return found.filter(pc.is_valid(found["doc_id"])).drop_columns(["crowded"])
 
 
 def without(work: Work, removed: Dataset | None, details: dict) -> Outcome:

@@ -17,7 +17,7 @@ import ray
 from bkray.config import Recipe, UserError
 from bkray.corpus import DOCUMENTS, Shard
 from bkray.corpus.cleaning.leakage import HeldOutTexts
-from bkray.runtime.cleaning import REMOVED, without
+from bkray.runtime.cleaning import REMOVED, crowded_of, with_count, without, without_counts
 from bkray.runtime.plan import drawn_seeds
 from bkray.runtime.reading import REJECTED, Reading, write_rejects
 from bkray.runtime.stages import map_tables, read_parts
@@ -34,8 +34,9 @@ def decontaminated(work: Work) -> Outcome:
     """
     fit: Any = _index.options(num_returns=2)
     index, counts = fit.remote(work.recipe, work.plan.named.held_out, work.directory)
-    removed = map_tables(read_parts(work.source.parts, "train"), _Leaks(index))
-    return without(work, removed, {"held_out": ray.get(counts)})
+    found = map_tables(read_parts(work.source.parts, "train"), _Leaks(index)).materialize()
+    details = {"held_out": ray.get(counts), "crowded": crowded_of(found)}
+    return without(work, map_tables(found, without_counts), details)
 
 
 @ray.remote(num_cpus=1)
@@ -89,13 +90,14 @@ def held_out_documents(name: str, reading: Reading, recipe: Recipe) -> pa.Table:
 
 
 class _Leaks:
-    """Documents to those of them that give something away."""
+    """Documents to those of them that give something away, and a count of the crowded ones."""
 
     def __init__(self, index: ray.ObjectRef) -> None:
         self.index = index
 
     def __call__(self, documents: pa.Table) -> Iterator[pa.Table]:
         held_out, named = ray.get(self.index)
+        leaks, crowded = held_out.leaks(documents["text"].to_pylist())
         rows = [
             {
                 "doc_id": doc_id,
@@ -107,9 +109,9 @@ class _Leaks:
             for doc_id, source, leak in zip(
                 documents["doc_id"].to_pylist(),
                 documents["source"].to_pylist(),
-                held_out.leaks(documents["text"].to_pylist()),
+                leaks,
                 strict=True,
             )
             if leak
         ]
-        yield pa.Table.from_pylist(rows, schema=REMOVED)
+        yield with_count(pa.Table.from_pylist(rows, schema=REMOVED), int(crowded.sum()))

@@ -24,7 +24,7 @@ import numpy as np
 
 from bkray.corpus import row_rng
 from bkray.corpus.cleaning import near_duplicates
-from bkray.corpus.cleaning.near import PERMUTATIONS, _signatures, shingles
+from bkray.corpus.cleaning.near import PERMUTATIONS, shingles, signatures
 from bkray.corpus.contamination import CHANGED, near_duplicate
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -93,10 +93,10 @@ def templates() -> None:
         )
 
 
-def signatures(texts: list[str]) -> None:
+def libraries(texts: list[str]) -> None:
     sets = [shingles(text, 2) for text in texts]
     arms: dict[str, Callable[[], object]] = {
-        "rensa": lambda: _signatures(sets),
+        "rensa": lambda: signatures(sets),
         "numpy": lambda: by_numpy(sets),
     }
     try:
@@ -142,4 +142,4 @@ if __name__ == "__main__":
     print("\npages of one template")
     templates()
     print("\nsignatures of 1,000 reviews")
-    signatures(reviews(1000))
+    libraries(reviews(1000))

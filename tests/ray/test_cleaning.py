@@ -131,6 +131,7 @@ def test_what_another_corpus_holds_out_goes_first(corpus, usual):
     manifest = found.manifest
     assert manifest["details"]["reasons"] == dict.fromkeys(reasons, 1)
     assert manifest["details"]["held_out"] == {"target": 30}
+    assert manifest["details"]["crowded"] == 0
     assert "1 removed (overlap, held out of target)" in manifest["summary"]
     assert rows(found).keys() == documents.keys() - {row["doc_id"] for row in removed}
 

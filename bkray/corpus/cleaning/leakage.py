@@ -16,7 +16,7 @@ import numpy as np
 
 from bkray.corpus.cleaning.exact import text_hash
 from bkray.corpus.cleaning.hashing import ngrams, words
-from bkray.corpus.cleaning.near import band_keys, jaccard, shingles
+from bkray.corpus.cleaning.near import MOST_A_KEY, Compared, keys_of, positions, shingles, signatures
 
 
 class Leak(NamedTuple):
@@ -34,7 +34,9 @@ class HeldOutTexts:
     """Held-out texts, looked up by what they have in common with others.
 
     A few arrays, which processes on one machine can share: 16 bytes a text and 16 a word for the overlap;
-    where near-duplicates are looked for, 8 a word and 16 a text and band (`rows_per_band`) more.
+    where near-duplicates are looked for, at most 12 a word, and 512 a text and 16 a text and band
+    (`rows_per_band`) more. A key proposes its first MOST_A_KEY texts, so that what a text takes has a bound
+    also among pages of one template.
 
     Args:
         texts: in an order that does not change; of equal candidates the first is named.
@@ -48,43 +50,51 @@ class HeldOutTexts:
         self._runs = _FirstRows.of([_runs(text, overlap) for text in texts])
         if near:
             sets = [shingles(text, near[1]) for text in texts]
-            self._ends, self._shingles = np.cumsum([0, *map(len, sets)]), np.concatenate(sets)
-            keys_BD = band_keys(texts, *near).T
+            signatures_DK = signatures(sets)
+            self._compared = Compared(sets, signatures_DK, near[0])
+            keys_BD = keys_of(signatures_DK, near[0]).T
             self._rows_BD = np.argsort(keys_BD, axis=1, kind="stable")
             self._keys_BD = np.take_along_axis(keys_BD, self._rows_BD, axis=1)
 
-    def leaks(self, texts: Sequence[str]) -> list[Leak | None]:
-        """What each text gives away; None where nothing."""
-        found = zip(texts, self._candidates(texts), strict=True)
-        return [self._leak(text, rows) for text, rows in found]
+    def leaks(self, texts: Sequence[str]) -> tuple[list[Leak | None], np.ndarray]:
+        """What each text gives away, None where nothing; and which were not compared with all (D,).
 
-    def _leak(self, text: str, rows: np.ndarray) -> Leak | None:
-        return self._equal(text) or self._near_duplicate(text, rows) or self._overlap(text)
+        These share a key with more than the MOST_A_KEY texts that it proposes.
+        """
+        near, crowded_D = self._near_duplicates(texts)
+        both = zip(texts, near, strict=True)
+        return [self._equal(text) or leak or self._overlap(text) for text, leak in both], crowded_D
 
     def _equal(self, text: str) -> Leak | None:
         rows = self._hashes.rows_of(_hash(text))
         return Leak("equal", int(rows[0]), 1.0) if len(rows) else None
 
-    def _candidates(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """For each text the rows that share a key of a band with it, each once."""
-        if not self.near:
-            return [np.zeros(0, np.int64)] * len(texts)
-        found: list[list[np.ndarray]] = [[] for _ in texts]
-        asked_BD = band_keys(texts, *self.near).T
-        for keys, rows, asked in zip(self._keys_BD, self._rows_BD, asked_BD, strict=True):
-            begins, ends = (np.searchsorted(keys, asked, side).tolist() for side in ("left", "right"))
-            for place, (begin, end) in enumerate(zip(begins, ends, strict=True)):
-                found[place].append(rows[begin:end])
-        return [np.unique(np.concatenate(rows)) for rows in found]
-
-    def _near_duplicate(self, text: str, rows: np.ndarray) -> Leak | None:
-        if not self.near or not len(rows):
-            return None
+    def _near_duplicates(self, texts: Sequence[str]) -> tuple[list[Leak | None], np.ndarray]:
+        if not self.near or not texts:
+            return [None] * len(texts), np.zeros(len(texts), dtype=bool)
         threshold, ngram = self.near
-        mine, ends = shingles(text, ngram), self._ends
-        theirs = ((row, self._shingles[ends[row] : ends[row + 1]]) for row in rows.tolist())
-        similarity, row = max((jaccard(mine, other), -row) for row, other in theirs)
-        return Leak("near duplicate", -row, similarity) if similarity >= threshold else None
+        sets = [shingles(text, ngram) for text in texts]
+        signatures_DK, marks = signatures(sets), self._compared.marks()
+        begins_DB, ends_DB = self._spans(keys_of(signatures_DK, threshold))
+        found: list[Leak | None] = []
+        for mine, signature_K, *spans in zip(sets, signatures_DK, begins_DB, ends_DB, strict=True):
+            asked = self._compared.of_set(mine, signature_K)
+            row, similarity = self._compared.most_similar(asked, self._candidates(*spans), marks)
+            found.append(Leak("near duplicate", row, similarity) if similarity >= threshold else None)
+        return found, (ends_DB - begins_DB > MOST_A_KEY).any(axis=1)
+
+    def _spans(self, keys_DB: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where in each band those lie that share its key: begins and ends, (D, B) each."""
+        pairs = list(zip(self._keys_BD, keys_DB.T, strict=True))
+        sides = [[np.searchsorted(keys, asked, side) for keys, asked in pairs] for side in ("left", "right")]
+        begins_BD, ends_BD = map(np.stack, sides)
+        return begins_BD.T, ends_BD.T
+
+    def _candidates(self, begins_B: np.ndarray, ends_B: np.ndarray) -> np.ndarray:
+        """The rows that the keys propose, each once, in their order."""
+        ends_B = np.minimum(ends_B, begins_B + MOST_A_KEY)
+        spans = zip(self._rows_BD, begins_B.tolist(), ends_B.tolist(), strict=True)
+        return np.unique(np.concatenate([rows[begin:end] for rows, begin, end in spans]))
 
     def _overlap(self, text: str) -> Leak | None:
         mine = _runs(text, self.overlap)
@@ -106,11 +116,8 @@ class _FirstRows(NamedTuple):
         return cls(unique, row_of[first])
 
     def rows_of(self, asked: np.ndarray) -> np.ndarray:
-        """The row of each hash asked for that is there, in the time of a search each."""
-        places = np.searchsorted(self.hashes, asked)
-        there = places < len(self.hashes)
-        there[there] = self.hashes[places[there]] == asked[there]
-        return self.rows[places[there]]
+        """The row of each hash asked for that is there."""
+        return self.rows[positions(self.hashes, asked)]
 
 
 def _hash(text: str) -> np.ndarray:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from rensa import RMinHash
@@ -46,17 +47,18 @@ def shingles(text: str, ngram: int) -> np.ndarray:
 
 def band_keys(texts: Sequence[str], threshold: float, ngram: int) -> np.ndarray:
     """Keys of which near-duplicates share at least one: (D, bands) uint64, bands by `rows_per_band`."""
-    return _keys(_signatures([shingles(text, ngram) for text in texts]), threshold)
+    return keys_of(signatures([shingles(text, ngram) for text in texts]), threshold)
 
 
-def _keys(signatures_DK: np.ndarray, threshold: float) -> np.ndarray:
+def keys_of(signatures_DK: np.ndarray, threshold: float) -> np.ndarray:
+    """The keys of signatures: (D, bands) uint64."""
     rows = rows_per_band(threshold)
     bands = PERMUTATIONS // rows
     used_DBR = signatures_DK[:, : bands * rows].reshape(len(signatures_DK), bands, rows)
     return ngrams(used_DBR, rows)[..., 0]
 
 
-def _signatures(sets: list[np.ndarray]) -> np.ndarray:
+def signatures(sets: list[np.ndarray]) -> np.ndarray:
     """The MinHash values of each set: (D, PERMUTATIONS) uint32."""
     pieces = [_digests(sets[at : at + _AT_ONCE]) for at in range(0, len(sets), _AT_ONCE)]
     return np.concatenate([np.zeros((0, PERMUTATIONS), np.uint32), *pieces])
@@ -104,15 +106,17 @@ def near_duplicates(
     says which of these were not compared with all that share a key, which proposes its first MOST_A_KEY.
     """
     sets = [shingles(text, ngram) for text in texts]
-    signatures_DK = _signatures(sets)
-    compared, kept = _Compared(sets, signatures_DK, threshold), _Kept()
+    signatures_DK = signatures(sets)
+    compared, kept = Compared(sets, signatures_DK, threshold), _Kept()
     del sets
+    marks = compared.marks()
     twin_D, similarity_D = np.full(len(texts), -1), np.zeros(len(texts))
     crowded_D = np.zeros(len(texts), dtype=bool)
-    for row, keys in enumerate(_shared_keys(_keys(signatures_DK, threshold))):
+    for row, keys in enumerate(_shared_keys(keys_of(signatures_DK, threshold))):
         if not held_out_D[row]:
             crowded_D[row] = any(key in kept.full for key in keys)
-            twin, similarity = compared.most_similar(row, kept.candidates(keys))
+            asked = compared.of_row(row)
+            twin, similarity = compared.most_similar(asked, kept.candidates(keys), marks)
             if similarity >= threshold:
                 twin_D[row], similarity_D[row] = twin, similarity
                 continue
@@ -149,42 +153,68 @@ class _Kept:
         return np.array(sorted(found), dtype=np.int64)
 
 
-class _Compared:
-    """Sets and signatures of documents, one of which is compared with many others at once.
+class Asked(NamedTuple):
+    """A document that is compared with others."""
 
-    Holds of every document 4 bytes a shingle and 4 a signature value.
+    places: np.ndarray
+    """Of those of its shingles that the others know, among all that they do."""
+    size: int
+    """Of its shingles, known or not."""
+    signature_K: np.ndarray
+
+
+class Compared:
+    """Sets and signatures of documents, many of which another one is compared with at once.
+
+    A few arrays: of every document 4 bytes a shingle and 4 a signature value, and 8 a distinct shingle.
     """
 
     def __init__(self, sets: list[np.ndarray], signatures_DK: np.ndarray, threshold: float) -> None:
-        ends = np.cumsum([len(one) for one in sets])
-        known, places = np.unique(np.concatenate([np.zeros(0, np.uint64), *sets]), return_inverse=True)
-        self.sets = np.split(places.astype(np.int32), ends[:-1])
-        self.marked = np.zeros(len(known), dtype=bool)
+        self.ends = np.cumsum([0, *map(len, sets)])
+        self.known, places = np.unique(np.concatenate([np.zeros(0, np.uint64), *sets]), return_inverse=True)
+        self.places = places.astype(np.int32)
         self.signatures_DK = signatures_DK
         mean, variance = PERMUTATIONS * threshold, PERMUTATIONS * threshold * (1 - threshold)
         self.least = mean - _DEVIATIONS * variance**0.5
 
-    def most_similar(self, row: int, others: np.ndarray) -> tuple[int, float]:
+    def marks(self) -> np.ndarray:
+        """What `most_similar` writes in and clears again: a byte a distinct shingle."""
+        return np.zeros(len(self.known), dtype=bool)
+
+    def of_row(self, row: int) -> Asked:
+        """One of these documents itself."""
+        places = self.places[self.ends[row] : self.ends[row + 1]]
+        return Asked(places, len(places), self.signatures_DK[row])
+
+    def of_set(self, shingles: np.ndarray, signature_K: np.ndarray) -> Asked:
+        """Any other document."""
+        return Asked(positions(self.known, shingles), len(shingles), signature_K)
+
+    def most_similar(self, asked: Asked, others: np.ndarray, marks: np.ndarray) -> tuple[int, float]:
         """The most similar of the other rows, the first of equal ones, and the similarity.
 
         Those whose signatures say that they are far below the threshold are left out; 0 where none is left.
         """
-        equal = self.signatures_DK[others] == self.signatures_DK[row]
+        equal = self.signatures_DK[others] == asked.signature_K
         others = others[np.count_nonzero(equal, axis=1) >= self.least]
         if not len(others):
             return -1, 0.0
-        mine, theirs = self.sets[row], [self.sets[other] for other in others.tolist()]
-        lengths = np.array([len(one) for one in theirs])
-        self.marked[mine] = True
-        found = self.marked[np.concatenate(theirs)]
-        self.marked[mine] = False
+        begins, ends = self.ends[others], self.ends[others + 1]
+        spans = zip(begins.tolist(), ends.tolist(), strict=True)
+        theirs = np.concatenate([self.places[begin:end] for begin, end in spans])
+        marks[asked.places] = True
+        found = marks[theirs]
+        marks[asked.places] = False
+        lengths = ends - begins
         shared = np.add.reduceat(found, np.cumsum(lengths) - lengths, dtype=np.int64)
-        similarity = shared / (len(mine) + lengths - shared)
+        similarity = shared / (asked.size + lengths - shared)
         best = int(similarity.argmax())
         return int(others[best]), float(similarity[best])
 
 
-def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    """Shared over all elements of two sets, each sorted and unique."""
-    shared = len(np.intersect1d(a, b, assume_unique=True))
-    return shared / (len(a) + len(b) - shared)
+def positions(known: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Where in `known`, sorted and unique, those of `asked` lie that are there: a search each."""
+    places = np.searchsorted(known, asked)
+    there = places < len(known)
+    there[there] = known[places[there]] == asked[there]
+    return places[there]

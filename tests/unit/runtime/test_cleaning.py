@@ -11,7 +11,7 @@ from bkray.config import UserError, parse_recipe
 from bkray.config.corpus import NearDuplicates
 from bkray.corpus import list_shards
 from bkray.corpus.cleaning import band_keys, count_unigrams, near
-from bkray.runtime.cleaning import REMOVED, _fit, _group, _read_sample, _real_twins, _twins, _write_removed
+from bkray.runtime.cleaning import REMOVED, _fit, _group, _read_sample, _twins, _write_removed, without_counts
 
 
 def recipe_and_shards(path, **options):
@@ -97,5 +97,5 @@ def test_the_documents_of_a_bucket_that_were_not_compared_with_all_are_counted(m
     )
     found = _twins(NearDuplicates(), bucket)
     assert found["crowded"].to_pylist() == [0, 2]
-    gone = _real_twins(found).cast(REMOVED).to_pylist()
+    gone = without_counts(found).cast(REMOVED).to_pylist()
     assert [(row["doc_id"], row["twin_id"]) for row in gone] == [(21, 20)]

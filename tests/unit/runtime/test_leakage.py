@@ -81,7 +81,7 @@ def test_near_copies_leak_whether_or_not_near_is_on(tmp_path):
     for cleaning in (one.cleaning, strict):
         asked = one.model_copy(update={"cleaning": cleaning})
         (held_out, _), _ = _index._function(asked, Named.by(cleaning).held_out, tmp_path)
-        kinds.append([leak and leak.kind for leak in held_out.leaks([copy, "something else"])])
+        kinds.append([leak and leak.kind for leak in held_out.leaks([copy, "something else"])[0]])
     assert kinds == [["near duplicate", None], [None, None]]
 
 

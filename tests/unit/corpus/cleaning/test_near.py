@@ -5,7 +5,7 @@ import pytest
 
 from bkray.corpus.cleaning import band_keys, linked, near, near_duplicates, rows_per_band
 from bkray.corpus.cleaning.hashing import ngrams, words
-from bkray.corpus.cleaning.near import PERMUTATIONS, jaccard, shingles
+from bkray.corpus.cleaning.near import PERMUTATIONS, shingles
 
 
 def texts_of(rng, count, length=60, vocabulary=3000):
@@ -94,6 +94,11 @@ def test_a_key_counts_in_its_own_band_only():
     assert linked(np.array([[1, 2], [2, 1], [3, 3]], np.uint64)).tolist() == [0, 1, 2]
 
 
+def jaccard(a, b):
+    shared = len(np.intersect1d(a, b))
+    return shared / (len(a) + len(b) - shared)
+
+
 def test_the_same_documents_go_as_by_comparing_all_pairs():
     rng = np.random.default_rng(3)
     originals = texts_of(rng, 60)
@@ -122,8 +127,8 @@ def test_signatures_leave_out_what_is_far_and_nothing_that_is_at_the_threshold(t
         shared = round(2 * size * similarity / (1 + similarity))
         names = np.unique(rng.integers(0, 1 << 60, 2 * size - shared, dtype=np.uint64))
         sets = [names[:size], names[size - shared :]]
-        found = near._Compared(sets, near._signatures(sets), threshold)
-        return found.most_similar(1, np.array([0]))
+        found = near.Compared(sets, near.signatures(sets), threshold)
+        return found.most_similar(found.of_row(1), np.array([0]), found.marks())
 
     at = [compared(threshold) for _ in range(300)]
     assert {row for row, _ in at} == {0}
@@ -144,11 +149,11 @@ def test_a_key_proposes_so_many_and_copies_are_found_by_others(monkeypatch):
     expected, _, crowded = near_duplicates(texts, none, 0.6, 2)
     assert not crowded.any()
     proposed = []
-    usual = near._Compared.most_similar
+    usual = near.Compared.most_similar
     monkeypatch.setattr(
-        near._Compared,
+        near.Compared,
         "most_similar",
-        lambda self, row, others: proposed.append(len(others)) or usual(self, row, others),
+        lambda self, asked, others, marks: proposed.append(len(others)) or usual(self, asked, others, marks),
     )
     monkeypatch.setattr(near, "MOST_A_KEY", 2)
     twin, _, crowded = near_duplicates(texts, none, 0.6, 2)
