@@ -3,7 +3,8 @@
 Parquet file ─► one row after the other ─► bytes of each cell (decoded and checked by the caller)
 
 A few kilobytes of Parquet may be gigabytes of text: a value that is repeated is written once. So a row is
-decoded at a time, which costs some microseconds a row; a page of long texts is decompressed as a whole.
+decoded at a time, which costs some microseconds a row. A page is the least that can be read and is
+held twice, compressed and not. pyarrow and pandas write 1,024 rows into one however long they are.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from bkray.config import UserError
 from bkray.config.corpus import ParquetCorpus
 from bkray.corpus.shard import Fault, Record, Shard
 
+_BUFFER_BYTES = 1 << 20  # without one, a row group's whole column is read before its first row
+
 
 def read_parquet(shard: Shard, corpus: ParquetCorpus) -> Iterator[Record]:
     """The texts of a Parquet file; UserError where the column is missing or holds no text."""
     try:
         with fsspec.open(shard.location, "rb") as file:
-            table = pq.ParquetFile(file)
+            table = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
             check_column(shard.source, corpus.text_field, table.schema_arrow)
             rows = table.iter_batches(1, columns=[corpus.text_field], use_threads=False)
             for ordinal, row in enumerate(rows):

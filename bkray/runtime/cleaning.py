@@ -234,7 +234,8 @@ def with_count(gone: pa.Table, crowded: int) -> pa.Table:
 
 def crowded_of(found: Dataset) -> int:
     """The sum of the counts of `with_count`."""
-    return int(found.sum("crowded") or 0)
+    crowded: Any = found.sum("crowded")
+    return int(crowded or 0)
 
 
 def without_counts(found: pa.Table) -> pa.Table:

@@ -1,7 +1,9 @@
 """Text, JSON Lines and Parquet files: what is found, what is read, what is rejected."""
 
+import base64
 import gzip
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -244,6 +246,23 @@ def test_a_small_parquet_file_of_gigabytes_of_text_is_read_a_row_at_a_time(tmp_p
     bomb = pa.DictionaryArray.from_arrays(pa.array([0] * 64, pa.int32()), pa.array(["x" * 20_000_000]))
     pq.write_table(pa.table({"text": bomb}), tmp_path / "a.parquet", compression="zstd")
     assert (tmp_path / "a.parquet").stat().st_size < 10_000
+    rejects, megabytes = read_elsewhere(tmp_path)
+    assert rejects == 64
+    assert megabytes < 300
+
+
+def test_of_a_large_row_group_of_long_texts_a_page_is_held(tmp_path):
+    """150 texts of 1 MB, each in a page of its own."""
+    texts = pa.array([base64.b64encode(os.urandom(750_006)) for _ in range(150)])
+    options = {"use_dictionary": False, "compression": "none", "write_batch_size": 1}
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", **options)
+    rejects, megabytes = read_elsewhere(tmp_path)
+    assert rejects == 150
+    assert megabytes < 75
+
+
+def read_elsewhere(folder):
+    """Rejects of the Parquet files of a folder, and by how many megabytes a process grows that reads them."""
     code = """if True:
         import sys
         from bkray.config.corpus import Cleaning, ParquetCorpus
@@ -258,10 +277,8 @@ def test_a_small_parquet_file_of_gigabytes_of_text_is_read_a_row_at_a_time(tmp_p
         rejects = sum(rejects.num_rows for _, rejects in read_shard(shard, corpus, Cleaning(), 0))
         print(rejects, (peak() - before) // 1_000_000)
     """
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
-    rejects, megabytes = map(int, done.stdout.split())
-    assert rejects == 64
-    assert megabytes < 300
+    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    return map(int, done.stdout.split())
 
 
 def test_parquet_cell_that_is_not_utf8_rejects_only_its_row(tmp_path):
