@@ -24,6 +24,7 @@ from bkray.corpus.mapped import MappedWindows, map_windows
 from bkray.corpus.schema import soft_targets_fields
 from bkray.corpus.windows import tokens_array
 from bkray.runtime.cluster import TASK_CPUS
+from bkray.runtime.precision import device_here, dtype_everywhere, said
 from bkray.runtime.stages import ROWS_PER_PART, actors, in_worker, map_tables, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
 from bkray.training import Ledger, load_model
@@ -47,12 +48,13 @@ def soft_targets(work: Work) -> Outcome:
     there = pq.read_schema(work.source.parts[0])
     schema = pa.schema([*(there.field(name) for name in keys), *fields])
     gpus = int(ray.cluster_resources().get("GPU", 0))
+    dtype = dtype_everywhere(gpus)
     read = read_parts(work.source.parts).select_columns([*keys, "tokens"])
     dataset = map_tables(
         read.repartition(target_num_rows_per_block=_BLOCK_ROWS),
         _Ask,
         TASK_CPUS,
-        fn_constructor_args=(folders, settings.top_k, schema),
+        fn_constructor_args=(folders, settings.top_k, schema, dtype),
         compute=actors(gpus or work.cpus, work.source.rows, _BLOCK_ROWS),
         batch_size=_BATCH,
         **({"num_gpus": 1} if gpus else {}),
@@ -61,7 +63,8 @@ def soft_targets(work: Work) -> Outcome:
     rows = write_parts(dataset, work.directory, schema, keys, rows_per_part)
     ledger = Ledger()
     ledger.charge("teacher", flops=rows * flops, tokens=rows * recipe.window * len(folders))
-    return Outcome(rows, f"{rows:,} windows, {settings.top_k} tokens a target", ledger=ledger)
+    summary = f"{rows:,} windows, {settings.top_k} tokens a target"
+    return Outcome(rows, summary, ledger=ledger, details=said(dtype))
 
 
 def map_soft_targets(parts: list[Path]) -> tuple[MappedWindows, MappedWindows] | None:
@@ -85,14 +88,13 @@ def _flops(folder: Path, vocabulary: int, window: int) -> float:
 class _Ask:
     """An actor that holds the teachers."""
 
-    def __init__(self, folders: list[Path], k: int, schema: pa.Schema) -> None:
+    def __init__(self, folders: list[Path], k: int, schema: pa.Schema, dtype: torch.dtype) -> None:
         torch.set_num_threads(1)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.folders, self.k, self.schema = folders, k, schema
-        self.teachers = [load_model(folder).to(device) for folder in folders]
+        self.folders, self.k, self.schema, self.dtype = folders, k, schema, dtype
+        self.teachers = [load_model(folder).to(device_here()) for folder in folders]
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        ids, nats = distillation.soft_targets(self.teachers, tokens_array(table), self.k)
+        ids, nats = distillation.soft_targets(self.teachers, tokens_array(table), self.k, self.dtype)
         if not np.isfinite(nats).all():
             raise UserError(
                 f"training.distillation.teachers: the predictions of {', '.join(map(str, self.folders))} are "

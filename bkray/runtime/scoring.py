@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bkray.config import Recipe, UserError
 from bkray.corpus import load_tokenizer
@@ -27,11 +26,11 @@ from bkray.difficulty import (
     perplexity,
     rarity,
     score_windows,
-    scoring_dtype,
     sentence_length,
 )
 from bkray.runtime.cluster import TASK_CPUS
 from bkray.runtime.plan import chosen_scores, scored_columns
+from bkray.runtime.precision import device_here, dtype_everywhere, said
 from bkray.runtime.proxy import train_proxy
 from bkray.runtime.selection import kept_of
 from bkray.runtime.stages import actors, in_worker, map_tables, read_parts, write_parts
@@ -178,7 +177,7 @@ class Scorer:
     @property
     def said(self) -> dict[str, str]:
         """What the manifest says of it."""
-        return {"dtype": str(self.dtype).removeprefix("torch.")} if self.model else {}
+        return said(self.dtype) if self.model else {}
 
     def widths(self) -> dict[str, int]:
         """Of the columns that hold several numbers a window."""
@@ -226,38 +225,8 @@ def _scorer(work: Work, names: tuple[str, ...], gpus: int) -> Scorer:
         model,
         Path(reference).absolute() if reference and "reducible" in names else None,
         _token_counts(work.source.parts, recipe) if "rarity" in names else None,
-        _dtype(gpus) if model else torch.float32,
+        dtype_everywhere(gpus) if model else torch.float32,
     )
-
-
-def _dtype(gpus: int) -> torch.dtype:
-    """That of every window's score: bfloat16 where all machines that may score have it."""
-    kind, asked = ("GPU", 1) if gpus else ("CPU", 0)
-    machines = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(kind)]
-    return common_dtype(
-        ray.get(
-            [
-                _dtype_here.options(
-                    num_gpus=asked, scheduling_strategy=NodeAffinitySchedulingStrategy(machine, soft=True)
-                ).remote()
-                for machine in machines
-            ]
-        )
-    )
-
-
-@ray.remote(num_cpus=0)
-def _dtype_here() -> torch.dtype:
-    return scoring_dtype(_device())
-
-
-def common_dtype(dtypes: list[torch.dtype]) -> torch.dtype:
-    """bfloat16 where nothing else is among them."""
-    return torch.bfloat16 if set(dtypes) == {torch.bfloat16} else torch.float32
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class _Score:
@@ -268,7 +237,7 @@ class _Score:
         self.scorer = scorer
         self.tokenizer = load_tokenizer(scorer.tokenizer)
         paths = (scorer.model, scorer.reference)
-        self.model, self.reference = (load_model(path).to(_device()) if path else None for path in paths)
+        self.model, self.reference = (load_model(path).to(device_here()) if path else None for path in paths)
         self.masks = _masks(scorer, self.model)
 
     def __call__(self, table: pa.Table) -> pa.Table:

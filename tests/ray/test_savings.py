@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from safetensors.numpy import load_file
 
 from bkray.config import load_recipe
 from bkray.corpus.mapped import map_windows
 from bkray.corpus.windows import read_columns, tokens_array
-from bkray.difficulty import score_windows
+from bkray.difficulty import score_windows, scoring_dtype
 from bkray.reporting import RunLog
 from bkray.reporting.progress import Progress
 from bkray.runtime import distillation
@@ -86,6 +87,7 @@ def teach(small, teachers, out, shared):
     for column, expected in zip(("soft_ids", "soft_log_probs"), soft_targets(models, tokens, 5), strict=True):
         there = map_windows(asked.parts, column)
         np.testing.assert_array_equal(there[np.arange(len(tokens))], expected.reshape(len(tokens), -1))
+    assert asked.manifest["details"]["dtype"] in str(scoring_dtype(torch.device("cpu")))
     cost = asked.manifest["ledger"]["teacher"]
     assert cost["flops"] == len(tokens) * sum(forward_flops(model, 48) for model in models)
     assert cost["tokens"] == len(tokens) * 48 * 2

@@ -38,17 +38,18 @@ def windows():
     return tokens, pa.table({"window_id": [7, 3], "tokens": lists})
 
 
-def test_soft_targets_take_the_place_of_the_tokens(tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_soft_targets_take_the_place_of_the_tokens_in_the_precision_of_the_stage(tmp_path, dtype):
     (folder, model), (tokens, table) = teacher(tmp_path), windows()
-    found = _Ask([folder], 3, SCHEMA)(table).cast(SCHEMA)
-    ids, nats = soft_targets([model], tokens, 3)
+    found = _Ask([folder], 3, SCHEMA, dtype)(table).cast(SCHEMA)
+    ids, nats = soft_targets([model], tokens, 3, dtype)
     assert found["window_id"].to_pylist() == [7, 3]
     assert found["soft_ids"].to_pylist() == ids.reshape(2, -1).tolist()
     assert found["soft_log_probs"].to_pylist() == nats.reshape(2, -1).tolist()
 
 
 def test_a_teacher_that_diverged_is_named(tmp_path):
-    ask = _Ask([teacher(tmp_path)[0]], 3, SCHEMA)
+    ask = _Ask([teacher(tmp_path)[0]], 3, SCHEMA, torch.float32)
     with torch.no_grad():
         ask.teachers[0].embedding.weight[5] = torch.nan
     with pytest.raises(UserError, match=r"predictions of .*model are not all finite: name models"):

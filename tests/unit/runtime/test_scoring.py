@@ -12,7 +12,7 @@ from bkray.corpus import train_tokenizer
 from bkray.corpus.windows import tokens_array
 from bkray.difficulty import score_windows, sentence_length
 from bkray.model import build_model
-from bkray.runtime.scoring import Scorer, _Score, common_dtype
+from bkray.runtime.scoring import Scorer, _Score
 from bkray.training import export_model, load_model
 
 MODEL = {"kind": "resnet_bk", "d_model": 16, "n_layers": 1, "n_heads": 4}
@@ -57,11 +57,6 @@ def test_the_scorer_says_what_the_products_are_in_wherever_it_scores(tmp_path, d
     expected = score_windows(model, tokens, dtype=dtype)["loss"]
     np.testing.assert_array_equal(scored["loss"].to_numpy(), expected)
     assert replace(scorer, dtype=dtype).said == {"dtype": str(dtype).removeprefix("torch.")}
-
-
-def test_machines_of_which_one_lacks_bfloat16_score_in_float32():
-    assert common_dtype([torch.bfloat16] * 2) == torch.bfloat16
-    assert common_dtype([torch.bfloat16, torch.float32]) == torch.float32
 
 
 def test_documents_in_a_window_are_sentences_of_their_own(tmp_path):
