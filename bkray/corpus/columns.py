@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from bkray.config import UserError
 from bkray.config.corpus import ParquetCorpus
-from bkray.corpus.shard import Fault, Record, Shard
+from bkray.corpus.shard import Fault, Record, Shard, shown
 
 _BUFFER_BYTES = 1 << 20  # without one, a row group's whole column is read before its first row
 
@@ -67,7 +67,7 @@ def no_such_column(place: str, name: str, names: list[str], candidates: list[str
     """The error of a text field that a whole file lacks; the hint is the nearest of `candidates`."""
     close = difflib.get_close_matches(name, names if candidates is None else candidates, n=1, cutoff=0.4)
     hint = f"; did you mean corpus.text_field={close[0]}?" if close else ""
-    return UserError(f"{place}: no corpus.text_field {name!r}; there are {', '.join(names)}{hint}")
+    return UserError(shown(f"{place}: no corpus.text_field {name!r}; there are {', '.join(names)}{hint}"))
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from bkray.config import UserError
 from bkray.config.corpus import JsonlCorpus, ParquetCorpus, TextCorpus
 from bkray.corpus.lines import COMPRESSION, name_in
-from bkray.corpus.shard import Shard, own_splits
+from bkray.corpus.shard import Shard, own_splits, shown
 
 _SUFFIXES = {"text": (".txt", ".md"), "jsonl": (".jsonl", ".json", ".ndjson"), "parquet": (".parquet",)}
 _COMPRESSIBLE = ("text", "jsonl")
@@ -30,6 +30,8 @@ def list_files(corpus: TextCorpus | JsonlCorpus | ParquetCorpus) -> list[Shard]:
     urls = set()
     for position, path in enumerate(corpus.paths):
         for fs, file, source in _reached(path, _suffixes(corpus.kind)):
+            if shown(source) != source:
+                raise UserError(f"corpus.path: the name of the file {shown(source)} is not UTF-8: rename it")
             url = fs.unstrip_protocol(file)
             if url in urls:
                 continue

@@ -80,6 +80,11 @@ def not_utf8(error: UnicodeDecodeError) -> Fault:
     return Fault("not UTF-8", f"{error.reason} at byte {error.start}: {head}")
 
 
+def shown(text: str) -> str:
+    """`text` as it can be written: half a surrogate pair, which JSON may spell, becomes its escape."""
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+
+
 def own_splits(names: Sequence[str]) -> list[tuple[str | None, tuple[str, ...]]]:
     """The own split of each file or hub split in `names`, and the splits to carve out of it by hash.
 

@@ -33,7 +33,7 @@ from bkray.corpus.files import list_files
 from bkray.corpus.hub import list_hub, read_hub
 from bkray.corpus.lines import read_jsonl, read_text
 from bkray.corpus.schema import DOCUMENTS, REJECTS, stable_id
-from bkray.corpus.shard import HELD_OUT, Fault, Record, Shard, not_utf8, split_of, too_long
+from bkray.corpus.shard import HELD_OUT, Fault, Record, Shard, not_utf8, shown, split_of, too_long
 
 BATCH_ROWS = 1000
 BATCH_CHARS = 16_000_000
@@ -155,7 +155,7 @@ class _Batch:
 
     def add(self, record: Record, text: str | Fault) -> None:
         if isinstance(text, Fault):
-            fault = {"reason": text.reason, "detail": text.detail}
+            fault = {"reason": text.reason, "detail": shown(text.detail)}
             self._rejects.append({"source": record.source, "ordinal": record.ordinal, **fault})
         elif text:
             doc_id = stable_id(record.source, record.ordinal)

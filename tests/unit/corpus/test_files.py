@@ -221,6 +221,18 @@ def test_jsonl_rows_that_cannot_be_used(tmp_path):
     ]
 
 
+def test_half_a_surrogate_pair_in_what_a_rejected_row_shows(tmp_path):
+    lines = [r'{"text": "' + r"\ud800" * 200 + '"}', r'{"\ud800": "a key"}', '{"text": "good"}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    documents, (long, other) = read(jsonl(tmp_path), max_chars=100)
+    assert [row["text"] for row in documents] == ["good"]
+    assert (long["reason"], long["detail"]) == ("too long", "200 characters: " + r"\ud800" * 80)
+    assert (other["reason"], other["detail"]) == ("no text field", r"no 'text' among \ud800")
+    (tmp_path / "a.jsonl").write_text(lines[1])
+    with pytest.raises(UserError, match=r"there are \\ud800"):
+        read(jsonl(tmp_path))
+
+
 def test_field_that_no_row_has_is_a_user_error_with_the_nearest(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"content": "a", "id": 1}\n{"content": "b", "url": ""}\n')
     with pytest.raises(UserError, match=r"'contents'; there are content, id, url; did you mean .*=content\?"):
@@ -300,6 +312,13 @@ def test_wrong_parquet_column_names_the_columns(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"no parquet at all")
     with pytest.raises(UserError, match="cannot be read as Parquet"):
         read(parquet(tmp_path))
+
+
+def test_a_file_with_a_name_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("words")
+    (tmp_path / os.fsdecode(b"\xffb.txt")).write_text("words")
+    with pytest.raises(UserError, match=r"the file \\udcffb\.txt is not UTF-8: rename it"):
+        list_shards(text(tmp_path))
 
 
 def test_paths_that_lead_nowhere(tmp_path):
