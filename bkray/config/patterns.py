@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 import subprocess
 import sys
 
+LINE_BYTES = 1000
+"""The beginning of a line that a pattern is held against: many take time in the square of a line's length."""
 _PROBE_S = 20
 """Even a busy machine starts Python in that; a pattern that doubles its time a letter needs years."""
-_PROBE = """
-import re, sys
-search = re.compile(sys.argv[1]).search
-for letter in "a0A_ .,-=#":
-    for line in (letter * 60, letter * 60 + "!", "!" + letter * 60 + "\\0", ("a" + letter) * 30 + "\\0"):
-        search(line)
+_MOST_PIECES = 64
+_PROBE = f"""
+import json, re, sys
+pattern, pieces = json.load(sys.stdin)
+search = re.compile(pattern).search
+for length in (60, {LINE_BYTES}):
+    for piece in pieces:
+        line = (piece * length)[:length]
+        for tried in (line, line + "!", "!" + line + "\\0", ("a" + piece) * (length // 2) + "\\0"):
+            search(tried)
 """
 
 
@@ -29,11 +36,19 @@ def checked_pattern(pattern: str) -> str:
         re.compile(pattern)
     except re.error as error:
         raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+    probe = json.dumps([pattern, _pieces(pattern)]).encode()
+    command = [sys.executable, "-I", "-S", "-c", _PROBE]
     try:
-        subprocess.run([sys.executable, "-I", "-S", "-c", _PROBE, pattern], timeout=_PROBE_S, check=True)
+        subprocess.run(command, input=probe, timeout=_PROBE_S, check=True)
     except subprocess.TimeoutExpired:
         raise ValueError(
-            f"{pattern!r} takes more than {_PROBE_S} s for a line of 60 letters: write it without a "
-            r"repetition within a repetition, such as \w+ for (\w+\s?)*"
+            f"{pattern!r} takes more than {_PROBE_S} s for lines of up to {LINE_BYTES:,} letters: write it "
+            r"without a repetition within a repetition, such as \w+ for (\w+\s?)*, or with fewer of .*"
         ) from None
     return pattern
+
+
+def _pieces(pattern: str) -> list[str]:
+    """What the lines are made of: common letters, and the letters and words that the pattern names."""
+    named = [*re.findall(r"\w{2,}", pattern), *pattern]
+    return list(dict.fromkeys(["a", *"0A_ .,-=#", *named]))[:_MOST_PIECES]

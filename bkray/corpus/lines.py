@@ -20,13 +20,13 @@ from fsspec.spec import AbstractBufferedFile
 
 from bkray.config import UserError
 from bkray.config.corpus import JsonlCorpus, TextCorpus
+from bkray.config.patterns import LINE_BYTES
 from bkray.corpus.columns import no_such_column
 from bkray.corpus.shard import Fault, Record, Shard, not_utf8, too_long
 
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 _PIECE_BYTES = 1 << 20
 _HEAD_BYTES = 320
-_TITLE_BYTES = 1000  # of a line that may begin a document
 UTF8_MAX_BYTES = 4
 _JSON_MAX_BYTES = 12  # a character outside the basic plane as two \uXXXX escapes
 _JSON_OTHER_BYTES = 1 << 20  # room for a row's other fields
@@ -114,7 +114,7 @@ def opens_at(pattern: str) -> Callable[[bytes], bool]:
     compiled = re.compile(pattern)
 
     def opens(line: bytes) -> bool:
-        return compiled.search(line.rstrip(b"\r\n")[:_TITLE_BYTES].decode("utf-8", "replace")) is not None
+        return compiled.search(line.rstrip(b"\r\n")[:LINE_BYTES].decode("utf-8", "replace")) is not None
 
     return opens
 
