@@ -149,9 +149,9 @@ def filtered(work: Work) -> Outcome:
     documents = read_parts(work.source.parts, "train")
     fit = _fit.options(num_returns=2)
     asked = work.recipe, work.plan.named.trusted, work.directory
-    quality, details = fit.remote(*asked, *unigram_blocks(documents))
-    removed = map_tables(documents, _Unlike(quality))
-    return without(work, removed, ray.get(details))
+    quality, counts = fit.remote(*asked, *unigram_blocks(documents))
+    details = ray.get(counts)  # an error of the sample ends the stage here, by its own message
+    return without(work, map_tables(documents, _Unlike(quality)), details)
 
 
 def unigram_blocks(documents: Dataset) -> list[Any]:

@@ -34,8 +34,9 @@ def decontaminated(work: Work) -> Outcome:
     """
     fit: Any = _index.options(num_returns=2)
     index, counts = fit.remote(work.recipe, work.plan.named.held_out, work.directory)
+    held_out = ray.get(counts)  # an error of the corpora ends the stage here, by its own message
     found = map_tables(read_parts(work.source.parts, "train"), _Leaks(index)).materialize()
-    details = {"held_out": ray.get(counts), "crowded": crowded_of(found)}
+    details = {"held_out": held_out, "crowded": crowded_of(found)}
     return without(work, map_tables(found, without_counts), details)
 
 

@@ -36,9 +36,10 @@ def nearest(work: Work) -> Outcome:
     documents = read_parts(work.source.parts, "train")
     count = _count.options(num_returns=2)
     asked = work.recipe, work.plan.named.target, work.directory
-    models, details = count.remote(*asked, *unigram_blocks(documents))
+    models, counts = count.remote(*asked, *unigram_blocks(documents))
+    details = ray.get(counts)  # an error of the target ends the stage here, by its own message
     distances = map_tables(documents, _Distance(models)).materialize()
-    return without(work, top_k(distances, "value", goes, "doc_id"), ray.get(details))
+    return without(work, top_k(distances, "value", goes, "doc_id"), details)
 
 
 def gone_of(settings: Nearest, rows: int) -> int:

@@ -282,6 +282,9 @@ class _Score:
         )
         if "perplexity" in names:
             scores["perplexity"] = perplexity(scores["loss"])
+        if "embedding" in names:
+            with np.errstate(over="ignore"):  # what its column does not hold is named
+                scores["embedding"] = scores["embedding"].astype(np.float16)
         _check_finite(scores, self.scorer.model)
         if self.reference is not None:
             reference = score_windows(self.reference, tokens_WN1, dtype=self.scorer.dtype)

@@ -209,6 +209,25 @@ def test_all_are_the_same_bytes_for_other_blocks(corpus, usual, tmp_path, monkey
         assert len(contents[0]) == (2 if name == "deduplicated" else 3)
 
 
+@pytest.mark.parametrize("named", ["leakage", "quality", "nearest"])
+def test_an_error_of_another_corpus_is_said_by_itself(corpus, usual, tmp_path, named):
+    wrong = near_target(corpus) | {"text_field": "texts"}
+    sample = {key: wrong[key] for key in ("kind", "path", "text_field")}
+    asked = {
+        "leakage": {"held_out_of": {"it": wrong}},
+        "quality": {"sample": sample},
+        "nearest": {"to": wrong, "keep": 0.5},
+    }
+    off = dict.fromkeys(("near", *asked))
+    wanted = recipe(corpus, **{**off, named: asked[named]})
+    until = {"leakage": "decontaminated", "quality": "filtered"}.get(named, named)
+    with pytest.raises(Exception, match=r"texts|UDF") as caught:
+        prepared(wanted, tmp_path / "out", until=until, artifacts=usual.folder / "artifacts")
+    error = str(find_user_error(caught.value))
+    assert error.startswith(f"cleaning.{named}.")
+    assert "no corpus.text_field 'texts'; there are text; did you mean corpus.text_field=text?" in error
+
+
 def test_a_sample_that_is_like_nothing_in_the_corpus(corpus, usual, tmp_path):
     (tmp_path / "sample.txt").write_text("\n".join(f"{n} times {n * n} and so on" for n in range(100)))
     trusted = {"kind": "text", "path": str(tmp_path / "sample.txt"), "document": "line"}

@@ -69,6 +69,15 @@ def test_documents_in_a_window_are_sentences_of_their_own(tmp_path):
 
 @pytest.mark.parametrize(("std", "name"), [(1e30, "loss"), (10, "perplexity")])
 def test_a_model_that_diverged_is_named_with_the_score_that_shows_it(tmp_path, std, name):
-    scorer, table = scorer_of(tmp_path, ("loss", "perplexity"), std=std)
+    scorer, table = scorer_of(tmp_path, ("loss", name), std=std)
     with pytest.raises(UserError, match=rf"model: 2 of 2 windows have no finite {name}: score with"):
         _Score(scorer)(table)
+
+
+def test_an_embedding_that_its_column_does_not_hold_is_named(tmp_path):
+    scorer, table = scorer_of(tmp_path, ("loss", "embedding"))
+    actor = _Score(scorer)
+    hidden = actor.model.hidden
+    actor.model.hidden = lambda tokens_BN: 1e6 * hidden(tokens_BN)
+    with pytest.raises(UserError, match=r"model: 2 of 2 windows have no finite embedding: score with"):
+        actor(table)
