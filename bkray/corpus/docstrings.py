@@ -24,6 +24,8 @@ from bkray.corpus.shard import HELD_OUT, Fault, Record, Shard
 
 FILES_A_SHARD = 50
 MIN_CHARS = 80
+MOST_BYTES = 2 << 20
+"""Of a file: a list of numbers takes 470 times its bytes as a syntax tree, 1 GB here."""
 MIN_LETTERS = 0.5
 """Least share of ASCII letters among visible bytes: below it are tables, doctests and other scripts."""
 
@@ -126,10 +128,13 @@ def read_docstrings(shard: Shard) -> Iterator[Record]:
 def docstrings(code: bytes) -> list[str] | Fault:
     """The dedented docstrings of Python source in the order they stand, or why it does not parse.
 
-    Source without a triple quote is taken to have none.
+    Source without a triple quote is taken to have none. That of more than MOST_BYTES is not parsed.
     """
     if b'"""' not in code and b"'''" not in code:
         return []
+    if len(code) > MOST_BYTES:
+        head = code[:80].decode("utf-8", errors="replace")
+        return Fault("too long", f"{len(code)} bytes of Python, more than {MOST_BYTES}: {head}")
     # A syntax tree is many objects and no cycle: without the collector, parsing is a third faster.
     collecting = gc.isenabled()
     gc.disable()

@@ -99,8 +99,10 @@ def _load(corpus: HubCorpus, load: Callable[..., T], *arguments: Any, **options:
     try:
         return load(*arguments, **options)
     except Exception as error:  # whatever the library, the network or the files raise, the mend is the user's
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
         raise UserError(
-            f"corpus.name {corpus.name!r} (config {corpus.config!r}): datasets cannot load it: {error}\n"
-            "Check the name, the configuration and the network; without a network use a file: "
-            "corpus={kind: text, path: ...}"
+            f"corpus.name {corpus.name!r} (config {corpus.config!r}): datasets cannot load it: {error}{cause}"
+            "\nCheck the name, the configuration and the network; without a network use a file: "
+            "corpus={kind: text, path: ...}; where a row is malformed corpus={kind: jsonl, path: ...}, which "
+            "sets it aside"
         ) from error

@@ -87,9 +87,18 @@ def read_shard(
     Texts lose their trailing white space; empty ones are skipped. Raises UserError for a file that cannot be
     read to its end and for a text field that the whole file lacks.
     """
-    prefix = ""
-    if isinstance(corpus, MixedCorpus):
-        corpus, prefix = corpus.sources[shard.member], f"{shard.member}/"
+    if not isinstance(corpus, MixedCorpus):
+        yield from _read(shard, corpus, cleaning, seed, "")
+        return
+    try:
+        yield from _read(shard, corpus.sources[shard.member], cleaning, seed, f"{shard.member}/")
+    except UserError as error:
+        raise UserError(f"corpus.sources[{shard.member}]: {error}") from error
+
+
+def _read(
+    shard: Shard, corpus: AnySource, cleaning: Cleaning, seed: int, prefix: str
+) -> Iterator[tuple[pa.Table, pa.Table]]:
     batch = _Batch(shard, corpus, seed)
     unsaid = True
     for record in _records(shard, corpus, cleaning.max_chars):

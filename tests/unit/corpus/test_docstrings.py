@@ -81,6 +81,14 @@ def test_source_that_does_not_parse_is_a_fault():
     assert docstrings(b"def f(:\n") == []
 
 
+def test_a_file_whose_syntax_tree_would_fill_the_memory_is_not_parsed():
+    numbers = b"numbers = [" + b"1," * (1 << 20) + b"]\n"
+    assert docstrings(numbers) == []
+    found = docstrings(b'"""doc"""\n' + numbers)
+    assert found.reason == "too long"
+    assert found.detail.startswith('2097175 bytes of Python, more than 2097152: """doc"""\nnumbers = [1,1,')
+
+
 def test_package_is_read_without_being_imported(package):
     root, corpus = package
     (root / "broken.py").write_text('"""doc"""\ndef f(:')

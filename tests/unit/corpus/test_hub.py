@@ -107,3 +107,13 @@ def test_name_that_cannot_be_loaded_says_what_to_do(tmp_path):
     message = run.stderr.rsplit("UserError:", 1)[1]
     for part in ("'nobody/nothing'", "'raw'", "network", "corpus={kind: text, path: ...}"):
         assert part in message
+
+
+def test_a_malformed_row_is_named_with_the_kind_that_sets_it_aside(folder):
+    for path in folder.glob("*.parquet"):
+        path.unlink()
+    (folder / "train.jsonl").write_text('{"text": "a"}\n{broken')
+    with pytest.raises(
+        UserError, match=r"(?s)JSON parse error: .* in row 1\).*corpus=\{kind: jsonl, path: \.\.\.\}"
+    ):
+        read(HubCorpus(kind="hub", name=str(folder)))
