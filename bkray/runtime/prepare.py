@@ -41,6 +41,7 @@ from bkray.runtime.work import Outcome, Work
 _BLOCKS_PER_CPU = 8  # enough to share the work evenly; a shuffle's cost grows with the number of blocks
 _FEW_DOCUMENTS = 64  # a split of fewer is measured as soon as it is read
 _FEWEST_DOCUMENTS = 32  # a block of augmentation: starting a translator takes as long as some of them
+_FILTERS = ("leakage", "near", "quality", "nearest")  # of training documents
 _LONG_WORD, _LONG_BLANK = re.compile(r"\S{1000}"), re.compile(r"(\s{1000})\s+")  # BPE trains in their square
 _MOST_DOCUMENTS = 256  # a block of augmentation: slow translations are done in minutes, not in hours
 _MOST_BYTES = 16 << 20  # of such a block: split into words, a text takes many times as much
@@ -72,7 +73,7 @@ def documents(work: Work) -> Outcome:
         kept = read.groupby("bucket").map_groups(_drop_duplicates, batch_format="pyarrow", num_cpus=1)
     rows = write_parts(kept, work.directory, DOCUMENTS, ["split", "doc_id"])
     shutil.rmtree(rejects)
-    _check_splits(sorted(work.directory.glob("part-*")), recipe)
+    _check_splits(sorted(work.directory.glob("part-*")), recipe, total - rows)
     rejected = sum(reasons.values())
     summary = f"{rows:,} documents, {total - rows:,} duplicates removed, {rejected:,} rejected"
     return Outcome(rows, summary, removed=total - rows, rejects=dict(reasons))
@@ -135,8 +136,12 @@ def _finer(corpus: AnyCorpus) -> str:
     return "set corpus.document to line, or " if coarse else ""
 
 
-def _check_splits(parts: list[Path], recipe: Recipe) -> None:
-    """Refuse a split of which no tokenizer can make a window: a token is at least a byte or ends a text."""
+def _check_splits(parts: list[Path], recipe: Recipe, removed: int = 0) -> None:
+    """Refuse a split of which no tokenizer can make a window: a token is at least a byte or ends a text.
+
+    `removed`: duplicates that went, of all splits.
+    """
+    gone = f" after {removed:,} duplicates were removed from all splits" if removed else ""
     for split in SPLITS:
         count = size = 0
         for rows in read_rows(parts, ["text"], split):
@@ -147,8 +152,8 @@ def _check_splits(parts: list[Path], recipe: Recipe) -> None:
         else:
             raise UserError(
                 f"corpus: the {split} split is too small for one window of {recipe.window} tokens, it has "
-                f"{count} documents of {size} bytes in all: {_finer(recipe.corpus)}set window lower, or "
-                "bring more text"
+                f"{count} documents of {size} bytes in all{gone}: {_finer(recipe.corpus)}set window lower, "
+                "or bring more text"
             )
 
 
@@ -317,9 +322,14 @@ def _split_counts(directory: Path, dropped: int, recipe: Recipe) -> dict[str, in
     counts = count_values(sorted(directory.glob("part-*")), "split")
     for split in SPLITS:
         if not counts[split]:
+            filters = [name for name in _FILTERS if getattr(recipe.cleaning, name)]
+            less = (
+                f"let cleaning ({', '.join(filters)}) remove less, " if filters and split == "train" else ""
+            )
             raise UserError(
                 f"corpus: the {split} split is too small for one window of {recipe.window} tokens "
-                f"({dropped:,} tokens were left over in all splits): set window lower, or bring more text"
+                f"({dropped:,} tokens were left over in all splits): {less}set window lower, or bring more "
+                "text"
             )
     return {split: counts[split] for split in SPLITS}
 

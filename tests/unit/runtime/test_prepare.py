@@ -9,7 +9,7 @@ import pytest
 
 from bkray.config import UserError, parse_recipe
 from bkray.corpus import list_shards
-from bkray.runtime.prepare import _check_rejects, _check_splits, _gather_rejects, _ReadShards
+from bkray.runtime.prepare import _check_rejects, _check_splits, _gather_rejects, _ReadShards, _split_counts
 
 
 def test_shards_are_read_again_after_their_rejects_are_gathered(tmp_path):
@@ -57,6 +57,21 @@ def test_text_without_blank_lines_is_told_how_it_falls_into_documents(corpus, me
         _check_splits([tmp_path / "part-0.parquet"], recipe)
     found = "the validation split is too small for one window of 256 tokens, it has 0 documents of 0 bytes"
     assert f"{found} in all: {mend}set window lower, or bring more text" in str(error.value)
+
+
+def test_a_split_that_lost_its_text_is_told_to_what(tmp_path):
+    near = parse_recipe({"name": "t", "corpus": {"kind": "docstrings"}, "cleaning": {"near": {}}})
+    documents = pa.table({"split": ["train"], "text": ["six hundred kilobytes " * 30_000]})
+    pq.write_table(documents, tmp_path / "part-0.parquet")
+    with pytest.raises(
+        UserError, match=r"0 bytes in all after 12 duplicates were removed from all splits: set"
+    ):
+        _check_splits([tmp_path / "part-0.parquet"], near, 12)
+    pq.write_table(pa.table({"split": ["validation", "test"]}), tmp_path / "part-0.parquet")
+    with pytest.raises(
+        UserError, match=r"the train split is too small .*: let cleaning \(near\) remove less, set"
+    ):
+        _split_counts(tmp_path, 5, near)
 
 
 def test_no_rejects_are_an_empty_table(tmp_path):
