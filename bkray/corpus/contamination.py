@@ -122,11 +122,11 @@ def contaminate(
 def _probability(kinds: Sequence[str], share: float) -> float:
     """Of a spoilt row of one kind beside each document."""
     if not 0 < share < 1:
-        raise UserError(f"share {share:g} must lie between 0 and 1")
+        raise UserError(f"--share {share:g} must lie between 0 and 1")
     probability = share / (1 - share) / len(kinds)
     if probability > 1:
         most = len(kinds) / (len(kinds) + 1)
-        raise UserError(f"share {share:g} is too much: at most {most:.2g} with {len(kinds)} kinds")
+        raise UserError(f"--share {share:g} is too much: at most {most:.2g} with {len(kinds)} kinds")
     return probability
 
 
@@ -145,7 +145,9 @@ def _shuffled(text: str, words: Sequence[str], others: Iterator[str], rng: np.ra
 def _off_domain(text: str, words: Sequence[str], others: Iterator[str], rng: np.random.Generator) -> _Row:
     other = next(others, None)
     if other is None:
-        raise UserError("the text of other domains ends before the corpus: bring more, or lower the share")
+        raise UserError(
+            "the text of other domains ends before the corpus: bring more by --off-domain, or lower --share"
+        )
     return {"text": other, "origin": None}
 
 

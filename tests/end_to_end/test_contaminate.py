@@ -87,8 +87,13 @@ def test_too_many_rejects_of_what_was_read_of_another_domain_are_refused(small, 
 @pytest.mark.parametrize(
     ("others", "kinds", "share", "message"),
     [
-        (["{kind: text, path: one.txt}"], ["off_domain"], 0.5, "ends before the corpus"),
-        ([], ["shuffled"], 0.9, "at most 0.5 with 1 kinds"),
+        (
+            ["{kind: text, path: one.txt}"],
+            ["off_domain"],
+            0.5,
+            "ends before the corpus: bring more by --off-domain",
+        ),
+        ([], ["shuffled"], 0.9, "--share 0.9 is too much: at most 0.5 with 1 kinds"),
         (["{kind: txt}"], ["off_domain"], 0.5, r"--off-domain \{kind: txt\}.*did you mean text\?"),
     ],
 )
