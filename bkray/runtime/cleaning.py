@@ -27,6 +27,7 @@ from bkray.corpus.cleaning import (
     band_keys,
     count_unigrams,
     linked,
+    located,
     near_duplicates,
     rows_per_band,
 )
@@ -111,10 +112,9 @@ class _Members:
 
     def __call__(self, documents: pa.Table) -> pa.Table:
         groups = ray.get(self.groups)
-        place = pc.index_in(documents["doc_id"], groups["doc_id"])
-        inside = pc.is_valid(place)
-        group = groups["group"].take(place.filter(inside))
-        kept = documents.filter(inside).append_column("group", group)
+        inside, places = located(groups["doc_id"].to_numpy(), documents["doc_id"].to_numpy())
+        group = groups["group"].take(pa.array(places))
+        kept = documents.filter(pa.array(inside)).append_column("group", group)
         return kept.append_column("bucket", pa.array(bucket_of(group.to_numpy(), _BUCKETS)))
 
 
@@ -286,12 +286,12 @@ _MENDS = {
 
 
 @ray.remote(num_cpus=1)
-def _write_removed(path: str, *blocks: pa.Table) -> pa.Array:
+def _write_removed(path: str, *blocks: pa.Table) -> np.ndarray:
     """Write what goes, sorted by id, and return the ids."""
     rows = [block.cast(REMOVED) for block in blocks]
     table = pa.concat_tables([REMOVED.empty_table(), *rows]).sort_by("doc_id").combine_chunks()
     pq.write_table(table.replace_schema_metadata(None), path, compression="zstd")
-    return table["doc_id"]
+    return table["doc_id"].to_numpy()
 
 
 class _Others:
@@ -301,4 +301,5 @@ class _Others:
         self.ids = ids
 
     def __call__(self, documents: pa.Table) -> pa.Table:
-        return documents.filter(pc.invert(pc.is_in(documents["doc_id"], ray.get(self.ids))))
+        gone, _ = located(ray.get(self.ids), documents["doc_id"].to_numpy())
+        return documents.filter(pa.array(~gone))

@@ -39,7 +39,7 @@ class Reading:
         try:
             for shard in self.shards:
                 for documents, rejects in read_shard(shard, self.corpus, self.cleaning, seed):
-                    self._rejects.append(rejects)
+                    self._rejects += [rejects] if rejects.num_rows else []
                     self._accepted += documents.num_rows
                     yield documents
         except UserError as error:

@@ -1,7 +1,7 @@
 """What is kept out of the training text: exact duplicates, near-duplicates, text unlike a trusted sample."""
 
 from bkray.corpus.cleaning.exact import first_of_duplicates, text_hash
-from bkray.corpus.cleaning.near import band_keys, linked, near_duplicates, rows_per_band
+from bkray.corpus.cleaning.near import band_keys, linked, located, near_duplicates, rows_per_band
 from bkray.corpus.cleaning.quality import Counts, QualityFilter, count, count_unigrams, likeness
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "first_of_duplicates",
     "likeness",
     "linked",
+    "located",
     "near_duplicates",
     "rows_per_band",
     "text_hash",

@@ -16,7 +16,7 @@ import numpy as np
 
 from bkray.corpus.cleaning.exact import text_hash
 from bkray.corpus.cleaning.hashing import ngrams, words
-from bkray.corpus.cleaning.near import MOST_A_KEY, Compared, keys_of, positions, shingles, signatures
+from bkray.corpus.cleaning.near import MOST_A_KEY, Compared, keys_of, located, shingles, signatures
 
 
 class Leak(NamedTuple):
@@ -117,7 +117,7 @@ class _FirstRows(NamedTuple):
 
     def rows_of(self, asked: np.ndarray) -> np.ndarray:
         """The row of each hash asked for that is there."""
-        return self.rows[positions(self.hashes, asked)]
+        return self.rows[located(self.hashes, asked)[1]]
 
 
 def _hash(text: str) -> np.ndarray:

@@ -188,7 +188,7 @@ class Compared:
 
     def of_set(self, shingles: np.ndarray, signature_K: np.ndarray) -> Asked:
         """Any other document."""
-        return Asked(positions(self.known, shingles), len(shingles), signature_K)
+        return Asked(located(self.known, shingles)[1], len(shingles), signature_K)
 
     def most_similar(self, asked: Asked, others: np.ndarray, marks: np.ndarray) -> tuple[int, float]:
         """The most similar of the other rows, the first of equal ones, and the similarity.
@@ -212,9 +212,12 @@ class Compared:
         return int(others[best]), float(similarity[best])
 
 
-def positions(known: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Where in `known`, sorted and unique, those of `asked` lie that are there: a search each."""
+def located(known: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `asked` are in `known`, sorted and unique, and where those lie: bool as many, int64.
+
+    It takes a search each, where a table of `known` would be made anew for every block of rows.
+    """
     places = np.searchsorted(known, asked)
     there = places < len(known)
     there[there] = known[places[there]] == asked[there]
-    return places[there]
+    return there, places[there]

@@ -78,7 +78,7 @@ def test_tasks_that_gather_blocks(tmp_path):
 
     gone = pa.table([[9, 4], ["a", "b"], ["order"] * 2, [0.5, 0.6], pa.nulls(2, pa.int64())], schema=REMOVED)
     ids = _write_removed._function(str(tmp_path / "removed.parquet"), gone.slice(0, 1), gone.slice(1))
-    assert ids.to_pylist() == pq.read_table(tmp_path / "removed.parquet")["doc_id"].to_pylist() == [4, 9]
+    assert ids.tolist() == pq.read_table(tmp_path / "removed.parquet")["doc_id"].to_pylist() == [4, 9]
 
 
 def test_the_documents_of_a_bucket_that_were_not_compared_with_all_are_counted(monkeypatch):
