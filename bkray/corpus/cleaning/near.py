@@ -25,6 +25,7 @@ _RECALL = 0.97
 MOST_A_KEY = 256
 """Kept documents that a key proposes, the first ones: pages of one template would else all be compared."""
 _DEVIATIONS = 4  # an estimate from signatures may be so much too low: of 30,000 at the threshold one is more
+_SHINGLES = 1 << 20  # of documents that are compared at once, beside those of the last
 _AT_ONCE = 1024  # signatures, which come as lists of Python's numbers
 
 
@@ -199,17 +200,21 @@ class Compared:
         others = others[np.count_nonzero(equal, axis=1) >= self.least]
         if not len(others):
             return -1, 0.0
-        begins, ends = self.ends[others], self.ends[others + 1]
-        spans = zip(begins.tolist(), ends.tolist(), strict=True)
-        theirs = np.concatenate([self.places[begin:end] for begin, end in spans])
+        lengths = self.ends[others + 1] - self.ends[others]
+        cuts = np.flatnonzero(np.diff(np.cumsum(lengths) // _SHINGLES)) + 1
         marks[asked.places] = True
-        found = marks[theirs]
+        shared = np.concatenate([self._marked(some, marks) for some in np.split(others, cuts)])
         marks[asked.places] = False
-        lengths = ends - begins
-        shared = np.add.reduceat(found, np.cumsum(lengths) - lengths, dtype=np.int64)
         similarity = shared / (asked.size + lengths - shared)
         best = int(similarity.argmax())
         return int(others[best]), float(similarity[best])
+
+    def _marked(self, others: np.ndarray, marks: np.ndarray) -> np.ndarray:
+        """How many shingles of each of the rows are marked."""
+        begins, ends = self.ends[others], self.ends[others + 1]
+        spans = zip(begins.tolist(), ends.tolist(), strict=True)
+        theirs = np.concatenate([self.places[begin:end] for begin, end in spans])
+        return np.add.reduceat(marks[theirs], np.cumsum(ends - begins) - (ends - begins), dtype=np.int64)
 
 
 def located(known: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

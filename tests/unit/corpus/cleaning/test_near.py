@@ -1,5 +1,7 @@
 """Near-duplicates: signatures, keys, groups, and which documents go."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -134,6 +136,32 @@ def test_signatures_leave_out_what_is_far_and_nothing_that_is_at_the_threshold(t
     assert {row for row, _ in at} == {0}
     assert [similarity for _, similarity in at] == pytest.approx([threshold] * 300, abs=0.005)
     assert {compared(threshold / 4) for _ in range(100)} == {(-1, 0.0)}
+
+
+def test_long_documents_are_compared_a_few_at_a_time_and_alike(monkeypatch):
+    """60 candidates of 4,000 shingles each, half of which all of them share."""
+    names = np.random.default_rng(6).integers(0, 1 << 60, 2000 * 61, dtype=np.uint64)
+    sets = [
+        np.unique(np.concatenate([names[:2000], names[at : at + 2000]])) for at in range(0, 120_000, 2000)
+    ]
+    sets[40] = np.unique(np.concatenate([sets[59][:3000], names[-1000:]]))
+    compared = near.Compared(sets, near.signatures(sets), 0.03)
+    asked, others, marks = compared.of_row(59), np.arange(59), compared.marks()
+
+    def found():
+        tracemalloc.start()
+        try:
+            return compared.most_similar(asked, others, marks), tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    expected, at_once = found()
+    monkeypatch.setattr(near, "_SHINGLES", 8000)
+    a_few, peak = found()
+    assert a_few == expected
+    assert expected[0] == 40
+    assert peak < at_once / 4
+    assert not marks.any()
 
 
 def pages(rng, count):
