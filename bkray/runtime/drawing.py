@@ -10,6 +10,8 @@ import numpy as np
 from bkray.config import Recipe
 from bkray.curriculum import CurriculumSampler, WeightedSampler
 
+_LEAST_WEIGHT = 1e-6  # of a window that the model has no doubt about: 0 nats, or a rounding below
+
 
 def order_columns(recipe: Recipe) -> list[str]:
     """The columns of the training set that `build_sampler` asks for."""
@@ -32,4 +34,5 @@ def build_sampler(recipe: Recipe, windows: int, scores: Mapping[str, np.ndarray]
         "pass_share": recipe.sampling.share,
         "strengths": (recipe.sampling.start, recipe.sampling.end),
     }
-    return WeightedSampler(scores["weight"], difficulty, recipe.batch_windows, recipe.steps, **options)
+    weight = np.maximum(scores["weight"], _LEAST_WEIGHT)
+    return WeightedSampler(weight, difficulty, recipe.batch_windows, recipe.steps, **options)
