@@ -61,10 +61,13 @@ def _index(
 
 
 def _reading(recipe: Recipe, name: str, shards: tuple[Shard, ...]) -> Reading:
-    """No length is a reason to reject: what a limit rejects here, another run may hold out."""
+    """No length is a reason to reject: what a limit rejects here, another run may hold out.
+
+    The corpus's own runs say how much is too much of what they reject as well.
+    """
     leakage = recipe.cleaning.leakage
     assert leakage
-    unlimited = recipe.cleaning.model_copy(update={"max_chars": _NO_LIMIT})
+    unlimited = recipe.cleaning.model_copy(update={"max_chars": _NO_LIMIT, "max_rejects": 1.0})
     return Reading(f"cleaning.leakage.held_out_of.{name}", leakage.held_out_of[name], shards, unlimited)
 
 
