@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bkray.config import Recipe, UserError
+from bkray.config.preparation import Selection
 from bkray.corpus.schema import windows_schema
 from bkray.corpus.windows import read_columns
 from bkray.reporting.progress import Progress
@@ -28,6 +29,7 @@ from bkray.runtime.artifacts import Artifact, key_of
 from bkray.runtime.evaluation import evaluate
 from bkray.runtime.pipeline import build_stage
 from bkray.runtime.plan import Plan, Stage
+from bkray.runtime.selection import kept_of
 from bkray.runtime.stages import map_tables, read_parts, write_parts
 from bkray.runtime.training import Job, Round, train_job
 from bkray.runtime.work import Outcome, Work
@@ -82,6 +84,15 @@ class DoneRound:
         return [*self.selecting.values(), self.model]
 
 
+def check_pools(loop: ActiveLearningLoop, settings: Selection) -> None:
+    """Refuse rounds of which one would add all that it scores, or has nothing to score."""
+    for number, size in enumerate(loop.pool_sizes(), start=1):
+        try:
+            kept_of(settings, size)
+        except UserError as error:
+            raise UserError(f"round {number} scores {size} of {len(loop.ids):,} windows: {error}") from error
+
+
 class LoopRunner:
     """Builds what `run` has not got yet, in order; what is there is kept."""
 
@@ -94,6 +105,8 @@ class LoopRunner:
         self.loop = ActiveLearningLoop(
             self.ids, start=run.start, pool=run.pool, keep=keep, rounds=run.rounds, seed=run.recipe.seed
         )
+        if run.recipe.selection:
+            check_pools(self.loop, run.recipe.selection)
         self.starts = self.loop.starts(run.recipe.steps)
         self.ends = [*self.starts[1:], run.recipe.steps]
         if any(start == end for start, end in zip(self.starts, self.ends, strict=True)):

@@ -61,7 +61,7 @@ def selected(work: Work) -> Outcome:
 def kept_of(settings: Selection, rows: int) -> int:
     """How many windows of `rows` are kept. Raises UserError where it is all of them."""
     keep = max(1, round(settings.keep * rows))
-    if keep == rows:
+    if keep >= rows:
         raise UserError(
             f"selection.keep {settings.keep:g} of {rows:,} windows is all of them, which selects nothing: "
             "lower it, remove selection, or bring more text"

@@ -52,6 +52,14 @@ class ActiveLearningLoop:
         """The ids to train on, in the order in which they joined."""
         return np.concatenate(self.joined)
 
+    def pool_sizes(self) -> list[int]:
+        """How many windows each round scores, where each adds the share `keep` of them."""
+        left, sizes = len(self.ids) - len(self.joined[0]), []
+        for _ in range(self.rounds):
+            sizes.append(min(self.pool_size, left))
+            left = max(0, left - self._added(sizes[-1]))
+        return sizes
+
     def pool(self) -> np.ndarray:
         """The ids to score in this round, sorted; the same however often it is asked."""
         if self.round >= self.rounds:
@@ -61,7 +69,7 @@ class ActiveLearningLoop:
     def any_of_pool(self) -> np.ndarray:
         """As many ids of this round's pool as a round adds, at random: the control of a selection."""
         pool = self.pool()
-        return self._sample(2 * self.round + 3, pool, max(1, round(self.keep * len(pool))))
+        return self._sample(2 * self.round + 3, pool, self._added(len(pool)))
 
     def add(self, chosen: np.ndarray) -> None:
         """End the round with the ids that were selected from its pool."""
@@ -77,6 +85,9 @@ class ActiveLearningLoop:
         """
         sizes = len(self.joined[0]) + self.keep * self.pool_size * np.arange(self.rounds + 1)
         return [round(steps * float(before)) for before in np.cumsum([0, *sizes[:-1]]) / sizes.sum()]
+
+    def _added(self, pool: int) -> int:
+        return max(1, round(self.keep * pool))
 
     def _sample(self, draw: int, ids: np.ndarray, size: int) -> np.ndarray:
         """`size` of the sorted `ids`, or all where they are fewer, sorted; another sample for each `draw`."""

@@ -2,10 +2,30 @@
 
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from bkray.config import UserError
+from bkray.config.preparation import Selection
 from bkray.runtime.active import equal_steps
 from bkray.runtime.artifacts import Artifact
-from bkray.runtime.rounds import DoneRound, _less
+from bkray.runtime.rounds import DoneRound, _less, check_pools
+from bkray.selection import ActiveLearningLoop
 from bkray.training import Ledger
+
+
+def test_a_round_without_a_choice_is_refused_before_anything_is_trained():
+    few = ActiveLearningLoop(np.arange(10), start=0.1, pool=0.4, keep=0.5, rounds=4)
+    assert few.pool_sizes() == [4, 4, 4, 3]
+    check_pools(few, Selection(kind="entropy", keep=0.5))
+    fewer = ActiveLearningLoop(np.arange(5), start=0.1, pool=0.4, keep=0.5, rounds=4)
+    with pytest.raises(
+        UserError, match=r"round 4 scores 1 of 5 windows: selection\.keep 0\.5 of 1 windows is all"
+    ):
+        check_pools(fewer, Selection(kind="entropy", keep=0.5))
+    fewest = ActiveLearningLoop(np.arange(3), start=0.4, pool=1.0, keep=0.7, rounds=2)
+    with pytest.raises(UserError, match=r"round 2 scores 1 of 3 windows"):
+        check_pools(fewest, Selection(kind="random", keep=0.7))
 
 
 def artifact(**flops):

@@ -35,6 +35,15 @@ def test_windows_join_from_pools_that_hold_none_of_those_taken():
         one.pool()
 
 
+@pytest.mark.parametrize("changes", [{}, {"pool": 0.5, "keep": 0.6}, {"ids": np.arange(9), "rounds": 3}])
+def test_the_sizes_of_the_pools_are_known_before(changes):
+    one = loop(**changes)
+    expected = one.pool_sizes()
+    for size in expected:
+        assert len(one.pool()) == size
+        one.add(one.any_of_pool())
+
+
 def test_what_it_draws_depends_on_the_seed_and_what_was_added_alone():
     one, other = loop(), loop(ids=IDS[::-1])
     for _ in range(3):
