@@ -41,6 +41,7 @@ from bkray.runtime.work import Outcome, Work
 _BLOCKS_PER_CPU = 8  # enough to share the work evenly; a shuffle's cost grows with the number of blocks
 _FEW_DOCUMENTS = 64  # a split of fewer is measured as soon as it is read
 _FEWEST_DOCUMENTS = 32  # a block of augmentation: starting a translator takes as long as some of them
+_REJECTS_HELD = 10_000
 _FILTERS = ("leakage", "near", "quality", "nearest")  # of training documents
 _LONG_WORD, _LONG_BLANK = re.compile(r"\S{1000}"), re.compile(r"(\s{1000})\s+")  # BPE trains in their square
 _MOST_DOCUMENTS = 256  # a block of augmentation: slow translations are done in minutes, not in hours
@@ -87,16 +88,39 @@ class _ReadShards:
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for number in batch["shard"].to_pylist():
-            rejected = []
+            rejected = _Rejects(self.rejects / f"{number:08d}.parquet")
             for table, rejects in read_shard(
                 self.shards[number], self.recipe.corpus, self.recipe.cleaning, self.recipe.seed
             ):
-                rejected.append(rejects)
+                rejected.add(rejects)
                 yield _with_hash(table)
-            merged = pa.concat_tables([REJECTS.empty_table(), *rejected])
-            if merged.num_rows:
-                pq.write_table(merged, self.rejects / f"{number:08d}.parquet")
+            rejected.close()
         yield _with_hash(DOCUMENTS.empty_table())
+
+
+class _Rejects:
+    """The rejects of a shard, some thousands of which are held; the file comes with the first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._held = REJECTS.empty_table()
+        self._writer: pq.ParquetWriter | None = None
+
+    def add(self, rejects: pa.Table) -> None:
+        self._held = pa.concat_tables([self._held, rejects])
+        if self._held.num_rows >= _REJECTS_HELD:
+            self._write()
+
+    def close(self) -> None:
+        if self._held.num_rows:
+            self._write()
+        if self._writer:
+            self._writer.close()
+
+    def _write(self) -> None:
+        self._writer = self._writer or pq.ParquetWriter(self.path, REJECTS)
+        self._writer.write_table(self._held)
+        self._held = REJECTS.empty_table()
 
 
 def _with_hash(documents: pa.Table) -> pa.Table:
@@ -110,20 +134,23 @@ def _drop_duplicates(bucket: pa.Table) -> pa.Table:
 
 
 def _gather_rejects(folder: Path, target: Path) -> Counter[str]:
-    """Write the shards' rejects in order into one file, a shard's at a time; count them by reason.
+    """Write the shards' rejects in order into one file, some at a time; count them by reason.
 
     The folder stays: a shard that is read once more, where a block of it was lost, writes its rejects again.
     """
     with pq.ParquetWriter(target, REJECTS) as merged:
         for path in sorted(folder.iterdir()):
-            merged.write_table(pq.read_table(path))
+            with pq.ParquetFile(path) as own:
+                for batch in own.iter_batches():
+                    merged.write_batch(batch)
     return count_values([target], "reason")
 
 
 def _check_rejects(reasons: Counter[str], accepted: int, recipe: Recipe, path: Path) -> None:
     rejected = sum(reasons.values())
     if too_many(rejected, accepted, recipe.cleaning):
-        first = pq.read_table(path).slice(0, 1).to_pylist()[0]
+        with pq.ParquetFile(path) as rejects:
+            first = next(rejects.iter_batches(1)).to_pylist()[0]
         finer = _finer(recipe.corpus) if first["reason"] == "too long" else ""
         raise many_rejected("corpus", rejected, accepted, recipe.cleaning, first, finer)
 

@@ -9,6 +9,7 @@ import pytest
 
 from bkray.config import UserError, parse_recipe
 from bkray.corpus import list_shards
+from bkray.runtime import prepare
 from bkray.runtime.prepare import _check_rejects, _check_splits, _gather_rejects, _ReadShards, _split_counts
 
 
@@ -28,6 +29,21 @@ def test_shards_are_read_again_after_their_rejects_are_gathered(tmp_path):
     gathered = pq.read_table(target)
     assert gathered["source"].to_pylist() == ["a.jsonl", "a.jsonl", "c.jsonl"]
     assert gathered["ordinal"].to_pylist() == [0, 1, 0]
+
+
+def test_of_a_file_without_a_good_row_some_rejects_are_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "_REJECTS_HELD", 2000)
+    (tmp_path / "a.jsonl").write_text("no JSON\n" * 30_500)
+    recipe = parse_recipe({"name": "t", "corpus": {"kind": "jsonl", "path": str(tmp_path / "a.jsonl")}})
+    (tmp_path / ".rejects").mkdir()
+    read = _ReadShards(list_shards(recipe.corpus), recipe, tmp_path / ".rejects")
+    before = pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in read(pa.table({"shard": [0]}))]
+    assert len(held) > 30
+    assert max(held) < 1e6, "110 bytes each"
+    target = tmp_path / "rejects.parquet"
+    assert sum(_gather_rejects(tmp_path / ".rejects", target).values()) == 30_500
+    assert pq.read_table(target)["ordinal"].to_pylist() == list(range(30_500))
 
 
 TEXT = {"kind": "text", "path": "x"}
