@@ -137,6 +137,7 @@ def _configure_data() -> None:
     context = DataContext.get_current()
     context.use_datasource_v2 = False  # its reads of Parquet files start 32 processes each for the footers
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # else a UserError that a function raises is lost on its way
     context.execution_no_progress_timeout_s = _STALLED_S
     # On a small cluster the default shuffle starts 200 partitions: 10 s for 25,000 rows; this one took 2.
     context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED

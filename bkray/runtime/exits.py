@@ -56,7 +56,7 @@ def find_user_error(error: BaseException | None) -> UserError | None:
         if isinstance(current, UserError) and not isinstance(current, ray.RayTaskError):
             return current  # Ray's own class of both says it with the worker's traceback
         if isinstance(current, OSError) and current.errno in (errno.ENOSPC, errno.EDQUOT):
-            return UserError(f"{current}: free some space and run the same command again")
+            return UserError(f"{_said(current)}: free some space and run the same command again")
         if isinstance(current, lost):
             first, *_ = str(current).partition("\n")
             return UserError(
@@ -68,6 +68,12 @@ def find_user_error(error: BaseException | None) -> UserError | None:
         ]
         waiting += list(getattr(current, "worker_failures", {}).values())
     return None
+
+
+def _said(error: OSError) -> str:
+    """The error and its file; where it has none, Ray Data's advice on retries stands in its place."""
+    name = f": {error.filename!r}" if error.filename and "\n" not in str(error.filename) else ""
+    return f"[Errno {error.errno}] {error.strerror}{name}"
 
 
 def _interrupt(*_: object) -> None:

@@ -6,7 +6,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import ray
+from ray.data import ActorPoolStrategy
 
+from bkray.config import UserError
+from bkray.runtime.exits import find_user_error
 from bkray.runtime.stages import (
     blocks_of,
     map_tables,
@@ -140,3 +143,41 @@ def test_only_the_asked_split_is_read(tmp_path):
     splits = pa.array(["train", "test"] * 50)
     pq.write_table(pa.table({"split": splits, "n": np.arange(100)}), tmp_path / "part-00000.parquet")
     assert read_parts([tmp_path / "part-00000.parquet"], "test").sum("n") == sum(range(1, 100, 2))
+
+
+@ray.remote(num_cpus=0)
+def wrong_column():
+    raise UserError("name another column")
+
+
+class Refusing:
+    """What a function of a stage may come upon, not as a generator, whose errors come by another way."""
+
+    def __init__(self, found):
+        self.found = found
+
+    def __call__(self, rows):
+        raise self.found if isinstance(self.found, Exception) else ray.get(self.found)
+
+
+FULL = OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("as_actor", [False, True])
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (lambda: UserError("lower proxy.lr"), "lower proxy.lr"),
+        (lambda: FULL, "[Errno 28] No space left on device: free some space"),
+        (wrong_column.remote, "name another column"),
+    ],
+)
+def test_what_the_user_can_mend_is_found_wherever_it_was_raised(as_actor, found, said):
+    function, options = Refusing(found()), {}
+    if as_actor:
+        function = Refusing
+        options = {"fn_constructor_args": (found(),), "compute": ActorPoolStrategy(size=1)}
+    refused = map_tables(ray.data.from_arrow(table(10)), function, 0.5, **options)
+    with pytest.raises(Exception, match=r"lower|space|column") as caught:
+        refused.materialize()
+    assert str(find_user_error(caught.value)).startswith(said)

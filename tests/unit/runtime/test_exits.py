@@ -55,6 +55,10 @@ def test_a_full_disk_is_for_the_user_to_mend():
     full = OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
     said = str(find_user_error(chained(full, RuntimeError("worker failed"))))
     assert "No space left on device: 'metrics.jsonl': free some space" in said
+    advised = OSError(errno.ENOSPC, "No space left on device")
+    advised.args += ("Failed to apply UDF\nset retried_map_errors",)
+    said = str(find_user_error(pickle.loads(pickle.dumps(advised))))
+    assert said.startswith("[Errno 28] No space left on device: free some space")
 
 
 def test_a_stage_that_stands_still_is_no_fault_of_the_program():
