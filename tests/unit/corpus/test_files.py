@@ -1,18 +1,13 @@
-"""Text, JSON Lines and Parquet files: what is found, what is read, what is rejected."""
+"""Files: what is found; of text and JSON Lines, what is read and what is rejected."""
 
-import base64
 import gzip
 import json
 import os
 import pickle
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 
 import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import zstandard
 
@@ -42,10 +37,6 @@ def text(path, **options):
 
 def jsonl(path, **options):
     return JsonlCorpus(kind="jsonl", path=str(path), **options)
-
-
-def parquet(path, **options):
-    return ParquetCorpus(kind="parquet", path=str(path), **options)
 
 
 def texts(corpus, **options):
@@ -239,81 +230,6 @@ def test_field_that_no_row_has_is_a_user_error_with_the_nearest(tmp_path):
         read(jsonl(tmp_path, text_field="contents"))
 
 
-def test_parquet_reads_every_kind_of_text_column(tmp_path):
-    values = ["a ", None, "", "ü", "long" * 50]
-    for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.binary()):
-        pq.write_table(
-            pa.table({"text": pa.array(values).cast(kind)}), tmp_path / "a.parquet", row_group_size=2
-        )
-        documents, rejects = read(parquet(tmp_path), max_chars=100)
-        assert [row["text"] for row in documents] == ["a", "ü"]
-        assert [(row["ordinal"], row["reason"]) for row in rejects] == [
-            (1, "text is not a string"),
-            (4, "too long"),
-        ]
-
-
-def test_a_small_parquet_file_of_gigabytes_of_text_is_read_a_row_at_a_time(tmp_path):
-    """One value of 20 MB that 64 rows have: a few kilobytes, 1.3 GB of text."""
-    bomb = pa.DictionaryArray.from_arrays(pa.array([0] * 64, pa.int32()), pa.array(["x" * 20_000_000]))
-    pq.write_table(pa.table({"text": bomb}), tmp_path / "a.parquet", compression="zstd")
-    assert (tmp_path / "a.parquet").stat().st_size < 10_000
-    rejects, megabytes = read_elsewhere(tmp_path)
-    assert rejects == 64
-    assert megabytes < 300
-
-
-def test_of_a_large_row_group_of_long_texts_a_page_is_held(tmp_path):
-    """150 texts of 1 MB, each in a page of its own."""
-    texts = pa.array([base64.b64encode(os.urandom(750_006)) for _ in range(150)])
-    options = {"use_dictionary": False, "compression": "none", "write_batch_size": 1}
-    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", **options)
-    rejects, megabytes = read_elsewhere(tmp_path)
-    assert rejects == 150
-    assert megabytes < 75
-
-
-def read_elsewhere(folder):
-    """Rejects of the Parquet files of a folder, and by how many megabytes a process grows that reads them."""
-    code = """if True:
-        import sys
-        from bkray.config.corpus import Cleaning, ParquetCorpus
-        from bkray.corpus import list_shards, read_shard
-
-        def peak():
-            status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-            return int(status["VmHWM"].split()[0]) * 1024
-
-        corpus = ParquetCorpus(kind="parquet", path=sys.argv[1])
-        (shard,), before = list_shards(corpus), peak()
-        rejects = sum(rejects.num_rows for _, rejects in read_shard(shard, corpus, Cleaning(), 0))
-        print(rejects, (peak() - before) // 1_000_000)
-    """
-    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
-    return map(int, done.stdout.split())
-
-
-def test_parquet_cell_that_is_not_utf8_rejects_only_its_row(tmp_path):
-    column = pa.array([b"a", b"\xff", b"c"]).view(pa.string())
-    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
-    documents, rejects = read(parquet(tmp_path))
-    assert [row["text"] for row in documents] == ["a", "c"]
-    assert [(row["ordinal"], row["reason"]) for row in rejects] == [(1, "not UTF-8")]
-
-
-def test_wrong_parquet_column_names_the_columns(tmp_path):
-    pq.write_table(pa.table({"body": ["a"], "n": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(
-        UserError, match=r"a\.parquet: no corpus\.text_field 'bodi'; there are body, n; did you mean"
-    ):
-        read(parquet(tmp_path, text_field="bodi"))
-    with pytest.raises(UserError, match=r"'n' holds int64, not text; columns with text: body"):
-        read(parquet(tmp_path, text_field="n"))
-    (tmp_path / "a.parquet").write_bytes(b"no parquet at all")
-    with pytest.raises(UserError, match="cannot be read as Parquet"):
-        read(parquet(tmp_path))
-
-
 def test_a_file_with_a_name_that_is_not_utf8_is_named(tmp_path):
     (tmp_path / "a.txt").write_text("words")
     (tmp_path / os.fsdecode(b"\xffb.txt")).write_text("words")
@@ -336,7 +252,7 @@ def test_paths_that_lead_nowhere(tmp_path):
         with pytest.raises(UserError, match=message):
             list_shards(text(tmp_path / path))
     with pytest.raises(UserError, match=r"no file with a name in \.parquet"):
-        list_shards(parquet(tmp_path))
+        list_shards(ParquetCorpus(kind="parquet", path=str(tmp_path)))
     with pytest.raises(UserError, match="Protocol not known: foo"):
         list_shards(text("foo://bucket/a.txt"))
 
