@@ -25,7 +25,7 @@ from bkray.corpus.shard import HELD_OUT
 from bkray.runtime.artifacts import Artifact, key_of
 from bkray.runtime.pool import Pool, find_pool
 
-_FORMAT = 4  # part of every key: a change of what the stages write makes new artifacts
+_FORMAT = 5  # part of every key: a change of what the stages write makes new artifacts
 
 _DOCUMENT = tuple(DOCUMENTS.names)
 _WINDOW = tuple(windows_schema(1).names)
