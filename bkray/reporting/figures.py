@@ -10,6 +10,7 @@ A figure without data is the empty string. Values that are not finite are counte
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from bkray.reporting.formats import SUPERSCRIPT, duration, flops, share
 from bkray.reporting.records import ComparisonReport, ComparisonRow, Trial
-from bkray.reporting.style import BLUE, GREEN, GREY, INK, ORANGE, render
+from bkray.reporting.style import BLUE, GREEN, GREY, INK, LINES, ORANGE, render
 
 POINTS = 400  # a curve with more is drawn as means of neighbours
 AXES = {"tokens": "tokens seen", "step": "optimizer steps", "seconds": "seconds"}
@@ -213,14 +214,16 @@ def _arms_curve(report: ComparisonReport, key: str) -> str:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
+        axes.set_prop_cycle(LINES)
         for arm, (x, y) in drawn.items():
             axes.plot(x, y, label=arm, linewidth=2.2 if arm == report.reference else 1.3)
         axes.set(title=f"Validation loss against {AXES[key]}", xlabel=AXES[key], ylabel="nats per token")
         floor, middle = min(y.min() for _, y in drawn.values()), max(np.median(y) for _, y in drawn.values())
         axes.set_ylim(floor - 0.1 * (middle - floor), middle + 1.5 * (middle - floor))
-        axes.legend(loc="upper right", handlelength=1.4)
+        figure.legend(loc="outside lower center", ncols=2, handlelength=2.2)
 
-    return render(draw, label=f"Validation loss of every arm against {AXES[key]}", height=3.4)
+    height = 3.0 + 0.2 * math.ceil(len(drawn) / 2)
+    return render(draw, label=f"Validation loss of every arm against {AXES[key]}", height=height)
 
 
 def _loss_curve(metrics: Rows, key: str) -> str:

@@ -13,9 +13,14 @@ from collections.abc import Callable
 
 import matplotlib.style
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 
 INK, MUTED, RULE = "#1b1f24", "#5b6570", "#dfe3e8"
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#007a5a", "#a9b1ba"
+LINES = cycler(linestyle=["-", "--", ":"]) * cycler(
+    color=[BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", MUTED]
+)
+"""Of many lines in one figure, no two alike."""
 
 STYLE = {
     "font.family": "sans-serif",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bkray.reporting import figures
-from bkray.reporting.records import Trial
+from bkray.reporting.records import ComparisonReport, Trial
 
 SVG = "{http://www.w3.org/2000/svg}"
 METRICS = [
@@ -188,3 +188,19 @@ def test_sweep_marks_the_baseline_and_counts_failures():
 )
 def test_without_data_there_is_no_figure(svg):
     assert svg == ""
+
+
+def test_many_arms_are_told_apart_and_named_below_their_curves():
+    curves = {
+        f"arm {number}": [{"step": 1, "validation_loss": 5.0}, {"step": 2, "validation_loss": 4.0 - number}]
+        for number in range(16)
+    }
+    drawn = figures.comparison_curves(ComparisonReport("many", "arm 0", [], [], curves))
+    root = ElementTree.fromstring(drawn)
+    styles = [path.get("style", "") for path in root.iter(f"{SVG}path") if path.get("clip-path")]
+    looks = {
+        re.sub(r"stroke-width: [^;]*", "", style) for style in styles if "stroke-width: 0.8" not in style
+    }
+    assert len(looks) == 16
+    height = {text.text: float(text.get("y", 0)) for text in root.iter(f"{SVG}text")}
+    assert min(height[arm] for arm in curves) > height["optimizer steps"]
