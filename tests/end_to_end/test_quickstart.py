@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.benchmarks.bench_worker_start import memory
+from tests.benchmarks.compare import held_bytes
 from tests.forks import Command
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.ray]
@@ -22,7 +22,7 @@ def test_it_predicts_better_than_a_3_gram_in_less_than_six_gigabytes(tmp_path):
     )
     most, process = 0, psutil.Process(command.pid)
     while command.returncode is None:
-        most = max(most, memory(process))
+        most = max(most, held_bytes(process))
         time.sleep(3)
     assert command.returncode == 0, errors.read_text()
     summary = json.loads((tmp_path / "quickstart" / "summary.json").read_text())
