@@ -26,9 +26,9 @@ checks: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# All but the one that needs a file of a transfer with text of its own (see tests/benchmarks/README.md).
+# All but the two that need text of their own (see tests/benchmarks/README.md).
 benchmarks: $(READY)
-	for script in $(filter-out %/bench_transfer.py,$(wildcard tests/benchmarks/bench_*.py)); do OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out %/bench_transfer.py %/bench_memory.py,$(wildcard tests/benchmarks/bench_*.py)); do OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
 
 # torch first and pinned, so that nothing else decides which build of it comes.
 $(INSTALLED): pyproject.toml constraints.txt
