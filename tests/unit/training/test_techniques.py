@@ -16,6 +16,7 @@ from bkray.training import Checkpointer, Ledger, WindowData, export_model, train
 from bkray.training.optimization.optimizers import build_optimizer
 from bkray.training.optimization.schedules import build_schedule
 from bkray.training.state.start import load_overlapping
+from tests.unit.training.language import learnable
 
 VOCAB, WINDOW, BATCH, STEPS = 16, 24, 8, 40
 ALIVE = {"least_cosine": -1.0, "most_rise": 1e9}
@@ -117,25 +118,15 @@ def recipe(curriculum=None, **training):
     )
 
 
-def windows(count, seed):
-    """A language that can be learnt: every token follows from the last, but for some noise."""
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(0, VOCAB, (count, WINDOW + 1), dtype=np.int32)
-    for position in range(WINDOW):
-        follows = rng.random(count) < 0.9
-        tokens[follows, position + 1] = (5 * tokens[follows, position] + 3) % VOCAB
-    return tokens
-
-
-TRAINING = windows(64, 0)
+TRAINING = learnable(64, WINDOW, VOCAB, seed=0)
 REFERENCE = np.random.default_rng(2).random((64, WINDOW)).astype(np.float16)
 FOLLOWING = (5 * TRAINING[:, :-1, None] + np.array([3, 4, 5])) % VOCAB
 SOFT_TARGETS = (
     FOLLOWING.reshape(64, -1).astype(np.uint16),
     np.log(np.tile([0.8, 0.1, 0.02], (64, WINDOW))).astype(np.float16),
 )
-DATA = WindowData(TRAINING, windows(16, 1), REFERENCE, SOFT_TARGETS)
-POOL = windows(40, 4)
+DATA = WindowData(TRAINING, learnable(16, WINDOW, VOCAB, seed=1), REFERENCE, SOFT_TARGETS)
+POOL = learnable(40, WINDOW, VOCAB, seed=4)
 WITH_POOL = WindowData(np.concatenate([TRAINING, POOL]), DATA.validation)
 SCORES = np.random.default_rng(3).random((2, 64)) + 0.1
 

@@ -8,6 +8,7 @@ from bkray.config import parse_recipe
 from bkray.curriculum import CurriculumSampler
 from bkray.model import build_model
 from bkray.training import WindowData, train
+from tests.unit.training.language import learnable
 
 VOCAB, WINDOW, BATCH = 16, 24, 8
 
@@ -26,17 +27,7 @@ def recipe(steps, cache, lr):
     )
 
 
-def windows(count, seed=0):
-    """Windows of a language that can be learnt: every token follows from the last, but for some noise."""
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(0, VOCAB, (count, WINDOW + 1), dtype=np.int32)
-    for position in range(WINDOW):
-        follows = rng.random(count) < 0.9
-        tokens[follows, position + 1] = (5 * tokens[follows, position] + 3) % VOCAB
-    return tokens
-
-
-DATA = WindowData(windows(1600), windows(60, seed=1))
+DATA = WindowData(learnable(1600, WINDOW, VOCAB, seed=0), learnable(60, WINDOW, VOCAB, seed=1))
 
 
 def trained(steps, cache, lr):
