@@ -23,7 +23,7 @@ class Profile(Section):
     steps: Count = 5
 
 
-PLACEMENT = ("workers", "parallel", "accumulate")
+PLACEMENT = ("workers", "parallel", "accumulate", "gpu_share")
 """Keys that say where a run is computed and change its result by rounding alone: it may go on with others."""
 _BUCKETS = ("bucket_mb", "gradient_as_bucket_view", "gradient_compression")
 
@@ -53,6 +53,8 @@ class Training(Section):
     """Largest norm of the gradient."""
     average: Average | None = None
     workers: Annotated[int, Field(ge=1)] = 2
+    gpu_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Of a GPU, where there are GPUs, that a single worker takes: runs of small models can share one."""
     parallel: Literal["ddp", "zero1", "fsdp2"] = "ddp"
     """What every worker holds: everything; its share of the optimizer's state; of the parameters as well."""
     accumulate: Annotated[int, Field(ge=1)] = 1
@@ -123,6 +125,11 @@ class Training(Section):
         given, faults = ", ".join(f"training.{key}" for key in _BUCKETS if self.changed(key)), []
         if given and self.workers == 1:
             faults.append(f"{given}: a single worker sends no gradients: remove it or raise training.workers")
+        if self.workers > 1 and self.gpu_share < 1:
+            faults.append(
+                f"training.gpu_share {self.gpu_share}: several workers take a GPU each: remove it or set "
+                "training.workers to 1"
+            )
         if given and self.parallel == "fsdp2":
             faults.append(
                 f"{given}: training.parallel fsdp2 sends gradients without the buckets of DDP: remove it or "

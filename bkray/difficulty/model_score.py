@@ -21,6 +21,7 @@ from bkray.model.head import chunked_logits, cross_entropies
 from bkray.selection import MEASURES, variation_ratio
 
 _CHUNK = 64  # positions whose logits exist at a time: (64, V) stays in a core's cache
+_GPU_CHUNK = 4096  # a GPU waits for short products
 
 
 @torch.no_grad()
@@ -96,10 +97,14 @@ def has_hidden(model: nn.Module) -> bool:
 
 
 def _logits(model: nn.Module, hidden_Nd: Tensor | None, tokens_N: Tensor) -> Iterator[Tensor]:
-    """The float32 logits of one window, (64, V) at a time."""
+    """The float32 logits of one window, `_positions` of them at a time."""
     if hidden_Nd is None:
-        return (logits_nV.float() for logits_nV in model(tokens_N[None])[0].split(_CHUNK))
-    return chunked_logits(model.head, hidden_Nd, _CHUNK)  # type: ignore[arg-type]
+        return (logits_nV.float() for logits_nV in model(tokens_N[None])[0].split(_positions(tokens_N)))
+    return chunked_logits(model.head, hidden_Nd, _positions(hidden_Nd))  # type: ignore[arg-type]
+
+
+def _positions(like: Tensor) -> int:
+    return _GPU_CHUNK if like.is_cuda else _CHUNK
 
 
 def _logit_scores(
@@ -107,7 +112,7 @@ def _logit_scores(
 ) -> dict[str, Tensor]:
     """The scores that come from the logits of one window, each a tensor without dimensions but token_loss."""
     losses, sums = [], dict.fromkeys(measures, torch.zeros((), device=targets_N.device))
-    for logits_nV, targets_n in zip(chunks, targets_N.split(_CHUNK), strict=True):
+    for logits_nV, targets_n in zip(chunks, targets_N.split(_positions(targets_N)), strict=True):
         losses.append(cross_entropies(logits_nV, targets_n)[0])
         for name in measures:
             sums[name] = sums[name] + len(targets_n) * MEASURES[name](logits_nV[None])[0]

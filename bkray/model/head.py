@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 CHUNK = 256
-"""Rows whose logits exist at a time in training."""
+"""Rows whose logits exist at a time in training, at least."""
+_GPU_LOGITS = 1 << 25
+"""Logits that exist at a time on a GPU, which short products leave idle: 128 MiB in float32."""
 
 
 def chunked_logits(head: Callable[[Tensor], Tensor], hidden_Md: Tensor, rows: int) -> Iterator[Tensor]:
@@ -44,11 +46,16 @@ def head_losses(hidden: Tensor, weight_Vd: Tensor, targets_M: Tensor) -> Tensor:
     return losses_M
 
 
+def _rows(weight_Vd: Tensor) -> int:
+    return max(CHUNK, _GPU_LOGITS // len(weight_Vd)) if weight_Vd.is_cuda else CHUNK
+
+
 class _HeadLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_Md: Tensor, weight_Vd: Tensor, targets_M: Tensor) -> Tensor:
-        chunks = chunked_logits(lambda hidden: F.linear(hidden, weight_Vd), hidden_Md, CHUNK)
-        pairs = [cross_entropies(*pair) for pair in zip(chunks, targets_M.split(CHUNK), strict=True)]
+        rows = _rows(weight_Vd)
+        chunks = chunked_logits(lambda hidden: F.linear(hidden, weight_Vd), hidden_Md, rows)
+        pairs = [cross_entropies(*pair) for pair in zip(chunks, targets_M.split(rows), strict=True)]
         losses_M, sums_M = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         ctx.save_for_backward(hidden_Md, weight_Vd, targets_M, sums_M)
         return losses_M
@@ -58,7 +65,7 @@ class _HeadLosses(torch.autograd.Function):
         hidden_Md, weight_Vd, targets_M, sums_M = ctx.saved_tensors
         to_hidden = torch.zeros_like(hidden_Md)
         to_weight = torch.zeros_like(weight_Vd, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for rows in gradient_M.nonzero().squeeze(1).split(CHUNK):
+        for rows in gradient_M.nonzero().squeeze(1).split(_rows(weight_Vd)):
             hidden = hidden_Md[rows]
             to_logits = (F.linear(hidden, weight_Vd).float() - sums_M[rows].unsqueeze(1)).exp_()
             to_logits[torch.arange(len(rows), device=rows.device), targets_M[rows]] -= 1

@@ -17,7 +17,11 @@ import triton.language as tl
 
 Tensor = torch.Tensor
 
-SITES, BLOCK = 32, 16
+BLOCK = 16
+SITES, STAGES, WARPS = 64, 3, 4
+"""Sites of the scan's tile, tiles on their way at a time, and warps, as an H200 likes them."""
+_PROGRAMS = 256
+"""With so many programs or more, two for each multiprocessor, the scan takes twice the channels in each."""
 
 
 @triton.jit
@@ -44,6 +48,7 @@ def scan_forward_kernel(
     NORMALISE: tl.constexpr,
     SITES: tl.constexpr,
     BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """h_i = f_i exp(-i omega_i) h_{i-1} + c_i x_i, c_i = sqrt(1 - f_i^2) or, not normalised, 1; f_0 = 0."""
     sites = tl.arange(0, SITES)[:, None]
@@ -51,11 +56,11 @@ def scan_forward_kernel(
     row = tl.program_id(0).to(tl.int64) * length * channels
     carry_re = tl.zeros((1, BLOCK), x_at.dtype.element_ty)
     carry_im = carry_re
-    for start in range(0, length, SITES):
+    for start in tl.range(0, length, SITES, num_stages=STAGES):
         i = start + sites
         inside = (i < length) & (channel < channels)
         at = row + i * channels + channel
-        f = tl.where(i > 0, tl.load(f_at + at, inside, 0.0), 0.0)
+        f = tl.load(f_at + at, inside & (i > 0), 0.0)
         cos, sin = tl.load(cos_at + at, inside, 0.0), tl.load(sin_at + at, inside, 0.0)
         x = tl.load(x_at + at, inside, 0.0)
         drive = tl.sqrt(1 - f * f) * x if NORMALISE else x
@@ -89,6 +94,7 @@ def scan_backward_kernel(
     NORMALISE: tl.constexpr,
     SITES: tl.constexpr,
     BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Adjoint of the scan: lambda_i = g_i + f_{i+1} exp(i omega_{i+1}) lambda_{i+1}, last tile first."""
     sites = tl.arange(0, SITES)[:, None]
@@ -96,8 +102,9 @@ def scan_backward_kernel(
     row = tl.program_id(0).to(tl.int64) * length * channels
     carry_re = tl.zeros((1, BLOCK), x_at.dtype.element_ty)
     carry_im = carry_re
-    for tile in range(tl.cdiv(length, SITES) - 1, -1, -1):
-        i = tile * SITES + sites
+    tiles = tl.cdiv(length, SITES)
+    for done in tl.range(0, tiles, num_stages=STAGES):
+        i = (tiles - 1 - done) * SITES + sites
         inside = (i < length) & (channel < channels)
         after, before = inside & (i + 1 < length), inside & (i > 0)
         at = row + i * channels + channel
@@ -285,8 +292,17 @@ def scan_backward(
 
 def _launch_scan(kernel: triton.JITFunction, x: Tensor, tensors: tuple[Tensor, ...], normalise: bool) -> None:
     batch, length, channels = x.shape
-    grid = (batch, triton.cdiv(channels, BLOCK))
-    kernel[grid](*tensors, length, channels, NORMALISE=normalise, SITES=SITES, BLOCK=BLOCK)
+    block = 2 * BLOCK if batch * triton.cdiv(channels, 2 * BLOCK) >= _PROGRAMS else BLOCK
+    kernel[(batch, triton.cdiv(channels, block))](
+        *tensors,
+        length,
+        channels,
+        NORMALISE=normalise,
+        SITES=SITES,
+        BLOCK=block,
+        STAGES=STAGES,
+        num_warps=WARPS,
+    )
 
 
 def diagonal_forward(a: Tensor, b: Tensor, eta: Tensor, left: Tensor) -> None:

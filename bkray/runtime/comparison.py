@@ -42,8 +42,9 @@ from bkray.runtime.distillation import map_soft_targets
 from bkray.runtime.folder import COMPARISON, check_identity, check_out, claimed, locked, make_folder
 from bkray.runtime.pipeline import check_models, check_words
 from bkray.runtime.plan import Plan, make_plan
+from bkray.runtime.precision import device_here
 from bkray.runtime.results import spent
-from bkray.runtime.training import run_training
+from bkray.runtime.training import gpu_share, run_training
 from bkray.runtime.trials import has_result, prepare_data, read_result, running, trial_job, write_result
 from bkray.training import Ledger, WindowData, interleaved_step_seconds, load_model
 from bkray.training.divergence.recovery import Diverged
@@ -155,8 +156,7 @@ def _identity(comparison: Comparison, recipes: dict[str, Recipe]) -> str:
 
 
 def _execute(name: str, runs: Sequence[Run], progress: Progress) -> None:
-    """Do what is not done yet, in order, as many at a time as there are CPUs."""
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+    """Do what is not done yet, in order, as many at a time as there are CPUs, and GPUs if any."""
     with progress.stage(name) as line:
         left = [run for run in runs if not run.result]
         if other := [run.folder for run in left if has_result(run.plan)]:
@@ -164,7 +164,7 @@ def _execute(name: str, runs: Sequence[Run], progress: Progress) -> None:
                 f"made anew, as finished runs are of other text or of another bkray: {len(other)}, "
                 f"the first {other[0]}; set another name to keep them"
             )
-        pending = [_train.options(num_gpus=gpus).remote(run) for run in left]
+        pending = [_train.options(num_gpus=gpu_share(run.recipe.training)).remote(run) for run in left]
         while pending:
             done, pending = ray.wait(pending, timeout=1.0)
             ray.get(done)
@@ -182,7 +182,7 @@ def _train(run: Run) -> None:
     """Train, judge on the run's split, write result.json; a run that diverges says so there."""
     started = time.perf_counter()
     job = trial_job(run.plan, run.recipe)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_here()
     try:
         run_training(job, 0, device)
     except Diverged as error:
@@ -247,8 +247,10 @@ def _step_seconds(
         timed = [runs.run(arm, rates[arm], steps, comparison.seeds[0], "timing") for arm in rates]
         cores = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes())
         with progress.stage("timing") as line:
-            task = _time_steps.options(num_cpus=cores).remote(timed, comparison.timing_rounds)
-            write_atomically(path, json.dumps(ray.get(task), indent=2))
+            gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+            task = _time_steps.options(num_cpus=cores, num_gpus=gpus)
+            timing = task.remote(timed, comparison.timing_rounds)
+            write_atomically(path, json.dumps(ray.get(timing), indent=2))
             line.result = f"{comparison.timing_rounds} interleaved steps of each arm"
     return json.loads(path.read_text())
 
@@ -256,14 +258,13 @@ def _step_seconds(
 @ray.remote
 def _time_steps(runs: list[Run], rounds: int) -> dict[str, list[float]]:
     torch.set_num_threads(1)
+    device = device_here()
     jobs = [trial_job(run.plan, run.recipe) for run in runs]
     arms = {}
     for run, job in zip(runs, jobs, strict=True):
         torch.manual_seed(run.seed)
-        arms[run.arm] = (
-            build_model(run.recipe.model, load_tokenizer(job.tokenizer).get_vocab_size()),
-            run.recipe,
-        )
+        model = build_model(run.recipe.model, load_tokenizer(job.tokenizer).get_vocab_size())
+        arms[run.arm] = model.to(device), run.recipe
     windows = [map_windows(job.training_parts) for job in jobs]
     count, recipe = min(map(len, windows)), runs[0].recipe
     sampler = CurriculumSampler(

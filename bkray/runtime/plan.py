@@ -298,6 +298,7 @@ def _training(training: Training) -> Any:
         "keep_checkpoints",
         "trackers",
         "accumulate",
+        "gpu_share",
         "profile",
         "start_from",
         "replay",

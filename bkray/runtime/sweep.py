@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ray import tune
 from ray.tune import Result
 from ray.tune.schedulers import ASHAScheduler
@@ -38,7 +37,8 @@ from bkray.runtime.cluster import check_budget, check_budget_here, cluster
 from bkray.runtime.folder import SWEEP, check_identity, check_out, claimed, locked, make_folder
 from bkray.runtime.pipeline import check_models, check_words
 from bkray.runtime.plan import Plan, make_plan
-from bkray.runtime.training import Job, run_training
+from bkray.runtime.precision import device_here
+from bkray.runtime.training import Job, gpu_share, run_training
 from bkray.runtime.trials import prepare_data, read_result, run_key, running, trial_job, write_result
 from bkray.training import Ledger
 from bkray.training.divergence.recovery import Diverged
@@ -183,8 +183,9 @@ def _tune(
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's other output is not silent at verbose=0
     state = folder / ".ray_tune"
     shutil.rmtree(state, ignore_errors=True)
+    resources = {"cpu": 1, "gpu": gpu_share(candidates[0].recipe.training)}
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_trainable, candidates=candidates), {"cpu": 1}),
+        tune.with_resources(tune.with_parameters(_trainable, candidates=candidates), resources),
         param_space={"number": tune.grid_search(list(range(len(candidates))))},
         tune_config=tune.TuneConfig(
             metric=METRIC,
@@ -233,7 +234,7 @@ def _train(candidate: Candidate) -> None:
     started = time.perf_counter()
     reporter = _TuneReporter(job, quiet=candidate.name == BASELINE)
     try:
-        run_training(job, 0, torch.device("cpu"), reporter)
+        run_training(job, 0, device_here(), reporter)
     except Diverged as error:
         return write_result(job, {"error": str(error)})
     details = json.loads((job.export / "config.json").read_text())["training"]

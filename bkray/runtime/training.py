@@ -28,6 +28,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from torch import nn
 
 from bkray.config import Recipe, UserError
+from bkray.config.training import Training
 from bkray.corpus import load_tokenizer
 from bkray.corpus.mapped import JoinedWindows, map_windows
 from bkray.corpus.windows import first_rows, read_columns, tokens_array
@@ -45,6 +46,7 @@ from bkray.runtime.beside import end_actors, run_beside
 from bkray.runtime.distillation import map_soft_targets
 from bkray.runtime.drawing import build_sampler, order_columns
 from bkray.runtime.plan import Plan
+from bkray.runtime.precision import device_here
 from bkray.runtime.work import Outcome, Work
 from bkray.training import Checkpointer, Ledger, Reporter, WindowData, export_model, train
 from bkray.training.batches import Windows
@@ -145,7 +147,13 @@ def train_job(work: Work, job: Job) -> Outcome:
     """
     own_folder(job)
     shutil.rmtree(job.ray_state, ignore_errors=True)
-    show_while(_by_ray_train(job) if job.recipe.training.workers > 1 else _alone(job), job, work.line)
+    workers, gpus = job.recipe.training.workers, int(ray.cluster_resources().get("GPU", 0))
+    if 0 < gpus < workers:
+        work.line.say(
+            f"training.workers {workers}, each with a GPU of its own, but there are {gpus}: training runs on "
+            f"CPUs; to use what is there set training.workers={gpus}"
+        )
+    show_while(_by_ray_train(job) if workers > 1 else _alone(job), job, work.line)
     shutil.rmtree(job.ray_state, ignore_errors=True)
     return collect(work, job)
 
@@ -171,15 +179,20 @@ def _by_ray_train(job: Job) -> _Call:
 
 
 def _alone(job: Job) -> _Call:
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
-    task = _train_task.options(num_gpus=gpus, max_retries=job.recipe.training.max_failures)
+    training = job.recipe.training
+    task = _train_task.options(num_gpus=gpu_share(training), max_retries=training.max_failures)
     done = task.remote(job)
     return lambda: ray.get(done), lambda: ray.cancel(done, force=True)
 
 
 @ray.remote(num_cpus=1, max_calls=1)  # the process, and so its memory, ends with the call
 def _train_task(job: Job) -> None:
-    run_training(job, 0, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    run_training(job, 0, device_here())
+
+
+def gpu_share(training: Training) -> float:
+    """What a run of one worker takes of a GPU; 0 where the cluster has none."""
+    return training.gpu_share if ray.cluster_resources().get("GPU", 0) else 0.0
 
 
 def collect(work: Work, job: Job) -> Outcome:

@@ -49,6 +49,24 @@ def autocast(training: Training, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16")
 
 
+@contextmanager
+def products(training: Training, device: torch.device) -> Iterator[None]:
+    """Where a forward and a backward pass lie: what stays float32 in a bf16 run takes TF32 on a GPU.
+
+    TF32 keeps more digits than bfloat16 and is many times faster than float32. Other runs of the process are
+    left as they are.
+    """
+    if training.precision != "bf16" or device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def check_compiler() -> None:
     """Raise UserError where torch.compile has no C++ compiler or no header files of Python to work with."""
     compiler = os.environ.get("CXX", "g++")

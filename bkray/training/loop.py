@@ -30,6 +30,7 @@ from bkray.training.cost.profiling import Tracer
 from bkray.training.cost.step_cost import StepCost
 from bkray.training.divergence.finite import first_non_finite
 from bkray.training.divergence.recovery import Diverged, Recovery, fall_back, refusal, scaled_rates, spread
+from bkray.training.hardware import products
 from bkray.training.interfaces import Reporter, Stateful
 from bkray.training.metrics import StepMetrics
 from bkray.training.objective import Objective
@@ -249,7 +250,10 @@ class TrainingRun:
         parts, of_windows = batch.parts(self.recipe.training.accumulate), []
         for number, part in enumerate(parts, 1):
             share = len(part.tokens) / len(batch.tokens)
-            with self.parallel.accumulating() if number < len(parts) else nullcontext():
+            with (
+                products(self.recipe.training, self.device),
+                self.parallel.accumulating() if number < len(parts) else nullcontext(),
+            ):
                 losses_B, measured = self._backward(part, share)
             loss += share * losses_B.mean()
             of_windows.append(losses_B)

@@ -5,6 +5,7 @@ validation windows do not divide evenly, so that at the end of a look a rank has
 """
 
 import functools
+import os
 import shutil
 
 import numpy as np
@@ -24,6 +25,7 @@ from bkray.training.parallel.compression import LowRank
 from bkray.training.parallel.shares import local
 from bkray.training.parallel.world import World
 from bkray.training.parallel.zero1 import ShardedOptimizer
+from tests.devices import DEVICES
 
 pytestmark = pytest.mark.distributed
 
@@ -52,6 +54,8 @@ WITH_MEMORY = {
     "trend": {"schedule": {"kind": "loss_trend", "patience": 1}},
 }
 HARDWARE = {"precision": "bf16", "activation_checkpointing": True}
+HERE = {"device": "cpu"}
+"""Where this process trains."""
 
 
 def recipe(model=None, steps=12, name="t", **training):
@@ -74,7 +78,7 @@ def parts(settings):
     if settings.model.experts or settings.model.halting:
         data.train[:] = data.train[:, :1]
     torch.manual_seed(0)
-    model = build_model(settings.model, VOCABULARY)
+    model = build_model(settings.model, VOCABULARY).to(HERE["device"])
     if settings.name == NOISY:
         noisy = lambda module, _, embedded: functional.dropout(embedded, 0.2, module.training)  # noqa: E731
         model.embedding.register_forward_hook(noisy)
@@ -101,7 +105,8 @@ def trained(settings, folder=None, dtype=torch.float32):
     result = train(model, *others, reporter=log, ledger=ledger, checkpointer=saver)
     with torch.no_grad():
         weights = torch.cat([parameter.flatten() for parameter in model.parameters()])
-        logits = model(torch.arange(10).view(1, -1)) if world.rank == 0 else None  # needs no other rank
+        tokens = torch.arange(10, device=weights.device).view(1, -1)
+        logits = model(tokens) if world.rank == 0 else None  # needs no other rank
     return {
         "model": model.state_dict(),
         "logits": logits,
@@ -246,48 +251,71 @@ def runs(size, folder):
     yield "usual buckets", functools.partial(buckets, recipe())
 
 
-def work(rank, size, folder):
+def work(rank, size, folder, device):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=size)
+    HERE["device"] = device
+    if device == "cuda":  # NCCL takes ranks on one GPU only if it believes them on several hosts
+        os.environ |= {"NCCL_HOSTID": str(rank), "NCCL_SOCKET_IFNAME": "lo"}
+        torch.cuda.set_device(rank % torch.cuda.device_count())
+    else:  # torch's PowerSGD waits for a GPU where it sees one
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, f"file://{folder}/rendezvous", rank=rank, world_size=size)
     results = {name: run() for name, run in runs(size, folder)}
     torch.save(results, folder / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
-def finished(spawn, size, folder):
+def finished(spawn, size, folder, device):
     """(size, folder, every rank's results)."""
     killed(recipe(), folder / "alone")
-    spawn(work, (size, folder), size)
-    return size, folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
+    spawn(work, (size, folder, device), size)
+    return (
+        size,
+        folder,
+        [torch.load(folder / f"{rank}.pt", weights_only=True, map_location="cpu") for rank in range(size)],
+    )
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def device(request):
+    HERE["device"] = request.param
+    yield request.param
+    HERE["device"] = "cpu"
 
 
 @pytest.fixture(scope="module")
-def world_of_2(spawn, tmp_path_factory):
-    return finished(spawn, 2, tmp_path_factory.mktemp("world"))
+def world_of_2(spawn, tmp_path_factory, device):
+    return finished(spawn, 2, tmp_path_factory.mktemp("world"), device)
 
 
 @pytest.fixture(scope="module")
-def world_of_4(spawn, tmp_path_factory):
-    return finished(spawn, 4, tmp_path_factory.mktemp("world"))
+def world_of_4(spawn, tmp_path_factory, device):
+    return finished(spawn, 4, tmp_path_factory.mktemp("world"), device)
 
 
 @pytest.fixture(scope="module", params=["world_of_2", pytest.param("world_of_4", marks=pytest.mark.long)])
-def world(request):
+def world(request, device):
     return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module")
-def alone():
+def alone(device):
     runs = {steps: trained(recipe(steps=steps)) for steps in (12, 50)}
     runs["adamw, float32"] = trained(recipe(optimizer="adamw"))
     return {**runs, "adamw": trained(recipe(steps=50, optimizer="adamw"), dtype=torch.float64)}
 
 
+def near(bound):
+    """`bound`, or what is left of it under Muon, which iterates in bfloat16 on a GPU."""
+    return bound if HERE["device"] == "cpu" else 2e-3
+
+
 def distance(one, other):
     """The largest difference of two runs' weights, and of their validation losses."""
     assert one["model"].keys() == other["model"].keys()
-    weights = (t - other["model"][name] for name, t in one["model"].items())
+    weights = (t.cpu() - other["model"][name].cpu() for name, t in one["model"].items())
     return max(*(t.abs().max().item() for t in weights), abs(one["validation"] - other["validation"]))
 
 
@@ -299,14 +327,14 @@ def same_bits(one, other):
 def test_all_worlds_and_kinds_end_with_the_same_weights(world, alone):
     """AdamW divides gradients near 0 by themselves: in float32 the order of sums shows in the end."""
     _, _, (first, *_) = world
-    assert distance(first["ddp, muon"], alone[50]) < 1e-5
+    assert distance(first["ddp, muon"], alone[50]) < near(1e-5)
     assert distance(first["ddp, adamw"], alone["adamw"]) < 1e-5
     assert distance(first["ddp, adamw, float32"], alone["adamw, float32"]) < 1e-5
     assert same_bits(first["zero1, adamw, float32"], first["ddp, adamw, float32"])
     assert distance(first["fsdp2, adamw, float32"], first["ddp, adamw, float32"]) < 1e-6
-    for optimizer in ("muon", "adamw"):
+    for optimizer, bound in (("muon", near(1e-6)), ("adamw", 1e-6)):
         assert same_bits(first[f"zero1, {optimizer}"], first[f"ddp, {optimizer}"])
-        assert distance(first[f"fsdp2, {optimizer}"], first[f"ddp, {optimizer}"]) < 1e-6
+        assert distance(first[f"fsdp2, {optimizer}"], first[f"ddp, {optimizer}"]) < bound
 
 
 def test_all_ranks_hold_the_same_whole_model_at_the_end(world):
@@ -353,13 +381,13 @@ def test_a_killed_run_ends_with_the_same_bits(world, kind):
 def test_runs_go_on_under_another_kind_and_in_another_world(world, alone, tmp_path):
     _, folder, (first, *_) = world
     for name in ("ddp, after zero1", "zero1, after fsdp2", "fsdp2, after alone"):
-        assert distance(first[name], alone[12]) < 1e-5
-        np.testing.assert_allclose(first[name]["losses"], alone[12]["losses"][-3:], atol=1e-5)
+        assert distance(first[name], alone[12]) < near(1e-5)
+        np.testing.assert_allclose(first[name]["losses"], alone[12]["losses"][-3:], atol=near(1e-5))
     for kind in KINDS:
         shutil.copytree(left(folder / kind), tmp_path / kind)
         rest = trained(recipe(), tmp_path / kind)
-        assert distance(rest, alone[12]) < 1e-5
-        np.testing.assert_allclose(rest["losses"], alone[12]["losses"][-3:], atol=1e-5)
+        assert distance(rest, alone[12]) < near(1e-5)
+        np.testing.assert_allclose(rest["losses"], alone[12]["losses"][-3:], atol=near(1e-5))
 
 
 def test_low_rank_compression_starts_late_and_is_charged(world):
@@ -387,16 +415,16 @@ def two(world_of_2):
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("kind", ["zero1", "fsdp2"])
 def test_options_and_hardware_train_alike(two, kind, option):
-    assert distance(two[f"{kind}, {option}"], two[f"ddp, {option}"]) < 1e-6
+    assert distance(two[f"{kind}, {option}"], two[f"ddp, {option}"]) < near(1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_accumulated_micro_batches_are_the_whole_step(two, kind):
-    assert distance(two[f"{kind}, accumulated"], two["ddp, through"]) < 1e-6
+    assert distance(two[f"{kind}, accumulated"], two["ddp, through"]) < near(1e-6)
     if kind != "fsdp2":
         assert two[f"{kind}, sendings"] == 2
     losses = two["ddp, through"]["losses"]
-    np.testing.assert_allclose(two[f"{kind}, accumulated"]["losses"], losses, atol=1e-6)
+    np.testing.assert_allclose(two[f"{kind}, accumulated"]["losses"], losses, atol=near(1e-6))
 
 
 @pytest.mark.parametrize("kind", KINDS)

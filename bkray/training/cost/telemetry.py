@@ -82,10 +82,10 @@ def peak_flops(device: torch.device, precision: str, threads: int) -> float:
     values = torch.rand(rows, rows, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     best = float("inf")
     for _ in range(1 + _REPEATS):  # the first warms up
-        _finish(device)
+        finish(device)
         began = time.perf_counter()
         torch.mm(values, values)
-        _finish(device)
+        finish(device)
         best = min(best, time.perf_counter() - began)
     return 2.0 * rows**3 / best
 
@@ -101,6 +101,7 @@ def memory(device: torch.device) -> dict[str, int]:
     return used
 
 
-def _finish(device: torch.device) -> None:
+def finish(device: torch.device) -> None:
+    """Wait for what the device has been given to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Mapping
 
 from torch import nn
@@ -11,6 +12,7 @@ from bkray.config import Recipe
 from bkray.curriculum import CurriculumSampler
 from bkray.training.batches import WindowData
 from bkray.training.cost.ledger import Ledger
+from bkray.training.cost.telemetry import finish
 from bkray.training.loop import TrainingRun
 
 _WARM_UP = 3  # steps of every arm that are not counted: they compile and allocate
@@ -33,8 +35,9 @@ def interleaved_step_seconds(
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(_WARM_UP + rounds):
         for name, run in runs.items():
-            before = run.seconds
+            began = time.perf_counter()
             run.train_step()
+            finish(run.device)
             if turn >= _WARM_UP:
-                times[name].append(run.seconds - before)
+                times[name].append(time.perf_counter() - began)
     return times

@@ -1,11 +1,11 @@
-"""Run by test_triton_kernels.py with TRITON_INTERPRET=1: every kernel against the reference, both ways."""
+"""Every triton kernel against the reference, both ways, and causal to the bit.
+
+Run by test_triton_kernels.py with TRITON_INTERPRET=1, and where there is a GPU by test_on_a_gpu.py there.
+"""
 
 import torch
 
 from bkray.model import resolvent_diagonal, resolvent_mix, spectral_scan
-
-LENGTHS = (1, 33)
-SCAN_LENGTHS = (1, 33, 65)  # in chunks of 32 sites
 
 
 def operator(length, heads, dtype, seed=0):
@@ -25,11 +25,11 @@ def gates(length, channels, dtype, seed=0):
     )
 
 
-def agree(function, inputs, tolerance):
+def agree(device, function, inputs, tolerance):
     """Outputs and gradients of the two backends."""
     results = []
     for backend in ("reference", "triton"):
-        leaves = [t.clone().requires_grad_() for t in inputs]
+        leaves = [t.to(device, copy=True).requires_grad_() for t in inputs]
         outputs = function(*leaves, backend=backend)
         outputs = outputs if isinstance(outputs, tuple) else (outputs.real, outputs.imag)
         loss = sum((k + 1) * out.sum() + out.square().sum() for k, out in enumerate(outputs))
@@ -38,9 +38,9 @@ def agree(function, inputs, tolerance):
         assert (expected - result).norm() <= tolerance * expected.norm() + 1e-30, function
 
 
-def causal(function, old, new, site):
+def causal(device, function, old, new, site):
     changed = [torch.cat([t[:, :site], u[:, site:]], dim=1) for t, u in zip(old, new, strict=True)]
-    outputs = [function(*inputs, backend="triton") for inputs in (old, changed)]
+    outputs = [function(*(t.to(device) for t in inputs), backend="triton") for inputs in (old, changed)]
     for before, after in zip(*(out if isinstance(out, tuple) else (out,) for out in outputs), strict=True):
         assert torch.equal(before[:, :site], after[:, :site]), function
 
@@ -49,25 +49,27 @@ def plain_scan(*inputs, backend):
     return spectral_scan(*inputs, normalise=False, backend=backend)
 
 
-def main():
+def main(device="cpu", lengths=(1, 33, 130)):
+    """The scan takes 64 sites at a time, the others one."""
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
         single = dtype == torch.float32
-        for length in LENGTHS if single else (33,):
+        for length in lengths if single else lengths[1:2]:
             a, b, eta = operator(length, 17, dtype)
             b[:, 0] = torch.nan if length == 33 else 1
-            agree(resolvent_diagonal, (a, b, eta), tolerance)
+            agree(device, resolvent_diagonal, (a, b, eta), tolerance)
             a, b, eta = operator(length, 2, dtype)
             b[:, 0] = torch.nan if length == 33 else 1
-            agree(resolvent_mix, (a, b, eta, torch.randn(2, length, 2, 3, dtype=dtype)), 10 * tolerance)
-        for length in SCAN_LENGTHS if single else (33,):
+            values = torch.randn(2, length, 2, 3, dtype=dtype)
+            agree(device, resolvent_mix, (a, b, eta, values), 10 * tolerance)
             channels = 17 if length == 33 else 3  # more than a block takes twice as long
-            agree(spectral_scan, gates(length, channels, dtype), 10 * tolerance)
-        agree(plain_scan, gates(33, 3, dtype), 10 * tolerance)
+            agree(device, spectral_scan, gates(length, channels, dtype), 10 * tolerance)
+        agree(device, plain_scan, gates(33, 3, dtype), 10 * tolerance)
     for site in (1, 33):
         old, new = operator(40, 2, torch.float32), operator(40, 2, torch.float32, seed=1)
-        causal(resolvent_diagonal, old, new, site)
-        causal(resolvent_mix, (*old, torch.randn(2, 40, 2, 3)), (*new, torch.randn(2, 40, 2, 3)), site)
-        causal(spectral_scan, gates(40, 3, torch.float32), gates(40, 3, torch.float32, seed=1), site)
+        causal(device, resolvent_diagonal, old, new, site)
+        mixed = [(*tensors, torch.randn(2, 40, 2, 3)) for tensors in (old, new)]
+        causal(device, resolvent_mix, *mixed, site)
+        causal(device, spectral_scan, gates(40, 3, torch.float32), gates(40, 3, torch.float32, seed=1), site)
 
 
 if __name__ == "__main__":

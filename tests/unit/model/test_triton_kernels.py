@@ -15,7 +15,7 @@ POINTERS = {"scan_forward": 6, "scan_backward": 12, "diagonal_forward": 4, "diag
 POINTERS |= {"mix_forward": 5, "mix_backward": 10}
 SIZES = {"scan": 2, "diagonal": 2, "mix": 3}
 CONSTANTS = {
-    "scan": {"NORMALISE": True, "SITES": 32, "BLOCK": 16},
+    "scan": {"NORMALISE": True, "SITES": 64, "BLOCK": 16, "STAGES": 3},
     "diagonal": {"BLOCK": 16},
     "mix": {"VALUES": 16},
 }

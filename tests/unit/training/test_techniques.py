@@ -16,6 +16,7 @@ from bkray.training import Checkpointer, Ledger, WindowData, export_model, train
 from bkray.training.optimization.optimizers import build_optimizer
 from bkray.training.optimization.schedules import build_schedule
 from bkray.training.state.start import load_overlapping
+from tests.devices import DEVICES
 from tests.unit.training.language import learnable
 
 VOCAB, WINDOW, BATCH, STEPS = 16, 24, 8, 40
@@ -146,8 +147,13 @@ def vocabularies(tmp_path_factory):
     return folder / "model", folder / "new.json"
 
 
+@pytest.fixture(scope="module", params=DEVICES)
+def device(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def run(vocabularies):
+def run(vocabularies, device):
     """Call for the trained weights, the result and the ledger; the weighted sampler is a technique too."""
 
     def call(settings, checkpoints=None):
@@ -157,6 +163,7 @@ def run(vocabularies):
             folder, tokenizer = vocabularies
             counts = load_overlapping(model, folder, settings.model, tokenizer)
             assert counts == {"shared": 12, "new": VOCAB - 12}
+        model.to(device)
         sampler = WeightedSampler(
             *SCORES, BATCH, STEPS, pass_share=0.8, strengths=(0.0, 1.0), start=0.5, seed=settings.seed
         )
@@ -285,18 +292,18 @@ def test_off_is_absent(run, plain, tmp_path):
     assert Checkpointer(tmp_path, "key").load().keys() == parts | own
 
 
-def test_without_techniques_it_is_a_bare_loop(plain):
+def test_without_techniques_it_is_a_bare_loop(plain, device):
     """To the bit: nothing of what is off has a part in the computation."""
     settings = recipe()
     torch.manual_seed(settings.seed)
-    model = build_model(settings.model, VOCAB)
+    model = build_model(settings.model, VOCAB).to(device)
     sampler = WeightedSampler(
         *SCORES, BATCH, STEPS, pass_share=0.8, strengths=(0.0, 1.0), start=0.5, seed=settings.seed
     )
     optimizer = build_optimizer(model, settings.training)
     schedule = build_schedule(optimizer, settings.training, STEPS)
     for step in range(STEPS):
-        tokens = torch.from_numpy(TRAINING[sampler.ids(step)]).long()
+        tokens = torch.from_numpy(TRAINING[sampler.ids(step)]).long().to(device)
         logits = model(tokens[:, :-1])
         losses = functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
         losses.mean().backward()
