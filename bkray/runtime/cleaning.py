@@ -24,12 +24,13 @@ from bkray.config.corpus import NearDuplicates
 from bkray.corpus import DOCUMENTS, Shard
 from bkray.corpus.cleaning import (
     QualityFilter,
-    band_keys,
+    alike,
     count_unigrams,
     linked,
     located,
     near_duplicates,
     rows_per_band,
+    sketches,
 )
 from bkray.corpus.cleaning.near import PERMUTATIONS
 from bkray.corpus.cleaning.quality import SCORES
@@ -60,15 +61,16 @@ _COUNTED = pa.schema([field.with_nullable(True) for field in REMOVED] + [pa.fiel
 def deduplicated(work: Work) -> Outcome:
     """Take out training documents that nearly repeat another one, over all blocks and splits.
 
-    One worker holds, of every document, 8 bytes a band (32 bands at threshold 0.6, 18 at 0.8) and 16 more,
+    One worker holds, of every document, 8 bytes a band (32 bands at threshold 0.6, 18 at 0.8) and 144 more,
     and as much again for keys that are shared, while it groups them; the driver holds nothing. Texts are
-    exchanged only of documents that share a key with another; a worker holds a sixteenth of them or, where
+    exchanged only of documents that may have a near-duplicate; a worker holds a sixteenth of them or, where
     that is more, a group.
     """
     near = work.recipe.cleaning.near
     assert near
-    keys = map_tables(read_parts(work.source.parts), _Keys(near)).materialize()
-    groups, linked_count = _group.options(num_returns=2).remote(*blocks_of(keys))
+    found = map_tables(read_parts(work.source.parts), _Sketch(near)).materialize()
+    groups, linked_count = _group.options(num_returns=2).remote(near.threshold, *blocks_of(found))
+    del found
     if not ray.get(linked_count):
         return without(work, None, {})
     members = map_tables(read_parts(work.source.parts), _Members(groups))
@@ -78,29 +80,33 @@ def deduplicated(work: Work) -> Outcome:
     return without(work, map_tables(found, without_counts), details)
 
 
-class _Keys:
-    """Documents to their ids and band keys."""
+class _Sketch:
+    """Documents to their ids, band keys and digests."""
 
     def __init__(self, near: NearDuplicates) -> None:
         self.near = near
         self.bands = PERMUTATIONS // rows_per_band(near.threshold)
 
     def __call__(self, documents: pa.Table) -> pa.Table:
-        keys = band_keys(documents["text"].to_pylist(), self.near.threshold, self.near.ngram)
-        lists = pa.FixedSizeListArray.from_arrays(pa.array(keys.reshape(-1)), self.bands)
-        return pa.table({"doc_id": documents["doc_id"], "keys": lists})
+        keys_DB, digests_DK = sketches(documents["text"].to_pylist(), self.near.threshold, self.near.ngram)
+        keys = pa.FixedSizeListArray.from_arrays(pa.array(keys_DB.reshape(-1)), self.bands)
+        digests = pa.FixedSizeListArray.from_arrays(pa.array(digests_DK.reshape(-1)), PERMUTATIONS)
+        return pa.table({"doc_id": documents["doc_id"], "keys": keys, "digest": digests})
 
 
-@ray.remote(num_cpus=1)
-def _group(*blocks: pa.Table) -> tuple[pa.Table, int]:
-    """doc_id and group of every document that shares a key with another, sorted by id; and how many."""
-    table = pa.concat_tables(blocks).combine_chunks()
+@ray.remote(num_cpus=1, max_calls=1)  # what it held goes with its process
+def _group(threshold: float, *blocks: pa.Table) -> tuple[pa.Table, int]:
+    """doc_id and group of every document that may have a near-duplicate, sorted by id; and how many."""
+    table = pa.concat_tables(blocks)
     ids = table["doc_id"].to_numpy()
+    keys_DB, digests_DK = (
+        np.concatenate([part.flatten().to_numpy() for part in table[name].chunks]).reshape(len(ids), -1)
+        for name in ("keys", "digest")
+    )
+    some_D = alike(keys_DB, digests_DK, threshold)
+    ids, keys_DB = ids[some_D], keys_DB[some_D]
     order = np.argsort(ids)
-    keys_DB = table["keys"].combine_chunks().flatten().to_numpy().reshape(len(ids), -1)[order]
-    group, ids = linked(keys_DB), ids[order]
-    alone = np.bincount(group, minlength=len(ids))[group] == 1
-    found = pa.table({"doc_id": ids[~alone], "group": group[~alone]})
+    found = pa.table({"doc_id": ids[order], "group": linked(keys_DB[order])})
     return found, found.num_rows
 
 

@@ -1,6 +1,7 @@
 """Near-duplicates: documents that share most of their word n-grams with another that is kept.
 
-    texts ─► shingles ─► MinHash signature ─► band keys ─► linked: groups that may hold near-duplicates
+    texts ─► shingles ─► MinHash signature ─► sketches: band keys and digests
+    sketches ─► alike: documents that may have a near-duplicate ─► linked: groups of them
     a group ─► near_duplicates: where a key is shared, signatures ─► Jaccard similarity ─► kept twins
 
 MinHash: Broder 1997. Bands: Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4. Keys
@@ -27,6 +28,7 @@ MOST_A_KEY = 256
 _DEVIATIONS = 4  # an estimate from signatures may be so much too low: of 30,000 at the threshold one is more
 _SHINGLES = 1 << 20  # of documents that are compared at once, beside those of the last
 _AT_ONCE = 1024  # signatures, which come as lists of Python's numbers
+_PAIRED = 64  # of a key of more documents not every pair is looked at: all of these count as alike
 
 
 def rows_per_band(threshold: float) -> int:
@@ -46,9 +48,13 @@ def shingles(text: str, ngram: int) -> np.ndarray:
     return np.unique(ngrams(words(text), ngram))
 
 
-def band_keys(texts: Sequence[str], threshold: float, ngram: int) -> np.ndarray:
-    """Keys of which near-duplicates share at least one: (D, bands) uint64, bands by `rows_per_band`."""
-    return keys_of(signatures([shingles(text, ngram) for text in texts]), threshold)
+def sketches(texts: Sequence[str], threshold: float, ngram: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keys of which near-duplicates share at least one, (D, bands) uint64, bands by `rows_per_band`; digests.
+
+    A digest (PERMUTATIONS,) uint8 is a byte of every value of the signature.
+    """
+    signatures_DK = signatures([shingles(text, ngram) for text in texts])
+    return keys_of(signatures_DK, threshold), signatures_DK.astype(np.uint8)
 
 
 def keys_of(signatures_DK: np.ndarray, threshold: float) -> np.ndarray:
@@ -69,6 +75,35 @@ def _digests(sets: list[np.ndarray]) -> np.ndarray:
     ends = np.cumsum([0, *map(len, sets)], dtype=np.uint64)
     made = RMinHash.digest_matrix_from_flat_token_hashes(np.concatenate(sets), ends, PERMUTATIONS, _SEED)
     return np.array(made.to_rows(), dtype=np.uint32)
+
+
+def alike(keys_DB: np.ndarray, digests_DK: np.ndarray, threshold: float) -> np.ndarray:
+    """Which documents may have a near-duplicate: (D,) bool.
+
+    They share a key with one that their digests do not say is far below the threshold; most that share a key
+    do so by chance. All documents of a key of many count.
+    """
+    alike_D, least = np.zeros(len(keys_DB), dtype=bool), _least_equal(threshold)
+    for members, starts in map(_runs, keys_DB.T):
+        sizes = np.diff(starts, append=len(members))
+        run = np.repeat(np.arange(len(starts)), sizes)
+        alike_D[members[sizes[run] > _PAIRED]] = True
+        for apart in range(1, _PAIRED):
+            first = np.flatnonzero(run[apart:] == run[:-apart])
+            if not len(first):
+                break
+            pairs = np.stack([members[first], members[first + apart]])
+            pairs = pairs[:, ~alike_D[pairs].all(axis=0)]
+            for some in np.array_split(pairs, pairs.shape[1] // _AT_ONCE + 1, axis=1):
+                one, other = digests_DK[some]
+                alike_D[some[:, np.count_nonzero(one == other, axis=1) >= least]] = True
+    return alike_D
+
+
+def _least_equal(threshold: float) -> float:
+    """Of the values of two signatures so many are equal, unless the documents are far below the threshold."""
+    mean, variance = PERMUTATIONS * threshold, PERMUTATIONS * threshold * (1 - threshold)
+    return float(mean - _DEVIATIONS * variance**0.5)
 
 
 def linked(keys_DB: np.ndarray) -> np.ndarray:
@@ -102,9 +137,9 @@ def near_duplicates(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each document the row of its most similar kept twin, or -1 where it is kept, and their similarity.
 
-    `texts` are whole groups (`linked`), the held-out documents first, else by id: a document that is not held
-    out goes where its Jaccard similarity with a kept one before it is at least `threshold`. The last (D,)
-    says which of these were not compared with all that share a key, which proposes its first MOST_A_KEY.
+    `texts` are whole groups (`alike`, `linked`), the held-out documents first, else by id: a document that is
+    not held out goes where its Jaccard similarity with a kept one before it is at least `threshold`. The last
+    (D,) says which of these were not compared with all that share a key, which proposes its first MOST_A_KEY.
     """
     sets = [shingles(text, ngram) for text in texts]
     signatures_DK = signatures(sets)
@@ -175,8 +210,7 @@ class Compared:
         self.known, places = np.unique(np.concatenate([np.zeros(0, np.uint64), *sets]), return_inverse=True)
         self.places = places.astype(np.int32)
         self.signatures_DK = signatures_DK
-        mean, variance = PERMUTATIONS * threshold, PERMUTATIONS * threshold * (1 - threshold)
-        self.least = mean - _DEVIATIONS * variance**0.5
+        self.least = _least_equal(threshold)
 
     def marks(self) -> np.ndarray:
         """What `most_similar` writes in and clears again: a byte a distinct shingle."""

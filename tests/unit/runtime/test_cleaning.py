@@ -10,8 +10,17 @@ import pytest
 from bkray.config import UserError, parse_recipe
 from bkray.config.corpus import NearDuplicates
 from bkray.corpus import list_shards
-from bkray.corpus.cleaning import band_keys, count_unigrams, near
-from bkray.runtime.cleaning import REMOVED, _fit, _group, _read_sample, _twins, _write_removed, without_counts
+from bkray.corpus.cleaning import count_unigrams, near
+from bkray.runtime.cleaning import (
+    REMOVED,
+    _fit,
+    _group,
+    _read_sample,
+    _Sketch,
+    _twins,
+    _write_removed,
+    without_counts,
+)
 
 
 def recipe_and_shards(path, **options):
@@ -69,10 +78,9 @@ def test_tasks_that_gather_blocks(tmp_path):
     quality, _ = _fit._function(*recipe_and_shards(tmp_path), tmp_path, *blocks)
     assert (quality.pool_U == sum(counts) + quality.sample.unigrams_U).all()
 
-    keys = band_keys(["a b c d", "a b c d", "e f g h"], 0.6, 2)
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(keys.reshape(-1)), keys.shape[1])
-    table = pa.table({"doc_id": [7, 3, 5], "keys": lists})
-    found, number = _group._function(table.slice(0, 1), table.slice(1))
+    documents = pa.table({"doc_id": [7, 3, 5], "text": ["a b c d", "a b c d", "e f g h"]})
+    sketched = _Sketch(NearDuplicates())(documents)
+    found, number = _group._function(0.6, sketched.slice(0, 1), sketched.slice(1))
     assert found["doc_id"].to_pylist() == [3, 7]
     assert (number, len(np.unique(found["group"]))) == (2, 1)
 

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from bkray.corpus.cleaning import band_keys, linked, near, near_duplicates, rows_per_band
+from bkray.corpus.cleaning import alike, linked, near, near_duplicates, rows_per_band, sketches
 from bkray.corpus.cleaning.hashing import ngrams, words
 from bkray.corpus.cleaning.near import PERMUTATIONS, shingles
 
@@ -58,17 +58,34 @@ def shares_key(rng, similarity, threshold):
     size = 300
     shared = round(2 * size * similarity / (1 + similarity))
     names = [f"w{i}" for i in rng.choice(1 << 30, 2 * size - shared, replace=False)]
-    keys = band_keys([" ".join(names[:size]), " ".join(names[size - shared :])], threshold, 1)
+    keys, _ = sketches([" ".join(names[:size]), " ".join(names[size - shared :])], threshold, 1)
     return bool((keys[0] == keys[1]).any())
 
 
 def test_keys_are_of_the_text_alone():
     texts = texts_of(np.random.default_rng(1), 20)
-    keys = band_keys(texts, 0.8, 2)
+    keys, digests = sketches(texts, 0.8, 2)
     assert keys.shape == (20, PERMUTATIONS // rows_per_band(0.8))
-    assert (band_keys(texts[::-1], 0.8, 2)[::-1] == keys).all()
-    assert (np.concatenate([band_keys([text], 0.8, 2) for text in texts]) == keys).all()
-    assert band_keys([], 0.8, 2).shape == (0, 18)
+    assert (sketches(texts[::-1], 0.8, 2)[0][::-1] == keys).all()
+    assert (np.concatenate([sketches([text], 0.8, 2)[0] for text in texts]) == keys).all()
+    assert (np.concatenate([sketches([text], 0.8, 2)[1] for text in texts]) == digests).all()
+    assert [part.shape for part in sketches([], 0.8, 2)] == [(0, 18), (0, PERMUTATIONS)]
+
+
+def test_alike_are_all_that_have_a_near_duplicate_and_few_others(monkeypatch):
+    """Of many documents that share one key, which is put in by hand, four have a copy."""
+    rng = np.random.default_rng(7)
+    texts = texts_of(rng, 60)
+    copies = [varied(text, 0.05, rng) for text in texts[:4]]
+    keys, digests = sketches([*texts, *copies], 0.6, 2)
+    keys[:60, 5] = 1
+    expected = [*range(4), *range(60, 64)]
+    assert np.flatnonzero(alike(keys, digests, 0.6)).tolist() == expected
+    order = rng.permutation(64)
+    assert sorted(order[alike(keys[order], digests[order], 0.6)]) == expected
+    monkeypatch.setattr(near, "_PAIRED", 59)
+    assert alike(keys, digests, 0.6).all()
+    assert not alike(keys[:0], digests[:0], 0.6).any()
 
 
 def test_linked_are_the_connected_components():
