@@ -9,7 +9,9 @@ import ray
 import torch.multiprocessing as mp
 import yaml
 
+from bkray.config import load_recipe
 from bkray.runtime.comparison import run_comparison
+from bkray.runtime.pipeline import run_pipeline
 from bkray.runtime.sweep import run_sweep
 from tests.forks import fork_server
 
@@ -49,11 +51,12 @@ def work(rank, folder):
     out = folder / "out"
     trials = free_during(run_sweep, folder / "rates.yaml", ("training.gpu_share=0.4",), out=out)
     arms = free_during(run_comparison, folder / "arms.yaml", ("training.gpu_share=0.3",), out=out)
+    run_pipeline(load_recipe(folder / "base.yaml", ["training.workers=2", "training.tokens=3840"]), out)
     ray.shutdown()
     (folder / "free.json").write_text(json.dumps([trials, arms]))
 
 
-def test_trials_and_arms_share_a_gpu(texts, tmp_path):
+def test_trials_and_arms_share_a_gpu_and_more_workers_than_gpus_say_so(texts, tmp_path, capfd):
     base = {
         "name": "base",
         "corpus": {"kind": "jsonl", "path": str(texts), "validation": 0.1, "test": 0.1},
@@ -70,3 +73,4 @@ def test_trials_and_arms_share_a_gpu(texts, tmp_path):
     assert trials[0] == 0.2
     assert arms[0] == 0.0  # steps are timed with the whole GPU
     assert 0.4 in arms
+    assert "training.workers 2, each with a GPU of its own, but there are 1" in capfd.readouterr().err

@@ -118,6 +118,7 @@ def test_an_unknown_kind_names_the_nearest():
         ({"training": {"workers": 3}}, "training.workers 3 cannot share evenly"),
         ({"training": {"accumulate": 9}}, "training.accumulate 9 is more than the 8 windows"),
         ({"training": {"workers": 1, "gradient_compression": "fp16"}}, "a single worker sends no gradients"),
+        ({"training": {"workers": 2, "gpu_share": 0.5}}, "several workers take a GPU each"),
         (
             {"training": {"parallel": "fsdp2", "bucket_mb": 1, "gradient_as_bucket_view": False}},
             "training.bucket_mb, training.gradient_as_bucket_view: training.parallel fsdp2 sends gradients",

@@ -5,14 +5,19 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from bkray.model import head
 from bkray.model.head import CHUNK, head_losses
+from tests.devices import DEVICES
 
 
 @pytest.mark.parametrize("rows", [3, CHUNK + 5])
-def test_the_head_in_chunks_gives_the_losses_and_gradients_of_the_whole(rows):
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_head_in_chunks_gives_the_losses_and_gradients_of_the_whole(monkeypatch, device, rows):
+    monkeypatch.setattr(head, "_GPU_LOGITS", 20 * CHUNK)  # two chunks there too
     torch.manual_seed(0)
-    hidden, weight = torch.randn(rows, 8, requires_grad=True), torch.randn(20, 8, requires_grad=True)
-    targets, gradient = torch.randint(20, (rows,)), torch.randn(rows)
+    with torch.device(device):
+        hidden, weight = torch.randn(rows, 8, requires_grad=True), torch.randn(20, 8, requires_grad=True)
+        targets, gradient = torch.randint(20, (rows,)), torch.randn(rows)
     gradient[::3] = 0
     expected = F.cross_entropy(F.linear(hidden, weight), targets, reduction="none")
     losses = head_losses(hidden, weight, targets)

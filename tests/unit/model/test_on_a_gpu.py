@@ -4,10 +4,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from bkray.config.training import Training
+from bkray.training.hardware import products
 from tests.unit.model import interpreted_triton
 from tests.unit.model.test_models import KINDS, VOCABULARY, lively, objective
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: nothing runs on one")
+if not torch.cuda.device_count():
+    pytest.skip("no CUDA device: nothing runs on one", allow_module_level=True)
 
 
 def test_kernels_agree_with_the_reference():
@@ -52,6 +55,20 @@ def test_decoding_equals_the_parallel_pass(kind):
         expected = model(tokens)
     scale = float(expected.abs().max())
     torch.testing.assert_close(torch.stack(steps, dim=1), expected, rtol=0, atol=1e-5 * scale)
+
+
+def test_products_of_a_bf16_run_take_tf32_and_those_of_others_do_not():
+    one = torch.randn(300, 300, device="cuda")
+    exact = one.double() @ one.double()
+
+    def error():
+        return float((one @ one - exact).abs().max() / exact.abs().max())
+
+    with products(Training(precision="bf16"), one.device):
+        assert 1e-5 < error() < 1e-2
+    with products(Training(), one.device):
+        assert error() < 1e-6
+    assert error() < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["spectral", "gated", "potential", "transformer"])

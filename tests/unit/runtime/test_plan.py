@@ -22,6 +22,7 @@ def model_key(tmp_path, **training):
         {"keep_checkpoints": 7},
         {"max_failures": 0},
         {"workers": 4, "parallel": "fsdp2", "accumulate": 2},
+        {"workers": 1, "gpu_share": 0.1},
     ],
 )
 def test_what_changes_no_result_changes_no_key(tmp_path, training):
