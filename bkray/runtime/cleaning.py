@@ -36,7 +36,7 @@ from bkray.corpus.cleaning.near import PERMUTATIONS
 from bkray.corpus.cleaning.quality import SCORES
 from bkray.corpus.windows import count_values, first_rows
 from bkray.runtime.reading import REJECTED, Reading, write_rejects
-from bkray.runtime.stages import blocks_of, bucket_of, map_tables, read_parts, write_parts
+from bkray.runtime.stages import blocks_of, bucket_of, map_tables, merged, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
 
 _BUCKETS = 16
@@ -73,7 +73,7 @@ def deduplicated(work: Work) -> Outcome:
     del found
     if not ray.get(linked_count):
         return without(work, None, {})
-    members = map_tables(read_parts(work.source.parts), _Members(groups))
+    members = merged(map_tables(read_parts(work.source.parts), _Members(groups)).materialize())
     found = members.groupby("bucket").map_groups(partial(_twins, near), batch_format="pyarrow", num_cpus=1)
     found = found.materialize()
     details = {"linked": ray.get(linked_count), "crowded": crowded_of(found)}

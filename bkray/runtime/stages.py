@@ -164,7 +164,7 @@ def write_parts(
     if rows == 0:
         _write_table(pa.table({field.name: [] for field in schema}), directory, 0, schema)
         return 0
-    ordered = _merged(dataset).sort(list(keys)).materialize()
+    ordered = merged(dataset).sort(list(keys)).materialize()
     cuts = _cuts(blocks_of(ordered), schema, rows_per_part, bytes_per_part)
     pieces = ordered.split_at_indices(cuts) if cuts else [ordered]
     ray.get(
@@ -176,11 +176,11 @@ def write_parts(
     return rows
 
 
-def _merged(dataset: Dataset) -> Dataset:
+def merged(dataset: Dataset) -> Dataset:
     """The rows of a materialized dataset in fewer blocks where there are many small ones.
 
-    Ray reads a small table in up to 200. A sort cuts each into as many pieces as there are blocks; the driver
-    holds those below 100 kB, and some kB for each of the others: 300 MB for a table of 60 MB.
+    Ray reads a small table in up to 200. A sort, and so a `groupby`, cuts each into as many pieces as there are
+    blocks; the driver holds those below 100 kB, and some kB for each of the others: 300 MB for a table of 60 MB.
     """
     most = max(_SORTED_BLOCKS, -(-dataset.size_bytes() // _BLOCK_BYTES))
     return dataset.repartition(most) if dataset.num_blocks() > most else dataset
