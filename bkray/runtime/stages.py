@@ -179,8 +179,9 @@ def write_parts(
 def merged(dataset: Dataset) -> Dataset:
     """The rows of a materialized dataset in fewer blocks where there are many small ones.
 
-    Ray reads a small table in up to 200. A sort, and so a `groupby`, cuts each into as many pieces as there are
-    blocks; the driver holds those below 100 kB, and some kB for each of the others: 300 MB for a table of 60 MB.
+    Ray reads a small table in up to 200. A sort, and so a `groupby`, cuts each into as many pieces as there
+    are blocks; the driver holds those below 100 kB, and some kB for each of the others: 300 MB for a table of
+    60 MB.
     """
     most = max(_SORTED_BLOCKS, -(-dataset.size_bytes() // _BLOCK_BYTES))
     return dataset.repartition(most) if dataset.num_blocks() > most else dataset
