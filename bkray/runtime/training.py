@@ -166,7 +166,7 @@ def _by_ray_train(job: Job) -> _Call:
     gpus = ray.cluster_resources().get("GPU", 0) >= job.recipe.training.workers
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "gpus": gpus},
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(num_workers=job.recipe.training.workers, use_gpu=gpus),
         run_config=RunConfig(
@@ -214,6 +214,8 @@ def collect(work: Work, job: Job) -> Outcome:
 def _worker(config: dict[str, Any]) -> None:
     """Train; what the user has to mend is not tried again where Ray replaces the workers for it."""
     job: Job = config["job"]
+    if not config["gpus"]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides no GPU from workers that were given none
     to_mend = job.ray_state / "to_mend.txt"
     if to_mend.exists():
         raise UserError(to_mend.read_text(encoding="utf-8"))

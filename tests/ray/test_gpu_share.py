@@ -73,4 +73,5 @@ def test_trials_and_arms_share_a_gpu_and_more_workers_than_gpus_say_so(texts, tm
     assert trials[0] == 0.2
     assert arms[0] == 0.0  # steps are timed with the whole GPU
     assert 0.4 in arms
+    assert "device_memory_bytes" not in (tmp_path / "out" / "base" / "metrics.jsonl").read_text()
     assert "training.workers 2, each with a GPU of its own, but there are 1" in capfd.readouterr().err
