@@ -59,7 +59,9 @@ def score_windows(
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         for window in windows:
             hidden_Nd = model.hidden(window[None, :-1])[0] if has_hidden(model) else None  # type: ignore[operator]
-            row = _logit_scores(_logits(model, hidden_Nd, window[:-1]), window[1:], measures, each_token)
+            row = _logit_scores(
+                window_logits(model, hidden_Nd, window[:-1]), window[1:], measures, each_token
+            )
             if embedding and hidden_Nd is not None:
                 row["embedding"] = hidden_Nd.float().mean(0)
             if masks_TD is not None and hidden_Nd is not None:
@@ -96,8 +98,8 @@ def has_hidden(model: nn.Module) -> bool:
     return callable(getattr(model, "hidden", None)) and callable(getattr(model, "head", None))
 
 
-def _logits(model: nn.Module, hidden_Nd: Tensor | None, tokens_N: Tensor) -> Iterator[Tensor]:
-    """The float32 logits of one window, `_positions` of them at a time."""
+def window_logits(model: nn.Module, hidden_Nd: Tensor | None, tokens_N: Tensor) -> Iterator[Tensor]:
+    """The float32 logits of one window, or of its final states where it has any, `_positions` at a time."""
     if hidden_Nd is None:
         return (logits_nV.float() for logits_nV in model(tokens_N[None])[0].split(_positions(tokens_N)))
     return chunked_logits(model.head, hidden_Nd, _positions(hidden_Nd))  # type: ignore[arg-type]
@@ -123,7 +125,7 @@ def _logit_scores(
 
 def _variation_ratio(model: nn.Module, hidden_Nd: Tensor, masks_TD: Tensor) -> Tensor:
     votes = [
-        torch.cat([logits.argmax(-1) for logits in _logits(model, hidden_Nd * mask_D, hidden_Nd)])
+        torch.cat([logits.argmax(-1) for logits in window_logits(model, hidden_Nd * mask_D, hidden_Nd)])
         for mask_D in masks_TD
     ]
     return variation_ratio(torch.stack(votes)[:, None])[0]

@@ -26,10 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bkray.config.distillation import Distillation
-from bkray.difficulty.model_score import has_hidden, scoring_dtype
-from bkray.model.head import chunked_logits
+from bkray.difficulty.model_score import has_hidden, scoring_dtype, window_logits
 
-_CHUNK = 64  # positions whose probabilities exist at a time, of every teacher
 _LEAST_REST = 1e-6  # float32 knows 1 - Σ p to about 1e-7, and its logarithm must stay finite
 
 
@@ -62,10 +60,9 @@ def soft_targets(
 
 
 def _logits(teacher: nn.Module, tokens_N: Tensor) -> Iterator[Tensor]:
-    """The float32 logits of one window, (64, V) at a time."""
-    if has_hidden(teacher):
-        return chunked_logits(teacher.head, teacher.hidden(tokens_N[None])[0], _CHUNK)  # type: ignore[operator, arg-type]
-    return iter(teacher(tokens_N[None])[0].float().split(_CHUNK))
+    """The float32 logits of one window, some positions at a time."""
+    hidden_Nd = teacher.hidden(tokens_N[None])[0] if has_hidden(teacher) else None  # type: ignore[operator]
+    return window_logits(teacher, hidden_Nd, tokens_N)
 
 
 def _mean_log_probs(logits_nV: Sequence[Tensor]) -> Tensor:
