@@ -24,7 +24,7 @@ from bkray.selection import sort_keys, taken, thresholds
 from bkray.selection.threshold import BINS, Prefix, matches
 
 ROWS_PER_PART, BYTES_PER_PART = 4096, 64 << 20  # one worker holds a part several times while it writes it
-_SORTED_BLOCKS, _BLOCK_BYTES = 8, 128 << 20  # a sort merges more blocks than so many, up to so large
+_SORTED_BLOCKS, _BLOCK_BYTES = 8, 64 << 20  # a sort merges more blocks than so many, up to so large
 
 
 def read_parts(parts: Sequence[Path], split: str | None = None) -> Dataset:
