@@ -8,8 +8,10 @@ import pytest
 import ray
 import torch.multiprocessing as mp
 import yaml
+from rich.console import Console
 
 from bkray.config import load_recipe
+from bkray.reporting.progress import Progress
 from bkray.runtime.comparison import run_comparison
 from bkray.runtime.pipeline import run_pipeline
 from bkray.runtime.sweep import run_sweep
@@ -51,12 +53,14 @@ def work(rank, folder):
     out = folder / "out"
     trials = free_during(run_sweep, folder / "rates.yaml", ("training.gpu_share=0.4",), out=out)
     arms = free_during(run_comparison, folder / "arms.yaml", ("training.gpu_share=0.3",), out=out)
-    run_pipeline(load_recipe(folder / "base.yaml", ["training.workers=2", "training.tokens=3840"]), out)
+    two = load_recipe(folder / "base.yaml", ["training.workers=2", "training.tokens=3840"])
+    with open(folder / "said.txt", "w") as said:
+        run_pipeline(two, out, progress=Progress(Console(file=said, width=1000)))
     ray.shutdown()
     (folder / "free.json").write_text(json.dumps([trials, arms]))
 
 
-def test_trials_and_arms_share_a_gpu_and_more_workers_than_gpus_say_so(texts, tmp_path, capfd):
+def test_trials_and_arms_share_a_gpu_and_more_workers_than_gpus_say_so(texts, tmp_path):
     base = {
         "name": "base",
         "corpus": {"kind": "jsonl", "path": str(texts), "validation": 0.1, "test": 0.1},
@@ -74,4 +78,7 @@ def test_trials_and_arms_share_a_gpu_and_more_workers_than_gpus_say_so(texts, tm
     assert arms[0] == 0.0  # steps are timed with the whole GPU
     assert 0.4 in arms
     assert "device_memory_bytes" not in (tmp_path / "out" / "base" / "metrics.jsonl").read_text()
-    assert "training.workers 2, each with a GPU of its own, but there are 1" in capfd.readouterr().err
+    assert (
+        "training.workers 2, each with a GPU of its own, but there are 1"
+        in (tmp_path / "said.txt").read_text()
+    )

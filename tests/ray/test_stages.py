@@ -1,3 +1,5 @@
+import gc
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -160,6 +162,16 @@ class Refusing:
         raise self.found if isinstance(self.found, Exception) else ray.get(self.found)
 
 
+def free_cpus_come_back(seconds=30):
+    """Whether nothing holds a CPU any more: what comes next in this cluster would wait for it."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]:
+            return True
+        time.sleep(0.1)
+    return False
+
+
 FULL = OSError(28, "No space left on device")
 
 
@@ -181,3 +193,6 @@ def test_what_the_user_can_mend_is_found_wherever_it_was_raised(as_actor, found,
     with pytest.raises(Exception, match=r"lower|space|column") as caught:
         refused.materialize()
     assert str(find_user_error(caught.value)).startswith(said)
+    del caught, refused  # its actor lives as long as anything knows of it
+    gc.collect()
+    assert free_cpus_come_back()
