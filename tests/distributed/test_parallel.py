@@ -309,7 +309,7 @@ def alone(device):
 
 def near(bound):
     """`bound`, or what is left of it under Muon, which iterates in bfloat16 on a GPU."""
-    return bound if HERE["device"] == "cpu" else 2e-3
+    return bound if HERE["device"] == "cpu" else 1e-3
 
 
 def distance(one, other):

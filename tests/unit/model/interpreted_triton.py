@@ -69,7 +69,9 @@ def main(device="cpu", lengths=(1, 33, 130)):
         causal(device, resolvent_diagonal, old, new, site)
         mixed = [(*tensors, torch.randn(2, 40, 2, 3)) for tensors in (old, new)]
         causal(device, resolvent_mix, *mixed, site)
-        causal(device, spectral_scan, gates(40, 3, torch.float32), gates(40, 3, torch.float32, seed=1), site)
+    for site in (1, 65):  # in the first tile and in the second
+        old, new = gates(70, 3, torch.float32), gates(70, 3, torch.float32, seed=1)
+        causal(device, spectral_scan, old, new, site)
 
 
 if __name__ == "__main__":
