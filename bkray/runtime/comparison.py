@@ -365,9 +365,27 @@ def _row(kind: str, steps: int, runs: list[Run], reference: list[Run], data: Led
     )
     if runs[0].arm == reference[0].arm:
         return row
-    mine, theirs = (np.array([result["nats"] for result in group]) for group in (results, others))
-    interval = paired_difference(mine, theirs, np.array(results[0]["bytes"]))
-    return replace(row, difference=(interval.bits_per_byte, interval.low, interval.high))
+    return replace(row, difference=_difference(results, others))
+
+
+def _difference(
+    results: list[dict[str, Any]], others: list[dict[str, Any]]
+) -> tuple[float, float, float] | None:
+    """Bits per byte less the others', and its 95 % interval, paired by seed and window.
+
+    Tokenizers of other training text cut the held-out text otherwise: then by seed alone, and an interval
+    needs two.
+    """
+    if results[0]["bytes"] == others[0]["bytes"]:
+        mine, theirs = (np.array([result["nats"] for result in group]) for group in (results, others))
+        interval = paired_difference(mine, theirs, np.array(results[0]["bytes"]))
+    elif len(results) > 1:
+        bits = ([_bits_per_byte(result) for result in group] for group in (results, others))
+        mine, theirs = (np.array(group)[:, None] * math.log(2.0) for group in bits)
+        interval = paired_difference(mine, theirs, np.ones(1))
+    else:
+        return None
+    return interval.bits_per_byte, interval.low, interval.high
 
 
 def _table(report: ComparisonReport, kind: str) -> Table:
