@@ -58,7 +58,7 @@ def check_column(place: str, name: str, schema: pa.Schema) -> None:
     if name not in texts:
         found = schema.field(name).type
         raise UserError(
-            f"{place}: corpus.text_field {name!r} holds {found}, not text; "
+            f"{place}: text_field {name!r} holds {found}, not text; "
             f"columns with text: {', '.join(texts) or 'none'}"
         )
 
@@ -66,8 +66,8 @@ def check_column(place: str, name: str, schema: pa.Schema) -> None:
 def no_such_column(place: str, name: str, names: list[str], candidates: list[str] | None = None) -> UserError:
     """The error of a text field that a whole file lacks; the hint is the nearest of `candidates`."""
     close = difflib.get_close_matches(name, names if candidates is None else candidates, n=1, cutoff=0.4)
-    hint = f"; did you mean corpus.text_field={close[0]}?" if close else ""
-    return UserError(shown(f"{place}: no corpus.text_field {name!r}; there are {', '.join(names)}{hint}"))
+    hint = f"; did you mean text_field: {close[0]}?" if close else ""
+    return UserError(shown(f"{place}: no text_field {name!r}; there are {', '.join(names)}{hint}"))
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -2,7 +2,8 @@
 
     documents ─► each as it is, and by chance a spoilt row beside it ─► {text, kind, changed, origin}
 
-Draws are keyed by the seed, the kind and the document's id.
+Draws are keyed by the seed, the kind and the document's id. Near-duplicates and shuffled rows are made of
+documents of FEWEST words and more: of fewer, another share would be replaced, or the same text come out.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from bkray.corpus.schema import row_rng
 CLEAN = "clean"
 CHANGED = (0.05, 0.1, 0.2)
 """Shares of the words that are replaced in near-duplicates, each equally often."""
+FEWEST = 20
+"""Words of which the least of these shares is one."""
 
 POOL = pa.schema(
     [
@@ -102,21 +105,29 @@ def contaminate(
     """Tables of documents to tables of a raw pool (POOL), a share `share` of it spoilt.
 
     Each of `kinds` (of KINDS; none: every row is clean) makes an equal part of it. Replaced words come from
-    the document before; texts of kind `off_domain` are the next of `others`. UserError where these end.
+    the document before, so that the first has no near-duplicate; texts of kind `off_domain` are the next of
+    `others`. UserError where these end.
     """
     probability = _probability(kinds, share) if kinds else 0.0
-    words = [""]
+    words: list[str] = []
     for table in documents:
         rows: list[dict] = []
         for doc_id, text in zip(table["doc_id"].to_pylist(), table["text"].to_pylist(), strict=True):
             rows.append({"text": text, "kind": CLEAN, "changed": 0.0, "origin": doc_id})
             for kind in kinds:
                 rng = row_rng(seed, kind, doc_id)
-                if rng.random() < probability:
+                if rng.random() < probability and _can_be_spoilt(kind, text, words):
                     row = {"kind": kind, "changed": 0.0, "origin": doc_id}
                     rows.append(row | KINDS[kind](text, words, others, rng))
             words = text.split()
         yield pa.Table.from_pylist(rows, schema=POOL)
+
+
+def _can_be_spoilt(kind: str, text: str, words: Sequence[str]) -> bool:
+    """Of the first document there are no `words` of one before."""
+    if kind not in ("near_duplicate", "shuffled"):
+        return True
+    return len(text.split()) >= FEWEST and (kind == "shuffled" or bool(words))
 
 
 def _probability(kinds: Sequence[str], share: float) -> float:

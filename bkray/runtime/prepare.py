@@ -160,7 +160,8 @@ def _finer(corpus: AnyCorpus) -> str:
     sources = corpus.sources if isinstance(corpus, MixedCorpus) else (corpus,)
     texts = [source for source in sources if isinstance(source, TextCorpus)]
     coarse = any(text.document != "line" and not text.document_start for text in texts)
-    return "set corpus.document to line, or " if coarse else ""
+    place = "document in corpus.sources" if isinstance(corpus, MixedCorpus) else "corpus.document"
+    return f"set {place} to line, or " if coarse else ""
 
 
 def _check_splits(parts: list[Path], recipe: Recipe, removed: int = 0) -> None:
@@ -216,7 +217,8 @@ def augmented(work: Work) -> Outcome:
     block = block_rows(work.recipe, originals.count(), originals.size_bytes(), work.cpus)
     spread = originals.repartition(target_num_rows_per_block=block)
     attempts = map_tables(spread, _Augment(work.recipe), batch_size=block).materialize()
-    kinds = augmentation_counts(map_tables(attempts, _outcomes, batch_size=None).take_all())
+    outcomes = map_tables(attempts, _outcomes, batch_size=None).take_all()
+    kinds = augmentation_counts([section.kind for section in work.recipe.augmentation], outcomes)
     rows = write_parts(map_tables(attempts, _made), work.directory, DOCUMENTS, ["doc_id"])
     dropped = sum(sum(kind["dropped"].values()) for kind in kinds)
     summary = f"{rows:,} documents: " + "; ".join(map(_said, kinds))
@@ -262,13 +264,15 @@ def _outcomes(attempts: pa.Table) -> pa.Table:
     return attempts.group_by(["augmentation", "dropped", "unchanged"]).aggregate([([], "count_all")])
 
 
-def augmentation_counts(outcomes: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By kind the `originals` taken, of these `made` (of which `unchanged`) and `dropped` by reason."""
-    kinds: dict[str, dict[str, Any]] = {}
-    for row in sorted(outcomes, key=lambda row: (row["augmentation"], row["dropped"] or "")):
-        kind, reason, count = row["augmentation"], row["dropped"], row["count_all"]
-        empty = {"kind": kind, "originals": 0, "made": 0, "unchanged": 0, "dropped": {}}
-        counts = kinds.setdefault(kind, empty)
+def augmentation_counts(asked: list[str], outcomes: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By kind in `asked` the `originals` taken, of these `made` (some `unchanged`), `dropped` by reason."""
+    kinds: dict[str, dict[str, Any]] = {
+        kind: {"kind": kind, "originals": 0, "made": 0, "unchanged": 0, "dropped": {}}
+        for kind in sorted(asked)
+    }
+    for row in sorted(outcomes, key=lambda row: row["dropped"] or ""):
+        reason, count = row["dropped"], row["count_all"]
+        counts = kinds[row["augmentation"]]
         counts["originals"] += count
         if reason is None:
             counts["made"] += count

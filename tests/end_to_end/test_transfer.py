@@ -187,7 +187,7 @@ def test_pretrain_and_tune(bkray_here, transfer, folder, tmp_path):
     [
         (
             ["corpus={kind: jsonl, path: FOLDER/pool.jsonl, text_field: words}"],
-            "pool.jsonl: no corpus.text_field 'words'; there are text",
+            "pool.jsonl: no text_field 'words'; there are text",
         ),
         (
             ["training.replay=null", "window=40000", "training.batch_tokens=40000", "training.tokens=40000"],

@@ -225,7 +225,7 @@ def test_an_error_of_another_corpus_is_said_by_itself(corpus, usual, tmp_path, n
         prepared(wanted, tmp_path / "out", until=until, artifacts=usual.folder / "artifacts")
     error = str(find_user_error(caught.value))
     assert error.startswith(f"cleaning.{named}.")
-    assert "no corpus.text_field 'texts'; there are text; did you mean corpus.text_field=text?" in error
+    assert "no text_field 'texts'; there are text; did you mean text_field: text?" in error
 
 
 def test_a_sample_that_is_like_nothing_in_the_corpus(corpus, usual, tmp_path):

@@ -2,7 +2,6 @@
 
 from collections import Counter
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -86,7 +85,23 @@ def test_what_cannot_be_made(options, message):
 
 
 def test_words_are_replaced_by_those_of_the_document_before():
-    rows = pool(kinds=("near_duplicate",)).to_pylist()
-    known = set(" ".join(DOCUMENTS["text"].to_pylist()).split())
-    assert all(set(row["text"].split()) <= known for row in rows[2:])
-    assert not np.array_equal([row["text"] for row in rows], DOCUMENTS["text"])
+    texts = dict(zip(DOCUMENTS["doc_id"].to_pylist(), DOCUMENTS["text"].to_pylist(), strict=True))
+    before = dict(zip(list(texts)[1:], texts.values(), strict=False))
+    rows = [row for row in pool(kinds=("near_duplicate",)).to_pylist() if row["kind"] == "near_duplicate"]
+    for row in rows:
+        new = set(row["text"].split()) - set(texts[row["origin"]].split())
+        assert new
+        assert new <= set(before[row["origin"]].split())
+
+
+def test_the_first_document_has_no_words_before_it_and_no_near_duplicate():
+    for seed in range(20):
+        (table,) = contaminate([DOCUMENTS.slice(0, 1)], ["near_duplicate"], 0.5, seed, iter(()))
+        assert table["kind"].to_pylist() == ["clean"]
+
+
+def test_documents_too_short_for_their_label_are_not_spoilt():
+    short = pa.table({"doc_id": [1, 2, 3], "text": ["one", "a b c d", " ".join(map(str, range(19)))]})
+    for seed in range(20):
+        (table,) = contaminate([short], ["near_duplicate", "shuffled"], 0.6, seed, iter(()))
+        assert table["kind"].to_pylist() == ["clean"] * 3

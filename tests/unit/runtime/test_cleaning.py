@@ -62,7 +62,7 @@ def test_every_split_is_taken_in_order_and_bad_rows_are_kept(tmp_path):
             {},
             "40 of 240 documents were rejected, more than cleaning.max_rejects 0.1; the first is document",
         ),
-        (rows(200), {"text_field": "txt"}, "no corpus.text_field 'txt'; there are text; did you mean"),
+        (rows(200), {"text_field": "txt"}, "no text_field 'txt'; there are text; did you mean"),
     ],
 )
 def test_a_sample_that_cannot_be_used(tmp_path, lines, options, message):

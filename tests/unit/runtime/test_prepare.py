@@ -10,7 +10,14 @@ import pytest
 from bkray.config import UserError, parse_recipe
 from bkray.corpus import list_shards
 from bkray.runtime import prepare
-from bkray.runtime.prepare import _check_rejects, _check_splits, _gather_rejects, _ReadShards, _split_counts
+from bkray.runtime.prepare import (
+    _check_rejects,
+    _check_splits,
+    _gather_rejects,
+    _ReadShards,
+    _split_counts,
+    augmentation_counts,
+)
 
 
 def test_shards_are_read_again_after_their_rejects_are_gathered(tmp_path):
@@ -48,13 +55,14 @@ def test_of_a_file_without_a_good_row_some_rejects_are_held(tmp_path, monkeypatc
 
 TEXT = {"kind": "text", "path": "x"}
 LINE = "set corpus.document to line, or "
+LINE_OF_MIXED = "set document in corpus.sources to line, or "
 
 
 @pytest.mark.parametrize(
     ("corpus", "mend"),
     [
         (TEXT, LINE),
-        ({"kind": "mixed", "sources": [TEXT, {"kind": "docstrings"}]}, LINE),
+        ({"kind": "mixed", "sources": [TEXT, {"kind": "docstrings"}]}, LINE_OF_MIXED),
         ({**TEXT, "document": "line"}, ""),
         ({**TEXT, "document_start": "^="}, ""),
         ({"kind": "docstrings"}, ""),
@@ -94,3 +102,10 @@ def test_no_rejects_are_an_empty_table(tmp_path):
     (tmp_path / ".rejects").mkdir()
     assert not _gather_rejects(tmp_path / ".rejects", tmp_path / "rejects.parquet")
     assert pq.read_table(tmp_path / "rejects.parquet").num_rows == 0
+
+
+def test_a_kind_that_draws_no_document_is_counted_all_the_same():
+    outcome = {"augmentation": "swap", "dropped": None, "unchanged": False, "count_all": 3}
+    deletion, swap = augmentation_counts(["swap", "deletion"], [outcome])
+    assert (deletion["kind"], deletion["originals"], deletion["made"]) == ("deletion", 0, 0)
+    assert (swap["kind"], swap["originals"], swap["made"]) == ("swap", 3, 3)
