@@ -59,7 +59,8 @@ def read_hub(shard: Shard, corpus: HubCorpus, max_chars: int) -> Iterator[Record
     if corpus.document_start is not None:
         nulls: list[bytes | bytearray | Fault] = []
         lines = _lines(cells_of_rows, nulls)
-        documents = group(lines, opens_at(corpus.document_start), max_chars * UTF8_MAX_BYTES)
+        opens = opens_at(corpus.document_start, shard.source)
+        documents = group(lines, opens, max_chars * UTF8_MAX_BYTES)
         contents = chain(documents, nulls)
     for ordinal, content in enumerate(contents):
         yield Record(shard.source, ordinal, content)

@@ -20,7 +20,7 @@ from fsspec.spec import AbstractBufferedFile
 
 from bkray.config import UserError
 from bkray.config.corpus import JsonlCorpus, TextCorpus
-from bkray.config.patterns import LINE_BYTES
+from bkray.config.patterns import LINE_BYTES, MEND, limited
 from bkray.corpus.columns import no_such_column
 from bkray.corpus.shard import Fault, Record, Shard, not_utf8, too_long
 
@@ -30,6 +30,8 @@ _HEAD_BYTES = 320
 UTF8_MAX_BYTES = 4
 _JSON_MAX_BYTES = 12  # a character outside the basic plane as two \uXXXX escapes
 _JSON_OTHER_BYTES = 1 << 20  # room for a row's other fields
+_LINE_S = 2
+"""For one line; ordinary ones take microseconds."""
 _CONTINUATION = bytes(range(0x80, 0xC0))
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -37,7 +39,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 def read_text(shard: Shard, corpus: TextCorpus, max_chars: int) -> Iterator[Record]:
     """The documents of a text file, cut as `corpus.document` or `corpus.document_start` says."""
     if corpus.document_start is not None:
-        opens = opens_at(corpus.document_start)
+        opens = opens_at(corpus.document_start, shard.source)
     else:
         opens = {"file": _never, "line": _always, "paragraph": _blank}[corpus.document]
     pieces = read_pieces(shard.location)
@@ -106,15 +108,23 @@ def _uncompressed(file: BinaryIO, url: str) -> BinaryIO:
     return file
 
 
-def opens_at(pattern: str) -> Callable[[bytes], bool]:
+def opens_at(pattern: str, source: str) -> Callable[[bytes], bool]:
     """Whether a line (without its end) matches `pattern`; of a long one its first 1,000 bytes are looked at.
 
-    `re` takes quadratic time for many patterns, so a line of a megabyte would take hours.
+    `re` takes quadratic time for many patterns, so a line of a megabyte would take hours. Where it takes for
+    ever for one line the function raises a UserError that names `source`.
     """
-    compiled = re.compile(pattern)
+    search = limited(re.compile(pattern).search, _LINE_S)
 
     def opens(line: bytes) -> bool:
-        return compiled.search(line.rstrip(b"\r\n")[:LINE_BYTES].decode("utf-8", "replace")) is not None
+        text = line.rstrip(b"\r\n")[:LINE_BYTES].decode("utf-8", "replace")
+        try:
+            return search(text) is not None
+        except TimeoutError:
+            raise UserError(
+                f"{source}: document_start {pattern!r} takes more than {_LINE_S} s for the line that begins "
+                f"with {text[:40]!r}: {MEND}"
+            ) from None
 
     return opens
 
