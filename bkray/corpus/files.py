@@ -6,20 +6,26 @@ file, folder, glob or fsspec URL ─► files of that kind, sorted ─► Shard 
 from __future__ import annotations
 
 import difflib
+import functools
+import glob
+import logging
 import os
 import posixpath
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import fsspec
 from fsspec.core import has_magic, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 
 from bkray.config import UserError
 from bkray.config.corpus import JsonlCorpus, ParquetCorpus, TextCorpus
 from bkray.corpus.lines import COMPRESSION, name_in
 from bkray.corpus.shard import Shard, own_splits, shown
 
+logger = logging.getLogger(__name__)
 _SUFFIXES = {"text": (".txt", ".md"), "jsonl": (".jsonl", ".json", ".ndjson"), "parquet": (".parquet",)}
 _COMPRESSIBLE = ("text", "jsonl")
 
@@ -77,30 +83,71 @@ def _find(path: str, suffixes: tuple[str, ...]) -> Iterator[tuple[fsspec.Abstrac
     if fs.isfile(root):
         yield fs, root, posixpath.basename(name_in(root))
         return
+    local = isinstance(fs, LocalFileSystem)
     if fs.isdir(root):
-        if isinstance(fs, LocalFileSystem):
-            _check_folders(root)
-        base, candidates = root, fs.find(root)
+        base, candidates = root, _files_below(root) if local else fs.find(root)
     elif has_magic(root):
-        base, candidates = _folder_before_magic(root), [file for file in fs.glob(root) if not fs.isdir(file)]
+        found = _matching(root) if local else fs.glob(root)
+        base, candidates = _folder_before_magic(root), [file for file in found if not fs.isdir(file)]
     else:
         raise UserError(f"corpus.path {path!r}: no such file or folder{_nearby(fs, root)}")
     named = [(file, posixpath.relpath(file, base)) for file in candidates]
-    kept = [(file, name) for file, name in named if name.lower().endswith(suffixes) and not _hidden(name)]
+    named = [(file, name) for file, name in named if not _hidden(name)]
+    kept = [(file, name) for file, name in named if name.lower().endswith(suffixes)]
     if not kept:
         raise UserError(f"corpus.path {path!r}: no file with a name in {', '.join(suffixes)} there")
+    if packed := sorted(name for _, name in named if _packed_otherwise(name.lower(), suffixes)):
+        _warn(
+            f"corpus.path {path!r}: {len(packed)} files, such as {shown(packed[0])}, are left out, as their "
+            f"names do not end in {', '.join(suffixes)}: unpack them, or move them elsewhere"
+        )
     for file, name in kept:
         yield fs, file, name
 
 
-def _check_folders(root: str) -> None:
-    """Raise the OSError of a folder below `root` that cannot be listed: fsspec leaves out what is in it."""
+def _files_below(root: str) -> list[str]:
+    """The files below a local folder and the folders that links lead to, each folder once.
+
+    A folder has its own name rather than a link's. Raises the OSError of one that cannot be listed.
+    """
 
     def refuse(error: OSError) -> None:
         raise error
 
-    for _ in os.walk(root, onerror=refuse):
-        pass
+    found: list[str] = []
+    seen: set[str] = set()
+    tops = [root]
+    for top in tops:
+        for folder, folders, files in os.walk(top, onerror=refuse):
+            real = os.path.realpath(folder)
+            folders[:] = [] if real in seen else sorted(name for name in folders if not _hidden(name))
+            found += [] if real in seen else [os.path.join(folder, name) for name in files]
+            seen.add(real)
+            tops += filter(os.path.islink, (os.path.join(folder, name) for name in folders))
+    return found
+
+
+def _matching(pattern: str) -> list[str]:
+    """What a local glob finds, by links to folders too, which fsspec's own does not follow.
+
+    `**` would go round in a loop of links for ever: from there on it is `_files_below`.
+    """
+    matches = re.compile(glob_translate(pattern)).match
+    head, deep, _ = f"{pattern}/".partition("/**/")
+    if not deep:
+        return glob.glob(pattern)
+    return [file for folder in glob.glob(head) for file in _files_below(folder) if matches(file)]
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Once a process: a run lists its corpus several times."""
+    logger.warning(message)
+
+
+def _packed_otherwise(name: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether a file is left out for its last suffix alone, as `a.txt.bz2` is."""
+    return not name.endswith(suffixes) and posixpath.splitext(name)[0].endswith(suffixes)
 
 
 def _hidden(name: str) -> bool:

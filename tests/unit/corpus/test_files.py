@@ -291,6 +291,37 @@ def test_named_file_may_have_any_name_and_hidden_ones_are_left_out(tmp_path):
     assert texts(text(tmp_path / "[b]*.md")) == ["kept"]
 
 
+@pytest.mark.parametrize("pattern", ["", "**/*.txt", "**"])
+def test_links_to_folders_are_followed_and_each_folder_is_read_once(tmp_path, pattern):
+    (tmp_path / "c" / "own").mkdir(parents=True)
+    (tmp_path / "other" / "deep").mkdir(parents=True)
+    for place in ("c/a.txt", "c/own/b.txt", "other/z.txt", "other/deep/y.txt"):
+        (tmp_path / place).write_text(place)
+    for link, target in {"more": "../other", "again": "own", "own/loop": "..", ".hidden": "../other"}.items():
+        (tmp_path / "c" / link).symlink_to(target)
+    (tmp_path / "other" / "back").symlink_to("../other")
+    shards = list_shards(text(tmp_path / "c" / pattern))
+    assert [shard.source for shard in shards] == ["a.txt", "more/deep/y.txt", "more/z.txt", "own/b.txt"]
+
+
+def test_a_glob_without_a_double_star_names_what_links_lead_to(tmp_path):
+    (tmp_path / "c" / "own" / "deep").mkdir(parents=True)
+    (tmp_path / "c" / "own" / "deep" / "a.txt").write_text("words")
+    (tmp_path / "c" / "link").symlink_to("own/deep")
+    assert [shard.source for shard in list_shards(text(tmp_path / "c" / "*" / "*.txt"))] == ["link/a.txt"]
+    with pytest.raises(UserError, match=r"'\*\*' can only be an entire path component"):
+        list_shards(text(tmp_path / "c" / "**.txt"))
+
+
+def test_packed_files_of_another_kind_beside_good_ones_are_named_once(tmp_path, caplog):
+    for name in ("a.txt", "b.txt.gz", "d.txt.bz2", "c.txt.bz2", "notes.pdf", ".hidden.txt.bz2"):
+        (tmp_path / name).write_bytes(b"words")
+    for _ in range(2):
+        assert [shard.source for shard in list_shards(text(tmp_path))] == ["a.txt", "b.txt.gz"]
+    (message,) = caplog.messages
+    assert "2 files, such as c.txt.bz2, are left out, as their names do not end in .txt, .md" in message
+
+
 def test_any_fsspec_url(tmp_path):
     memory = fsspec.filesystem("memory")
     memory.pipe("/bkray-corpus/sub/a.jsonl.gz", gzip.compress(b'{"text": "remote"}\n'))
