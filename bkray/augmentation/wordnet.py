@@ -11,10 +11,13 @@ where it is used: every process imports this module, and few use it.
 
 from __future__ import annotations
 
+import os
 import re
+import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache, lru_cache
+from pathlib import Path
 
 from bkray.config import UserError
 
@@ -27,6 +30,17 @@ NEEDED = {
 _PARTS = {"N": "n", "V": "v", "J": "a", "R": "r"}
 _EXCEPTIONS = {"n": "noun.exc", "v": "verb.exc", "a": "adj.exc", "r": "adv.exc"}
 _DATA = ("data.noun", "data.verb", "data.adj", "data.adv")
+_INDEXES = ("index.noun", "index.verb", "index.adj", "index.adv")
+_FILES = {
+    "wordnet": ("lexnames", *_INDEXES, *_DATA, *_EXCEPTIONS.values()),
+    "averaged_perceptron_tagger_eng": tuple(
+        f"averaged_perceptron_tagger_eng.{part}.json" for part in ("weights", "tagdict", "classes")
+    ),
+}
+_OPENED = {"wordnet": ("index.sense",)}
+"""What nltk opens and nothing here reads: it may be empty."""
+_LAST_BYTES = (b"\n", b"}", b"]")
+"""What the files above end with; one that was cut seldom does."""
 _BASE = frozenset({"NN", "JJ", "RB", "VB", "VBP"})
 _ENDINGS = {"VBZ": "s", "VBG": "ing"}
 _REGULAR = re.compile(r"\b[a-z]+(?:s|ed|ing)\b")
@@ -37,31 +51,70 @@ _KNOWN_WORDS = 1 << 15
 
 
 def missing_data() -> list[str]:
-    """The packages of `NEEDED` that are nowhere on nltk.data.path (NLTK_DATA)."""
-    return [package for package, place in NEEDED.items() if not _found(place)]
+    """The packages of `NEEDED` that are nowhere on nltk.data.path (NLTK_DATA), or damaged there."""
+    return [package for package in NEEDED if fault(package)]
 
 
 def check_data() -> None:
-    """Raise UserError where WordNet or the tagger is missing, with the ways to get them."""
-    if missing := missing_data():
+    """Raise UserError where WordNet or the tagger is missing or damaged, with the ways to get them."""
+    faults = {package: why for package in NEEDED if (why := fault(package))}
+    if faults:
+        reasons = "; ".join(dict.fromkeys(faults.values()))
         raise UserError(
-            f"augmentation synonym needs nltk's {' and '.join(missing)}, which are in no folder of "
-            "nltk.data.path: set NLTK_DATA to a folder that holds corpora/ and taggers/, or run "
-            "`bkray fetch wordnet`, or `bkray fetch wordnet --deb FILE` with Debian's wordnet-base (WordNet "
-            "without the tagger); where there is no network, do that elsewhere and bring the folder"
+            f"augmentation synonym needs nltk's {' and '.join(faults)} ({reasons}): set NLTK_DATA to a "
+            "folder that holds corpora/ and taggers/, or run `bkray fetch wordnet`, or `bkray fetch wordnet "
+            "--deb FILE` with Debian's wordnet-base (WordNet without the tagger); where there is no network, "
+            "do that elsewhere and bring the folder"
         )
 
 
-def _found(place: str) -> bool:
+def fault(package: str) -> str | None:
+    """Why nltk cannot load a package of `NEEDED`, as far as names and ends of files show; None: it can."""
+    if (place := find_data(package)) is None:
+        return "in no folder of nltk.data.path"
+    try:
+        whole, there = _read_archive(place) if place.suffix == ".zip" else _read_folder(place)
+    except (OSError, zipfile.BadZipFile) as error:
+        return f"{place} cannot be read: {error}"
+    broken = [name for name in _FILES[package] if name not in whole]
+    broken += [name for name in _OPENED.get(package, ()) if name not in there]
+    more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+    return f"{place} holds no whole {', '.join(broken[:3])}{more}" if broken else None
+
+
+def find_data(package: str) -> Path | None:
+    """The folder or else the archive of a package of `NEEDED` that nltk takes, whole or not."""
     import nltk
 
-    for name in (place, f"{place}.zip"):
+    for name in (NEEDED[package], f"{NEEDED[package]}.zip"):
         try:
-            nltk.data.find(name)
+            return Path(str(nltk.data.find(name)))
         except LookupError:
             continue
-        return True
-    return False
+        except (OSError, zipfile.BadZipFile):  # of an archive, in which it looks for the folder too
+            archives = (Path(folder, f"{NEEDED[package]}.zip") for folder in nltk.data.path)
+            return next((archive for archive in archives if archive.exists()), None)
+    return None
+
+
+def _read_archive(path: Path) -> tuple[set[str], set[str]]:
+    """The names of the files that hold something, and of all."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    sizes = {entry.filename.removeprefix(f"{path.stem}/"): entry.file_size for entry in entries}
+    return {name for name, size in sizes.items() if size}, set(sizes)
+
+
+def _read_folder(path: Path) -> tuple[set[str], set[str]]:
+    """The names of the files that end as they should, and of all."""
+    files = [file for file in path.iterdir() if file.is_file()]
+    return {file.name for file in files if _last_byte(file) in _LAST_BYTES}, {file.name for file in files}
+
+
+def _last_byte(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(-min(1, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        return file.read()
 
 
 class Thesaurus:

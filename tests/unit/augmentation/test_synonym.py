@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from bkray.augmentation import SynonymReplacement, check_augmentations
 from bkray.augmentation.fetch import fetch
-from bkray.augmentation.wordnet import NEEDED, missing_data, thesaurus
+from bkray.augmentation.wordnet import NEEDED, check_data, fault, missing_data, thesaurus
 from bkray.cli import app
 from bkray.config import UserError
 from bkray.config.preparation import Synonym
@@ -26,6 +26,15 @@ if SHARED.exists():
     nltk.data.path.append(str(SHARED))
 needs_data = pytest.mark.skipif(bool(missing_data()), reason=f"nltk's {' and '.join(NEEDED)} are not here")
 
+FILES = {
+    "wordnet": [
+        *("lexnames", "index.sense", "index.noun", "index.verb", "index.adj", "index.adv"),
+        *("data.noun", "data.verb", "data.adj", "data.adv", "noun.exc", "verb.exc", "adj.exc", "adv.exc"),
+    ],
+    "averaged_perceptron_tagger_eng": [
+        f"averaged_perceptron_tagger_eng.{part}.json" for part in ("weights", "tagdict", "classes")
+    ],
+}
 TEXT = (
     "The children were trying to buy large houses , and movies of the Big cities began quickly . "
     "Movies show the film . FILM film2 don't e-mail 1,000 Mr. Brown saw geese"
@@ -115,6 +124,63 @@ def test_missing_data_is_one_message_with_the_ways_out(nowhere):
 
 
 @pytest.fixture
+def home(nowhere, tmp_path):
+    """A folder of nltk's with all that is needed, by its names."""
+    for package, place in NEEDED.items():
+        (tmp_path / "home" / place).mkdir(parents=True)
+        for name in FILES[package]:
+            (tmp_path / "home" / place / name).write_text("words\n")
+    assert missing_data() == []
+    return tmp_path / "home"
+
+
+def pack(folder):
+    """The folder as an archive of nltk's in its place."""
+    shutil.make_archive(str(folder), "zip", folder.parent, folder.name)
+    shutil.rmtree(folder)
+    return folder.with_name(f"{folder.name}.zip")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [
+        ("wordnet", "lexnames"),
+        ("wordnet", "index.sense"),
+        ("averaged_perceptron_tagger_eng", "averaged_perceptron_tagger_eng.tagdict.json"),
+    ],
+)
+def test_what_lacks_a_file_is_named_with_it(home, package, name, packed):
+    folder = home / NEEDED[package]
+    (folder / name).unlink()
+    place = pack(folder) if packed else folder
+    assert missing_data() == [package]
+    with pytest.raises(
+        UserError, match=rf"nltk's {package} \({place} holds no whole {name}\): set NLTK_DATA"
+    ):
+        check_data()
+
+
+def test_what_was_cut_is_named(home):
+    wordnet, tagger = (home / place for place in NEEDED.values())
+    weights = "averaged_perceptron_tagger_eng.weights.json"
+    (tagger / weights).write_text('{"i": {"NN": 0.')
+    for name in FILES["wordnet"]:
+        (wordnet / name).write_text("")
+    assert fault("averaged_perceptron_tagger_eng") == f"{tagger} holds no whole {weights}"
+    assert fault("wordnet") == f"{wordnet} holds no whole lexnames, index.noun, index.verb and 10 more"
+    archive = pack(wordnet)
+    archive.write_bytes(archive.read_bytes()[:-100])
+    assert fault("wordnet") == f"{archive} cannot be read: File is not a zip file"
+
+
+def test_an_archive_in_use_of_nltk_is_whole(home):
+    for place in NEEDED.values():
+        pack(home / place)
+    assert missing_data() == []
+
+
+@pytest.fixture
 def mirror(tmp_path, monkeypatch):
     """A loopback server, which nltk would refuse, with an index and two small packages in nltk's form."""
     monkeypatch.setattr(nltk.pathsec, "ENFORCE", False)
@@ -124,11 +190,13 @@ def mirror(tmp_path, monkeypatch):
     for package, place in NEEDED.items():
         archive = folder / f"{package}.zip"
         with zipfile.ZipFile(archive, "w") as file:
-            file.writestr(f"{package}/README", "words")
+            for name in FILES[package]:
+                file.writestr(f"{package}/{name}", "words\n")
         checksum = hashlib.md5(archive.read_bytes()).hexdigest()
         entries.append(
-            f'<package id="{package}" subdir="{place.split("/")[0]}" unzip="1" unzipped_size="5" '
-            f'size="{archive.stat().st_size}" checksum="{checksum}" url="URL/{package}.zip"/>'
+            f'<package id="{package}" subdir="{place.split("/")[0]}" unzip="1" '
+            f'unzipped_size="{6 * len(FILES[package])}" size="{archive.stat().st_size}" '
+            f'checksum="{checksum}" url="URL/{package}.zip"/>'
         )
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -149,6 +217,27 @@ def test_fetch_downloads_what_is_missing_once(nowhere, mirror):
     assert missing_data() == []
     shutil.rmtree(folder)
     assert "already there" in fetched()
+
+
+def test_fetch_takes_what_is_damaged_as_missing_and_moves_it_aside(home, mirror, monkeypatch):
+    monkeypatch.setenv("PATH", "")  # no apt-get
+    wordnet, tagger = (home / place for place in NEEDED.values())
+    (wordnet / "lexnames").unlink()
+    archive = pack(tagger)
+    archive.write_bytes(b"cut")
+    said = fetch("wordnet", mirror[1])
+    assert f"{wordnet} holds no whole lexnames: moved to {wordnet.parent}/damaged-wordnet-" in said
+    assert f"{archive} cannot be read: File is not a zip file: moved to {tagger.parent}/damaged-" in said
+    assert f"wordnet and averaged_perceptron_tagger_eng: now in {home}" in said
+    assert missing_data() == []
+    (kept,) = wordnet.parent.glob("damaged-wordnet-*/wordnet")
+    assert (kept / "data.noun").exists()
+    (wordnet / "lexnames").unlink()
+    assert "already there" in fetch("wordnet"), "the archive that came is whole"
+    pack(kept).rename(wordnet.with_name("wordnet.zip"))
+    said = r"fetch: .*wordnet\.zip holds no whole lexnames: moved to .*; wordnet could not be downloaded"
+    with pytest.raises(UserError, match=said):
+        fetch("wordnet", mirror[1].replace("index.xml", "nothing.xml"))
 
 
 def test_a_failed_fetch_says_so(nowhere, mirror, monkeypatch):
