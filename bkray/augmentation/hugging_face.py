@@ -5,6 +5,7 @@ text ─► sentences ─► a batch a document ─► greedy search ─► sent
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -19,6 +20,7 @@ from bkray.config import UserError
 _BLANKS = re.compile(r"(\s+)")
 _STOPS = (".", "!", "?", ":", ";")
 _SENTENCES = 16  # a batch, of one document: what is padded beside a sentence may round it differently
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _LONGEST = 4  # times as many tokens as went in, and 16 more, may come out
 
 
@@ -33,17 +35,23 @@ class HuggingFace:
         self.models = (forth, back)
 
     def check(self) -> None:
-        """Raise UserError where transformers, or a file of a model, is missing on this machine."""
+        """Raise UserError where transformers, or a file of a model, is missing on this machine.
+
+        Tokenizers are loaded; of the weights, which take long, the files are looked for.
+        """
         if find_spec("transformers") is None or find_spec("sentencepiece") is None:
             raise UserError(
                 "augmentation back_translation with translator.kind hugging_face needs the packages "
                 "transformers and sentencepiece: `pip install transformers sentencepiece` on every machine "
                 "that works, or set translator.kind to apertium"
             )
-        from transformers import AutoConfig
+        from transformers import AutoConfig, AutoTokenizer
 
         for name in self.models:
             _loaded(name, AutoConfig)
+            _loaded(name, AutoTokenizer)
+            if missing := _missing_weights(name):
+                raise _unreadable(name, f"there is no {missing}")
 
     def forth(self, texts: Sequence[str]) -> list[str]:
         return [_translated(text, *_model(self.models[0])) for text in texts]
@@ -64,16 +72,37 @@ def _model(name: str) -> tuple[Any, Any]:
 def _loaded(name: str, kind: Any) -> Any:
     try:
         return kind.from_pretrained(name, local_files_only=True)
-    except (OSError, ValueError) as error:
-        way = (
-            "name a folder that holds one"
-            if Path(name).exists()
-            else f"`hf download {name}` on every machine"
-        )
-        raise UserError(
-            f"augmentation back_translation: {name} is no translation model that can be read here: {way} "
-            f"({str(error).strip().splitlines()[0]})"
-        ) from error
+    except Exception as error:  # a tokenizer without its files raises anything
+        raise _unreadable(name, (str(error).strip() or type(error).__name__).splitlines()[0]) from error
+
+
+def _unreadable(name: str, reason: str) -> UserError:
+    way = "name a folder that holds one" if Path(name).exists() else f"`hf download {name}` on every machine"
+    return UserError(
+        f"augmentation back_translation: {name} is no translation model that can be read here: {way} "
+        f"({reason})"
+    )
+
+
+def _missing_weights(name: str) -> str | None:
+    """The file of weights that is not here, in one piece or in several that an index names; None: all are."""
+    if any(_local(name, file) for file in _WEIGHTS):
+        return None
+    indexes = [index for file in _WEIGHTS if (index := _local(name, f"{file}.index.json"))]
+    if not indexes:
+        return " or ".join(_WEIGHTS)
+    parts = sorted(set(json.loads(indexes[0].read_text())["weight_map"].values()))
+    return next((part for part in parts if not _local(name, part)), None)
+
+
+def _local(name: str, file: str) -> Path | None:
+    """A file of a model, in its folder or in the cache of the hub."""
+    from transformers.utils import cached_file
+
+    try:
+        return Path(cached_file(name, file, local_files_only=True))
+    except OSError:
+        return None
 
 
 def split_sentences(text: str) -> list[str]:

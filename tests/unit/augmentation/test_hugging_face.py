@@ -1,7 +1,9 @@
 """Translation models of Hugging Face: a tiny untrained Marian where transformers is, else the error."""
 
+import json
 import random
 import re
+import shutil
 from importlib.util import find_spec
 
 import pytest
@@ -39,8 +41,6 @@ def test_sentences_end_at_stops_and_empty_lines_and_a_million_blanks_take_no_tim
 @pytest.fixture(scope="module")
 def marian(tmp_path_factory):
     """A folder with an untrained Marian of a few thousand weights and a vocabulary of its own."""
-    import json
-
     import sentencepiece
     import torch
     from transformers import MarianConfig, MarianMTModel, MarianTokenizer
@@ -112,3 +112,39 @@ def test_a_model_that_is_not_here_is_one_message(tmp_path):
         check_augmentations([section("example/none")])
     with pytest.raises(UserError, match="name a folder that holds one"):
         check_augmentations([section(str(tmp_path))])
+
+
+@needs_transformers
+@pytest.mark.parametrize("lost", ["model.safetensors", "source.spm", "vocab.json"])
+def test_a_model_that_lacks_a_file_is_found_before_it_works(marian, tmp_path, lost):
+    folder = shutil.copytree(marian, tmp_path / "model")
+    HuggingFace(str(folder), marian).check()
+    (folder / lost).unlink()
+    with pytest.raises(UserError, match=rf"{folder} is no translation model .* name a folder that holds one"):
+        HuggingFace(marian, str(folder)).check()
+
+
+@needs_transformers
+def test_weights_in_parts_are_looked_for_by_their_index(marian, tmp_path):
+    folder = shutil.copytree(marian, tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "model-1-of-2.safetensors")
+    (folder / "model-2-of-2.safetensors").write_bytes(b"")
+    parts = {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    HuggingFace(marian, str(folder)).check()
+    (folder / "model-2-of-2.safetensors").unlink()
+    with pytest.raises(UserError, match=r"there is no model-2-of-2\.safetensors"):
+        HuggingFace(marian, str(folder)).check()
+
+
+@needs_transformers
+def test_a_model_of_the_hub_is_looked_for_in_its_cache(marian, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cache = tmp_path / "models--example--en-es"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("abc")
+    held = shutil.copytree(marian, cache / "snapshots" / "abc")
+    HuggingFace("example/en-es", marian).check()
+    (held / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"hf download example/en-es.* \(there is no model\.safetensors or "):
+        HuggingFace("example/en-es", marian).check()
