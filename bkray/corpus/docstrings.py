@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bkray.config import UserError
 from bkray.config.corpus import DocstringsCorpus
-from bkray.corpus.shard import HELD_OUT, Fault, Record, Shard
+from bkray.corpus.shard import HELD_OUT, Fault, Record, Shard, shown
 
 FILES_A_SHARD = 50
 MIN_CHARS = 80
@@ -86,7 +86,13 @@ def _python_files(package: str) -> dict[str, int]:
             for name in names:
                 path = Path(folder, name)
                 if name.endswith(".py") and path.is_file():  # an editor's lock is a link to nothing
-                    sizes.setdefault(path.relative_to(root).as_posix(), path.stat().st_size)
+                    file = path.relative_to(root).as_posix()
+                    if shown(file) != file:
+                        raise UserError(
+                            f"corpus.packages: the name of the file {shown(file)} is not UTF-8: rename it or "
+                            f"leave {package!r} out"
+                        )
+                    sizes.setdefault(file, path.stat().st_size)
     if not sizes:
         raise UserError(f"corpus.packages: {package!r} has no Python files here: leave it out")
     return sizes

@@ -1,5 +1,6 @@
 """Docstrings of packages: found without importing, filtered, split by file."""
 
+import os
 import sys
 
 import pytest
@@ -33,6 +34,15 @@ def package(tmp_path, monkeypatch):
         doc = "\n".join(f'def f{j}():\n    """{LONG} {i} {j}"""' for j in range(3))
         (root / "deep" / f"m{i:02}.py").write_text(doc)
     return root, DocstringsCorpus(kind="docstrings", packages=("bkray_sample",))
+
+
+def test_a_file_with_a_name_that_is_not_utf8_is_named(package):
+    root, corpus = package
+    (root / os.fsdecode(b"\xff.py")).write_text(f'"""{LONG}"""')
+    with pytest.raises(
+        UserError, match=r"bkray_sample/\\udcff\.py is not UTF-8: rename it or leave 'bkray_s"
+    ):
+        list_shards(corpus)
 
 
 def test_docstrings_of_every_block_in_order_and_nothing_else():
