@@ -200,15 +200,24 @@ def _parse(line: bytearray) -> dict[str, object] | Fault | None:
         return not_utf8(error)
     if not text.strip():
         return None
+    shape = "; write one object a line" if text.lstrip().startswith("[") or text.strip() == "{" else ""
     try:
-        row = json.loads(text)
+        row = _loads(text)
     except (ValueError, RecursionError) as error:
-        return Fault("malformed JSON", f"{error}: {text[:80].rstrip()}")
+        return Fault("malformed JSON", f"{error}: {text[:80].rstrip()}{shape}")
     if not isinstance(row, dict):
-        return Fault(
-            "malformed JSON", f"expected an object, found a {type(row).__name__}: {text[:80].rstrip()}"
-        )
+        kind = type(row).__name__
+        return Fault("malformed JSON", f"expected an object, found a {kind}: {text[:80].rstrip()}{shape}")
     return row
+
+
+def _loads(text: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # an integer of more digits than Python reads, seldom the text
+        return json.loads(text, parse_int=float)
 
 
 def _field(row: dict[str, object], name: str) -> str | Fault:

@@ -222,6 +222,24 @@ def test_jsonl_rows_that_cannot_be_used(tmp_path):
     ]
 
 
+def test_an_integer_of_any_length_beside_the_text_is_read_over(tmp_path):
+    digits = "9" * 5000
+    rows = [f'{{"n": {digits}, "text": "good"}}', f'{{"text": {digits}}}', f'{{"n": {digits}, "text": ']
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    documents, rejects = read(jsonl(tmp_path))
+    assert [row["text"] for row in documents] == ["good"]
+    assert [row["reason"] for row in rejects] == ["text is not a string", "malformed JSON"]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_file_that_is_one_json_array_says_how_to_write_it(tmp_path, indent):
+    (tmp_path / "a.json").write_text(json.dumps([{"text": "one"}, {"text": "two"}], indent=indent))
+    documents, rejects = read(jsonl(tmp_path))
+    assert not documents
+    assert rejects[0]["reason"] == "malformed JSON"
+    assert rejects[0]["detail"].endswith("; write one object a line")
+
+
 def test_half_a_surrogate_pair_in_what_a_rejected_row_shows(tmp_path):
     lines = [r'{"text": "' + r"\ud800" * 200 + '"}', r'{"\ud800": "a key"}', '{"text": "good"}']
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
