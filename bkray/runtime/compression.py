@@ -148,10 +148,15 @@ def _make(
             file.rename(directory / file.name)
         (directory / "exported").rmdir()
         models, window = {"nats": directory}, config["window"]
-        held_out = held_out_windows(built["windows"], models, directory, "test", window, cpus)["nats"]
+        found, _ = held_out_windows(built["windows"], models, directory, "test", window, cpus)
         write_manifest(
             directory,
-            {"key": key, "method": method.name, "held_out": held_out.as_dict("test"), "versions": versions()},
+            {
+                "key": key,
+                "method": method.name,
+                "held_out": found["nats"].as_dict("test"),
+                "versions": versions(),
+            },
         )
     artifact = Artifact.find(path, key)
     assert artifact is not None

@@ -25,13 +25,20 @@ from bkray.corpus.schema import soft_targets_fields
 from bkray.corpus.windows import tokens_array
 from bkray.runtime.cluster import TASK_CPUS
 from bkray.runtime.precision import device_here, dtype_everywhere, said
-from bkray.runtime.stages import ROWS_PER_PART, actors, in_worker, map_tables, read_parts, write_parts
+from bkray.runtime.stages import (
+    ROWS_PER_PART,
+    actors,
+    in_worker,
+    map_tables,
+    read_parts,
+    windows_a_block,
+    write_parts,
+)
 from bkray.runtime.work import Outcome, Work
 from bkray.training import Ledger, load_model
 from bkray.training.cost.flops import forward_flops
 from bkray.training.techniques import distillation
 
-_BLOCK_ROWS = 128  # windows a task: small enough to share them evenly, the last ones too
 _BATCH = 16  # windows an actor takes at a time; they are read one by one
 _PART_VALUES = 1 << 24  # numbers of a column in one file, which a task holds: 64 to 100 MB with the ids
 
@@ -50,13 +57,14 @@ def soft_targets(work: Work) -> Outcome:
     gpus = int(ray.cluster_resources().get("GPU", 0))
     dtype = dtype_everywhere(gpus)
     read = read_parts(work.source.parts).select_columns([*keys, "tokens"])
+    block = windows_a_block(flops, gpus)
     dataset = map_tables(
-        read.repartition(target_num_rows_per_block=_BLOCK_ROWS),
+        read.repartition(target_num_rows_per_block=block),
         _Ask,
         TASK_CPUS,
         fn_constructor_args=(folders, settings.top_k, schema, dtype),
-        compute=actors(gpus or work.cpus, work.source.rows, _BLOCK_ROWS),
-        batch_size=_BATCH,
+        compute=actors(gpus or work.cpus, work.source.rows, block),
+        batch_size=min(_BATCH, block),
         **({"num_gpus": 1} if gpus else {}),
     )
     rows_per_part = max(1, min(ROWS_PER_PART, _PART_VALUES // (recipe.window * settings.top_k)))

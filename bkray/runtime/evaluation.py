@@ -22,13 +22,12 @@ from bkray.evaluation import HeldOut, NGramBaseline, window_nats
 from bkray.model import generate_each
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.cluster import TASK_CPUS
-from bkray.runtime.stages import actors, in_worker, map_tables, read_parts, write_parts
+from bkray.runtime.stages import actors, in_worker, map_tables, read_parts, windows_a_block, write_parts
 from bkray.runtime.work import Outcome, Work
 from bkray.training import Ledger, load_model
 from bkray.training.cost.flops import forward_flops
 
 _SPLIT = "test"
-_BLOCK_ROWS = 128
 _BATCH = 32
 _BASELINE_TOKENS = 10_000_000  # training tokens that the n-gram baselines count at most
 
@@ -79,9 +78,8 @@ def forgetting(work: Work) -> Outcome:
 def evaluate(work: Work, windows: Artifact, models: Mapping[str, Path], ledger: Ledger) -> dict[str, HeldOut]:
     """What the exported models lose on the test split, charged to `ledger`; see `held_out_windows`."""
     window = work.recipe.window
-    flops = [in_worker(_flops, exported, window) for exported in models.values()]
-    found = held_out_windows(windows, models, work.directory, _SPLIT, window, work.cpus)
-    for held_out, each in zip(found.values(), ray.get(flops), strict=True):
+    found, flops = held_out_windows(windows, models, work.directory, _SPLIT, window, work.cpus)
+    for held_out, each in zip(found.values(), flops, strict=True):
         ledger.charge("evaluation", flops=held_out.windows * each, tokens=held_out.windows * window)
     return found
 
@@ -93,19 +91,21 @@ def _flops(exported: Path, window: int) -> float:
 
 def held_out_windows(
     windows: Artifact, models: Mapping[str, Path], directory: Path, split: str, window: int, cpus: int
-) -> dict[str, HeldOut]:
-    """What exported models lose on a split.
+) -> tuple[dict[str, HeldOut], list[float]]:
+    """What exported models lose on a split, and the FLOPs that each takes a window.
 
     `models` maps the column of parts in `directory` that gets a model's nats of every window, summed over its
     targets, to the model. One pool of actors holds them all.
     """
+    flops = ray.get([in_worker(_flops, exported, window) for exported in models.values()])
+    block = windows_a_block(sum(flops))
     dataset = map_tables(
-        read_parts(windows.parts, split).repartition(target_num_rows_per_block=_BLOCK_ROWS),
+        read_parts(windows.parts, split).repartition(target_num_rows_per_block=block),
         _WindowNats,
         TASK_CPUS,
         fn_constructor_args=(dict(models),),
-        compute=actors(cpus, windows.splits[split], _BLOCK_ROWS),
-        batch_size=_BATCH,
+        compute=actors(cpus, windows.splits[split], block),
+        batch_size=min(_BATCH, block),
     )
     columns = [("window_id", pa.int64()), *((column, pa.float64()) for column in models)]
     columns.append(("target_bytes", pa.int32()))
@@ -113,10 +113,11 @@ def held_out_windows(
     rows = write_parts(dataset, directory, schema, ["window_id"])
     table = read_columns(sorted(directory.glob("part-*")), [*models, "target_bytes"])
     target_bytes = sum(table["target_bytes"].to_pylist())
-    return {
+    found = {
         column: HeldOut(math.fsum(table[column].to_pylist()), rows * window, target_bytes, rows)
         for column in models
     }
+    return found, flops
 
 
 class _WindowNats:

@@ -33,19 +33,13 @@ def exit_codes() -> Iterator[None]:
 def find_user_error(error: BaseException | None) -> UserError | None:
     """The UserError behind `error`, through causes and what Ray wraps around a worker's exception.
 
-    A full disk is one, whoever met it, and so is a process or a machine that was lost too often. Where a
-    machine is lost, actors that start again on the others may leave no CPU to what they wait for.
+    A full disk is one, whoever met it, and so is a process or a machine that was lost too often, or a stage
+    of data that stands still.
     """
     from ray import exceptions as ray  # late: a mere --help need not wait for ray
 
     data = sys.modules.get("ray.data.exceptions")  # where it is not imported it has raised nothing
-    lost: tuple[type[BaseException], ...] = (
-        ray.WorkerCrashedError,
-        ray.OutOfMemoryError,
-        ray.NodeDiedError,
-        ray.LocalRayletDiedError,
-        *([data.ExecutionTimeoutError] if data else []),
-    )
+    lost = ray.WorkerCrashedError, ray.OutOfMemoryError, ray.NodeDiedError, ray.LocalRayletDiedError
     seen: set[int] = set()
     waiting = [error]
     while waiting:
@@ -63,11 +57,30 @@ def find_user_error(error: BaseException | None) -> UserError | None:
                 f"{type(current).__name__}: {first} What is finished is kept: run the same command again to "
                 "go on; where memory ran out, close other programs or set --cpus lower"
             )
+        if data and isinstance(current, data.ExecutionTimeoutError):
+            return stood_still("a stage")
         waiting += [
             getattr(current, name, None) for name in ("cause", "__cause__", "__context__", "_base_exc")
         ]
         waiting += list(getattr(current, "worker_failures", {}).values())
     return None
+
+
+def stood_still(stage: str) -> UserError:
+    """What Ray Data's ExecutionTimeoutError means: in `stage` no block was done for so long.
+
+    Where a machine is lost, actors that start again on the others may leave no CPU to what they wait for.
+    """
+    from ray.data import DataContext
+
+    seconds = DataContext.get_current().execution_no_progress_timeout_s
+    return UserError(
+        f"{stage}: not one block of rows was done in {seconds:g} s, so it was given up. Mostly a machine was "
+        "lost, and those that are left have no free CPU for its work: what is finished is kept, run the same "
+        "command again to go on. Where the stage stands still again, a block takes longer than that, as a "
+        "window of a very large model or a very long document does (take a smaller model, set window or "
+        "cleaning.max_chars lower), or other programs take the CPUs"
+    )
 
 
 def _said(error: OSError) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from ray.data.exceptions import ExecutionTimeoutError
 
 from bkray.augmentation import check_augmentations
 from bkray.config import Recipe, UserError, dump_yaml, load_recipe, read_yaml
@@ -25,6 +26,7 @@ from bkray.runtime import cleaning, distillation, leakage, prepare, scoring
 from bkray.runtime.artifacts import Artifact, write_manifest, writing
 from bkray.runtime.cluster import check_budget, check_budget_here, cluster, inside_job
 from bkray.runtime.evaluation import evaluation, forgetting
+from bkray.runtime.exits import stood_still
 from bkray.runtime.folder import RUN, check_kind, check_out, claimed, locked, make_folder
 from bkray.runtime.nearest import nearest
 from bkray.runtime.plan import Plan, Stage, make_plan
@@ -167,7 +169,7 @@ def build_stage(
 ) -> Artifact:
     """The stage's artifact: the one that is there, or a new one made from `built`.
 
-    What makes it is `builder`, or the one of its name.
+    What makes it is `builder`, or the one of its name. Raises UserError where it stands still.
     """
     if artifact := stage.find():
         return artifact
@@ -177,7 +179,10 @@ def build_stage(
         writing(stage.path) as directory,
     ):
         inputs = {name: built[name] for name in stage.inputs}
-        outcome = (builder or BUILDERS[stage.name])(Work(stage, plan, directory, inputs, cpus, line))
+        try:
+            outcome = (builder or BUILDERS[stage.name])(Work(stage, plan, directory, inputs, cpus, line))
+        except ExecutionTimeoutError as error:
+            raise stood_still(stage.name) from error
         line.result = outcome.summary
         write_manifest(
             directory,

@@ -33,7 +33,7 @@ from bkray.runtime.plan import chosen_scores, scored_columns
 from bkray.runtime.precision import device_here, dtype_everywhere, said
 from bkray.runtime.proxy import train_proxy
 from bkray.runtime.selection import kept_of
-from bkray.runtime.stages import actors, in_worker, map_tables, read_parts, write_parts
+from bkray.runtime.stages import actors, in_worker, map_tables, read_parts, windows_a_block, write_parts
 from bkray.runtime.work import Outcome, Work
 from bkray.selection import MEASURES, dropout_masks, histogram, quantile
 from bkray.selection.threshold import BINS
@@ -41,8 +41,7 @@ from bkray.training import Ledger, load_model
 from bkray.training.cost.flops import forward_flops, head_flops
 from bkray.training.state.start import vocabulary_size
 
-_BLOCK_ROWS = 128  # windows a task: small enough to share them evenly, the last ones too
-_SCORE_BATCH = 64  # windows an actor takes at a time; they are scored one by one
+_SCORE_BATCH = 64  # windows an actor takes at a time, of a block; they are scored one by one
 _SKILL_WINDOWS = 1024  # test windows scored at most: a rank correlation is then known to within about 0.03
 
 
@@ -66,14 +65,16 @@ def scored(work: Work) -> Outcome:
     _check_keep(work)
     gpus = int(ray.cluster_resources().get("GPU", 0)) if recipe.needs_proxy else 0
     scorer = _scorer(work, scored_columns(recipe), gpus)
-    flops, widths = in_worker(scorer.flops), in_worker(scorer.widths)
+    widths = in_worker(scorer.widths)
+    flops = ray.get(in_worker(scorer.flops)) if scorer.model else 0.0
+    block = windows_a_block(flops, gpus)
     dataset = map_tables(
-        read_parts(work.source.parts, "train").repartition(target_num_rows_per_block=_BLOCK_ROWS),
+        read_parts(work.source.parts, "train").repartition(target_num_rows_per_block=block),
         _Score,
         TASK_CPUS,
         fn_constructor_args=(scorer,),
-        compute=actors(gpus or work.cpus, work.source.splits["train"], _BLOCK_ROWS),
-        batch_size=_SCORE_BATCH,
+        compute=actors(gpus or work.cpus, work.source.splits["train"], block),
+        batch_size=min(_SCORE_BATCH, block),
         **({"num_gpus": 1} if gpus else {}),
     )
     schema = windows_schema(recipe.window)
@@ -82,7 +83,7 @@ def scored(work: Work) -> Outcome:
     rows = write_parts(dataset, work.directory, schema, ["window_id"])
     ledger = Ledger()
     if scorer.model:
-        ledger.charge("scoring", flops=rows * ray.get(flops), tokens=rows * recipe.window)
+        ledger.charge("scoring", flops=rows * flops, tokens=rows * recipe.window)
     quantiles = _quantiles(work.directory, [f.name for f in schema if f.type == pa.float32()])
     details = {"quantiles": quantiles, **scorer.said}
     return Outcome(rows, f"{rows:,} windows", ledger=ledger, details=details)

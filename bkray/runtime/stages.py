@@ -25,6 +25,9 @@ from bkray.selection.threshold import BINS, Prefix, matches
 
 ROWS_PER_PART, BYTES_PER_PART = 4096, 64 << 20  # one worker holds a part several times while it writes it
 _SORTED_BLOCKS, _BLOCK_BYTES = 8, 64 << 20  # a sort merges more blocks than so many, up to so large
+_BLOCK_WINDOWS = 128  # a task: small enough to share them evenly, the last ones too
+_BLOCK_FLOPS = 1e11  # a task on one core: seconds, half a minute on a slow one
+_GPU_SPEED = 100  # how much more a GPU gets
 
 
 def read_parts(parts: Sequence[Path], split: str | None = None) -> Dataset:
@@ -43,6 +46,12 @@ def map_tables(dataset: Dataset, function: Any, num_cpus: float = 1, **options: 
 def actors(cpus: int, rows: int, rows_per_block: int) -> ActorPoolStrategy:
     """A pool of an actor a CPU, but of no more actors than there are blocks to work on."""
     return ActorPoolStrategy(size=max(1, min(cpus, -(-rows // rows_per_block))))
+
+
+def windows_a_block(flops: float, gpus: int = 0) -> int:
+    """Windows of a block that models pass over, `flops` each: a stage that ends no block is given up."""
+    most = _BLOCK_FLOPS * (_GPU_SPEED if gpus else 1)
+    return max(1, min(_BLOCK_WINDOWS, int(most // max(1.0, flops))))
 
 
 def in_worker(function: Callable[..., Any], *arguments: Any) -> ray.ObjectRef:

@@ -17,7 +17,7 @@ from bkray.corpus.windows import embedding_array, read_columns, tokens_array
 from bkray.difficulty import score_windows, scoring_dtype
 from bkray.model import build_model
 from bkray.reporting.progress import Progress
-from bkray.runtime import scoring
+from bkray.runtime import scoring, stages
 from bkray.runtime.pipeline import build_stage, plan_run, run_pipeline
 from bkray.selection import MEASURES, Clusters, dropout_masks, quotas
 from bkray.training import export_model, load_model
@@ -116,9 +116,18 @@ def test_given_models_score_and_the_most_uncertain_of_every_cluster_are_kept(
     before = parts_of(built, "scored", "selected")
     for name in ("scored", "selected"):
         shutil.rmtree(built[name].path)
-    monkeypatch.setattr(scoring, "_SCORE_BATCH", 5)
-    monkeypatch.setattr(scoring, "_BLOCK_ROWS", 23)
+    scored_blocks = []
+
+    def noting_blocks(dataset, *where):
+        dataset = dataset.materialize()
+        blocks = [block for bundle in dataset.iter_internal_ref_bundles() for block in bundle.blocks]
+        scored_blocks.extend(block.metadata.num_rows for block in blocks)
+        return stages.write_parts(dataset, *where)
+
+    monkeypatch.setattr(scoring, "write_parts", noting_blocks)
+    monkeypatch.setattr(stages, "_BLOCK_FLOPS", 5.5 * a_window)
     assert parts_of(run(recipe, tmp_path / "usual", "selected"), "scored", "selected") == before
+    assert max(scored_blocks) < 2 * 5, "a slow model's blocks are small: a stage that ends none is given up"
 
 
 def test_a_selection_of_all_windows_is_refused_before_they_are_scored(small, models, tmp_path):
