@@ -121,7 +121,7 @@ class Quality(Section):
     """Training documents that are less like a trusted sample than nearly all of the sample go."""
 
     sample: AnyCorpus
-    """Where the trusted sample comes from: a source like `corpus`, of which every split is taken."""
+    """Where the trusted sample comes from, a source like `corpus`: all of it but for its own test split."""
     lose: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.02
     """Share of the sample's own documents that the threshold would lose."""
 
@@ -131,7 +131,10 @@ class Quality(Section):
         for source in sample.sources if isinstance(sample, MixedCorpus) else [sample]:
             for split in ("validation", "test"):
                 if source.changed(split):
-                    raise ValueError(f"{split} has no effect: every split of the sample is taken: remove it")
+                    raise ValueError(
+                        f"{split} has no effect: no split is drawn from the sample, it is taken whole but "
+                        "for a test split of its own: remove it"
+                    )
         return sample
 
 

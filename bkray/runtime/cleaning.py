@@ -35,6 +35,7 @@ from bkray.corpus.cleaning import (
 from bkray.corpus.cleaning.near import PERMUTATIONS
 from bkray.corpus.cleaning.quality import SCORES
 from bkray.corpus.windows import count_values, first_rows
+from bkray.runtime.plan import learned_from
 from bkray.runtime.reading import REJECTED, Reading, write_rejects
 from bkray.runtime.stages import blocks_of, bucket_of, map_tables, merged, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
@@ -185,10 +186,12 @@ def _fit(
 
     What is rejected of the sample is written to `directory`.
     """
-    sample = _read_sample(recipe, shards, directory)
+    learned = learned_from(shards)
+    sample = _read_sample(recipe, learned, directory)
     assert recipe.cleaning.quality
     quality = QualityFilter.fit(sample, add_unigrams(blocks), recipe.cleaning.quality.lose)
-    return quality, {"sample": len(sample), "threshold": quality.threshold}
+    left_out = {"test_split_left_out": len(shards) - len(learned)}
+    return quality, {"sample": len(sample), **left_out, "threshold": quality.threshold}
 
 
 def _read_sample(recipe: Recipe, shards: tuple[Shard, ...], directory: Path) -> list[str]:

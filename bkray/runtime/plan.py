@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from bkray.config import Recipe, UserError
-from bkray.config.corpus import AnyCorpus, Cleaning, Leakage, MixedCorpus
+from bkray.config.corpus import AnyCorpus, Cleaning, Leakage, MixedCorpus, Quality
 from bkray.config.training import PLACEMENT, Training
 from bkray.corpus import Shard, list_shards
 from bkray.corpus.schema import DOCUMENTS, windows_schema
-from bkray.corpus.shard import HELD_OUT
+from bkray.corpus.shard import HELD_OUT, split_named
 from bkray.runtime.artifacts import Artifact, key_of
 from bkray.runtime.pool import Pool, find_pool
 
@@ -53,7 +53,7 @@ class Named:
     """The shards of other corpora, which `cleaning` names."""
 
     trusted: tuple[Shard, ...] = ()
-    """Of the sample of `quality`."""
+    """Of the sample of `quality`, a test split among them."""
     target: tuple[Shard, ...] = ()
     """Of the target of `nearest`."""
     held_out: dict[str, tuple[Shard, ...]] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Named:
         """Raises UserError as `list_shards` does."""
         quality, nearest, leakage = cleaning.quality, cleaning.nearest, cleaning.leakage
         return cls(
-            _listed(quality.sample, "quality.sample") if quality else (),
+            _list_trusted(quality) if quality else (),
             _listed(nearest.to, "nearest.to") if nearest else (),
             _list_held_out(leakage) if leakage else {},
         )
@@ -214,7 +214,7 @@ def _clean(builder: _Builder, recipe: Recipe, named: Named) -> str:
     if cleaning.near:
         asked["deduplicated"] = _section(cleaning.near)
     if quality := cleaning.quality:
-        sample = [_source(quality.sample), cleaning.max_chars, _prints(named.trusted)]
+        sample = [_source(quality.sample), cleaning.max_chars, _prints(learned_from(named.trusted))]
         asked["filtered"] = [quality.lose, *sample]
     if nearest := cleaning.nearest:
         read = [_source(nearest.to), cleaning.max_chars, _prints(named.target)]
@@ -230,6 +230,21 @@ def _listed(corpus: AnyCorpus, setting: str) -> tuple[Shard, ...]:
         return tuple(list_shards(corpus))
     except UserError as error:
         raise UserError(f"cleaning.{setting}: {error}") from error
+
+
+def _list_trusted(quality: Quality) -> tuple[Shard, ...]:
+    shards = _listed(quality.sample, "quality.sample")
+    if not learned_from(shards):
+        raise UserError(
+            f"cleaning.quality.sample: it is a test split alone, {shards[0].source}, from which nothing is "
+            "learned: name its training or validation split, or other text"
+        )
+    return shards
+
+
+def learned_from(trusted: Sequence[Shard]) -> tuple[Shard, ...]:
+    """The shards of a trusted sample without those whose name says that they are a test split."""
+    return tuple(shard for shard in trusted if split_named(shard.source) != "test")
 
 
 def drawn_seeds(recipe: Recipe) -> tuple[int, ...]:

@@ -203,7 +203,7 @@ def test_an_unknown_kind_names_the_nearest():
         ),
         (
             {"cleaning": {"quality": {"sample": {"kind": "text", "path": "x", "test": 0.1}}}},
-            "cleaning.quality.sample: test has no effect: every split of the sample is taken",
+            "cleaning.quality.sample: test has no effect: no split is drawn from the sample",
         ),
         (
             {"corpus": {"kind": "text", "path": "x", "document_start": "^=", "document": "line"}},

@@ -10,7 +10,7 @@ import pytest
 from bkray.config import UserError, parse_recipe
 from bkray.config.corpus import NearDuplicates
 from bkray.corpus import list_shards
-from bkray.corpus.cleaning import count_unigrams, near
+from bkray.corpus.cleaning import count, count_unigrams, near
 from bkray.runtime.cleaning import (
     REMOVED,
     _fit,
@@ -42,15 +42,35 @@ def rows(count, start=0):
     return [json.dumps({"text": f"text {number}"}) for number in range(start, start + count)]
 
 
-def test_every_split_is_taken_in_order_and_bad_rows_are_kept(tmp_path):
+def test_a_sample_is_taken_in_order_and_bad_rows_are_kept(tmp_path):
     write(tmp_path, "train", [*rows(60), "{broken"])
-    write(tmp_path, "test", [*rows(60, 60), json.dumps({"text": "x" * 51})])
-    assert read(tmp_path) == [f"text {number}" for number in (*range(60, 120), *range(60))]
+    write(tmp_path, "validation", [*rows(60, 60), json.dumps({"text": "x" * 51})])
+    assert read(tmp_path) == [f"text {number}" for number in range(120)]
     rejects = pq.read_table(tmp_path / "rejects.parquet").to_pylist()
     assert [(row["source"], row["ordinal"], row["reason"]) for row in rejects] == [
-        ("test.jsonl", 60, "too long"),
         ("train.jsonl", 60, "malformed JSON"),
+        ("validation.jsonl", 60, "too long"),
     ]
+
+
+def test_nothing_is_learned_from_the_test_split_of_a_sample(tmp_path):
+    for split, start in {"train": 0, "validation": 60, "test": 120}.items():
+        write(tmp_path, split, [*rows(60, start), "{broken"])
+    counts = pa.table({"unigrams": [count_unigrams([]).tolist()]})
+    quality, details = _fit._function(*recipe_and_shards(tmp_path), tmp_path, counts)
+    learned = [f"text {number}" for number in range(120)]
+    assert (quality.sample.bigrams_B == count(learned).bigrams_B).all()
+    assert (details["sample"], details["test_split_left_out"]) == (120, 1)
+    rejects = pq.read_table(tmp_path / "rejects.parquet")
+    assert rejects["source"].to_pylist() == ["train.jsonl", "validation.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["validation", "sample", "testimonials"])
+def test_a_sample_of_one_file_is_taken_whole(tmp_path, name):
+    write(tmp_path, name, rows(120))
+    counts = pa.table({"unigrams": [count_unigrams([]).tolist()]})
+    _, details = _fit._function(*recipe_and_shards(tmp_path / f"{name}.jsonl"), tmp_path, counts)
+    assert (details["sample"], details["test_split_left_out"]) == (120, 0)
 
 
 @pytest.mark.parametrize(

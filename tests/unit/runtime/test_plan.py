@@ -104,6 +104,24 @@ def test_a_sample_that_is_not_there_is_named(tmp_path):
         make_plan(recipe, (), tmp_path)
 
 
+def test_a_sample_of_a_test_split_alone_is_refused_and_one_among_others_is_in_no_key(tmp_path):
+    def filtered():
+        sample = {"kind": "text", "path": str(tmp_path / "sample")}
+        recipe = parse_recipe({**BASE, "cleaning": {"quality": {"sample": sample}}})
+        return make_plan(recipe, (), tmp_path).stages["filtered"].key
+
+    (tmp_path / "sample").mkdir()
+    (tmp_path / "sample" / "test.txt").write_text("held out")
+    with pytest.raises(UserError, match=r"cleaning\.quality\.sample: it is a test split alone, test\.txt"):
+        filtered()
+    (tmp_path / "sample" / "train.txt").write_text("trusted")
+    key = filtered()
+    (tmp_path / "sample" / "test.txt").write_text("other text that is held out")
+    assert filtered() == key
+    (tmp_path / "sample" / "train.txt").write_text("other text")
+    assert filtered() != key
+
+
 def exported(folder, weights=b"w", tokenizer=b"{}"):
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(weights)
