@@ -1,6 +1,6 @@
 """Corpora: sources, cleaning, tokenizer and packed windows, as Arrow tables."""
 
-from bkray.corpus.cleaning import first_of_duplicates, text_hash
+from bkray.corpus.cleaning import copies, text_hash
 from bkray.corpus.packing import pack
 from bkray.corpus.schema import DOCUMENTS, REJECTS, SPLITS, row_rng, stable_id, windows_schema
 from bkray.corpus.shard import Shard
@@ -19,8 +19,8 @@ __all__ = [
     "SEPARATOR_ID",
     "SPLITS",
     "Shard",
+    "copies",
     "encode_documents",
-    "first_of_duplicates",
     "list_shards",
     "load_tokenizer",
     "pack",

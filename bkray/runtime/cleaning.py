@@ -260,7 +260,7 @@ def without(work: Work, removed: Dataset | None, details: dict) -> Outcome:
     blocks = blocks_of(removed.materialize()) if removed else []
     path = work.directory / "removed.parquet"
     gone = _write_removed.remote(str(path), *blocks)
-    kept = map_tables(read_parts(work.source.parts), _Others(gone))
+    kept = map_tables(read_parts(work.source.parts), Others(gone))
     rows = write_parts(kept, work.directory, DOCUMENTS, ["split", "doc_id"])
     counts = dict(sorted(count_values([path], "reason").items()))
     named = "".join(f", {number:,} removed ({reason})" for reason, number in counts.items())
@@ -303,7 +303,7 @@ def _write_removed(path: str, *blocks: pa.Table) -> np.ndarray:
     return table["doc_id"].to_numpy()
 
 
-class _Others:
+class Others:
     """Keeps the documents that are not among the given ids."""
 
     def __init__(self, ids: ray.ObjectRef) -> None:

@@ -18,13 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
+from ray.data import Dataset
 
 from bkray.augmentation import build_augmentation
 from bkray.config import Recipe, UserError
 from bkray.config.corpus import AnyCorpus, MixedCorpus, TextCorpus
 from bkray.corpus import (
     Shard,
-    first_of_duplicates,
+    copies,
     load_tokenizer,
     pack,
     read_shard,
@@ -34,10 +35,13 @@ from bkray.corpus import (
 from bkray.corpus.schema import DOCUMENTS, REJECTS, SPLITS, row_rng, windows_schema
 from bkray.corpus.windows import count_values, read_rows
 from bkray.runtime.artifacts import Artifact
+from bkray.runtime.cleaning import Others
+from bkray.runtime.cluster import TASK_CPUS
 from bkray.runtime.reading import many_rejected, too_many
-from bkray.runtime.stages import bucket_of, map_tables, read_parts, write_parts
+from bkray.runtime.stages import blocks_of, bucket_of, map_tables, merged, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
 
+_BUCKETS = 16  # of ids and hashes, 20 bytes a document
 _BLOCKS_PER_CPU = 8  # enough to share the work evenly; a shuffle's cost grows with the number of blocks
 _FEW_DOCUMENTS = 64  # a split of fewer is measured as soon as it is read
 _FEWEST_DOCUMENTS = 32  # a block of augmentation: starting a translator takes as long as some of them
@@ -69,9 +73,7 @@ def documents(work: Work) -> Outcome:
         raise UserError(
             f"corpus: {len(shards)} files hold no document: give another path, or look at its text field"
         )
-    kept = read
-    if recipe.cleaning.exact:
-        kept = read.groupby("bucket").map_groups(_drop_duplicates, batch_format="pyarrow", num_cpus=1)
+    kept = map_tables(read, Others(_gather_copies(read))) if recipe.cleaning.exact else read
     rows = write_parts(kept, work.directory, DOCUMENTS, ["split", "doc_id"])
     shutil.rmtree(rejects)
     _check_splits(sorted(work.directory.glob("part-*")), recipe, total - rows)
@@ -81,7 +83,7 @@ def documents(work: Work) -> Outcome:
 
 
 class _ReadShards:
-    """Rows {shard: number} to documents with their text hash; rejects go to one file a shard."""
+    """Rows {shard: number} to documents; rejects go to one file a shard."""
 
     def __init__(self, shards: list[Shard], recipe: Recipe, rejects: Path) -> None:
         self.shards, self.recipe, self.rejects = shards, recipe, rejects
@@ -93,9 +95,9 @@ class _ReadShards:
                 self.shards[number], self.recipe.corpus, self.recipe.cleaning, self.recipe.seed
             ):
                 rejected.add(rejects)
-                yield _with_hash(table)
+                yield table
             rejected.close()
-        yield _with_hash(DOCUMENTS.empty_table())
+        yield DOCUMENTS.empty_table()
 
 
 class _Rejects:
@@ -123,14 +125,26 @@ class _Rejects:
         self._held = REJECTS.empty_table()
 
 
-def _with_hash(documents: pa.Table) -> pa.Table:
+def _gather_copies(read: Dataset) -> ray.ObjectRef:
+    """The ids of documents whose text one of a lower id has, sorted: hashes are grouped, and no texts."""
+    hashes = merged(map_tables(read, _hashes).materialize())
+    found = hashes.groupby("bucket").map_groups(_copies, batch_format="pyarrow", num_cpus=1)
+    return _sorted_ids.remote(*blocks_of(found.materialize()))
+
+
+def _hashes(documents: pa.Table) -> pa.Table:
     hashes = np.array([text_hash(text) for text in documents["text"].to_pylist()], dtype=np.int64)
-    documents = documents.append_column("text_hash", pa.array(hashes))
-    return documents.append_column("bucket", pa.array(bucket_of(hashes, 16)))
+    buckets = bucket_of(hashes, _BUCKETS)
+    return pa.table({"doc_id": documents["doc_id"], "text_hash": hashes, "bucket": buckets})
 
 
-def _drop_duplicates(bucket: pa.Table) -> pa.Table:
-    return first_of_duplicates(bucket)[0]
+def _copies(bucket: pa.Table) -> pa.Table:
+    return bucket.filter(pa.array(copies(bucket))).select(["doc_id"])
+
+
+@ray.remote(num_cpus=TASK_CPUS)
+def _sorted_ids(*blocks: pa.Table) -> np.ndarray:
+    return np.sort(np.concatenate([np.zeros(0, np.int64), *(block["doc_id"].to_numpy() for block in blocks)]))
 
 
 def _gather_rejects(folder: Path, target: Path) -> Counter[str]:

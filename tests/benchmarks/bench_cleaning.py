@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from bkray.corpus import first_of_duplicates, stable_id, text_hash
+from bkray.corpus import copies, stable_id, text_hash
 from bkray.corpus.cleaning import QualityFilter, count_unigrams, near_duplicates
 from bkray.corpus.cleaning.quality import SCORES
 from bkray.corpus.contamination import CLEAN, KINDS, contaminate
@@ -96,8 +96,7 @@ def separate(pool: pa.Table, z_DS: np.ndarray) -> None:
 
 def exact_duplicates(pool: pa.Table) -> np.ndarray:
     hashes = pa.array([text_hash(text) for text in pool["text"].to_pylist()])
-    kept, _ = first_of_duplicates(pool.append_column("text_hash", hashes))
-    return ~np.isin(pool["doc_id"].to_numpy(), kept["doc_id"].to_numpy())
+    return copies(pool.append_column("text_hash", hashes))
 
 
 def unlike(texts: list[str], sample: list[str], lose: float) -> np.ndarray:

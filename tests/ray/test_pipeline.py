@@ -53,6 +53,7 @@ def test_artifacts_are_the_same_bytes_for_other_batches_and_blocks(small, prepar
     monkeypatch.setattr(scoring, "_SCORE_BATCH", 5)
     monkeypatch.setattr(stages, "_BLOCK_WINDOWS", 23)
     monkeypatch.setattr(prepare, "_BLOCKS_PER_CPU", 1)
+    monkeypatch.setattr(prepare, "_BUCKETS", 3)
     monkeypatch.setattr(prepare, "_MOST_DOCUMENTS", 7)
     other = run(recipe, tmp_path / "other", "training_set").folder
     assert contents(usual) == contents(other)

@@ -9,7 +9,9 @@ from rich.console import Console
 
 from bkray.config import UserError, parse_recipe
 from bkray.reporting.progress import Progress
+from bkray.runtime import prepare
 from bkray.runtime.pipeline import run_pipeline
+from bkray.runtime.prepare import _copies
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
 
@@ -62,6 +64,23 @@ def test_awkward_rows_are_set_aside_and_copies_stay_in_one_split(texts, tmp_path
     assert artifacts["windows"].splits.keys() == splits.keys()
     bpe = json.loads((artifacts["tokenizer"].path / "tokenizer.json").read_text())
     assert not [token for token in bpe["model"]["vocab"] if "zq" in token], "learnt from the test split"
+
+
+def without_texts(bucket):
+    assert not {"text", "source"} & set(bucket.column_names), "a bucket of texts is a sixteenth of the corpus"
+    return _copies(bucket)
+
+
+def test_no_text_is_gathered_to_find_its_copies(texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "_copies", without_texts)
+    (tmp_path / "corpus").mkdir()
+    lines = (texts / "a.jsonl").read_bytes().splitlines()
+    for name in ("a", "b", "c"):
+        (tmp_path / "corpus" / f"{name}.jsonl").write_bytes(b"\n".join(lines))
+    documents = prepared(tmp_path / "corpus", tmp_path / "out", until="documents").artifacts["documents"]
+    kept = pq.read_table(documents.parts)
+    assert documents.manifest["removed"] == 2 * len(lines)
+    assert sorted(kept["text"].to_pylist()) == sorted(json.loads(line)["text"] for line in lines)
 
 
 def test_a_corpus_of_blank_texts_is_refused_and_nothing_is_left(tmp_path):

@@ -1,6 +1,6 @@
 """What is kept out of the training text: exact duplicates, near-duplicates, text unlike a trusted sample."""
 
-from bkray.corpus.cleaning.exact import first_of_duplicates, text_hash
+from bkray.corpus.cleaning.exact import copies, text_hash
 from bkray.corpus.cleaning.near import alike, linked, located, near_duplicates, rows_per_band, sketches
 from bkray.corpus.cleaning.quality import Counts, QualityFilter, count, count_unigrams, likeness
 
@@ -8,9 +8,9 @@ __all__ = [
     "Counts",
     "QualityFilter",
     "alike",
+    "copies",
     "count",
     "count_unigrams",
-    "first_of_duplicates",
     "likeness",
     "linked",
     "located",

@@ -1,6 +1,6 @@
 """Exact duplicates: the copy with the lowest id stays.
 
-documents ─► text_hash ─► (grouped by hash elsewhere) ─► first_of_duplicates ─► documents, copies removed
+documents ─► ids, text_hash ─► (grouped by hash elsewhere) ─► copies ─► ids of what goes
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ def text_hash(text: str) -> int:
     return stable_id(text)
 
 
-def first_of_duplicates(table: pa.Table) -> tuple[pa.Table, int]:
-    """Keep the row with the lowest `doc_id` of each `text_hash`, in the order given; also the number removed.
+def copies(table: pa.Table) -> np.ndarray:
+    """Which rows share their `text_hash` with one that has a lower `doc_id`: (D,) bool.
 
     `table` must hold every copy of the hashes in it.
     """
     hashes, ids = table["text_hash"].to_numpy(), table["doc_id"].to_numpy()
     order = np.lexsort((ids, hashes))
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = hashes[order[1:]] != hashes[order[:-1]]
-    kept = np.zeros(len(order), dtype=bool)
-    kept[order[first]] = True
-    return table.filter(pa.array(kept)), int(len(order) - first.sum())
+    found = np.zeros(len(order), dtype=bool)
+    found[order[1:]] = hashes[order[1:]] == hashes[order[:-1]]
+    return found
