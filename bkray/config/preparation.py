@@ -135,8 +135,8 @@ class Difficulty(Section):
 class Diversity(Section):
     """The most uncertain of every cluster, as equally many of each as there are (arXiv 2107.14263)."""
 
-    clusters: Annotated[int, Field(ge=2)] = 64
-    """Of the mean final states of the scoring model."""
+    clusters: Annotated[int, Field(ge=2, le=1024)] = 64
+    """Of the mean final states of the scoring model; the driver holds a histogram of 0.5 MB each."""
     sample: Annotated[int, Field(ge=2)] = 8192
     """Windows that the clusters are made from."""
 

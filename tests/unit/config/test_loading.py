@@ -274,6 +274,10 @@ def test_an_unknown_kind_names_the_nearest():
             "selection.diversity: clusters 100 cannot be made from sample 50",
         ),
         (
+            {"selection": {"kind": "random", "diversity": {"clusters": 100_000, "sample": 200_000}}},
+            "selection.diversity.clusters: Input should be less than or equal to 1024, but it is 100000",
+        ),
+        (
             {"augmentation": [{"kind": "back_translation", "translator": TO_AND_FRO | {"back": "fra-eng"}}]},
             "translator: back fra-eng does not lead back from forth eng-spa: set it to spa-eng",
         ),
