@@ -41,9 +41,10 @@ def fork_server():
 class Command:
     """A started `bkray`, its output in files: as much of `subprocess.Popen` as the tests use."""
 
-    def __init__(self, arguments, cwd, stdout=os.devnull, stderr=os.devnull, env=None):
+    def __init__(self, arguments, cwd, stdout=os.devnull, stderr=os.devnull, env=None, before=None):
+        """`before` is called in the process before the command is."""
         self.args = list(map(str, arguments))
-        given = (self.args, str(cwd), dict(env or os.environ), str(stdout), str(stderr))
+        given = (self.args, str(cwd), dict(env or os.environ), before, str(stdout), str(stderr))
         self._process = multiprocessing.get_context(fork_server()).Process(target=_become, args=given)
         with _ONE_AT_A_TIME:
             self._process.start()
@@ -63,6 +64,14 @@ class Command:
                 raise subprocess.TimeoutExpired(self.args, timeout)
             time.sleep(0.02)
         return self.returncode
+
+    def wait_for(self, condition, timeout=1800):
+        """Wait until the condition holds, before which the process must not end."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert self.returncode is None, "the run ended before it could be disturbed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
     def send_signal(self, number):
         os.kill(self.pid, number)
@@ -85,7 +94,7 @@ def run(arguments, cwd, timeout=1800, env=None):
     return CompletedProcess(command.args, code, *texts)
 
 
-def _become(arguments, cwd, environment, *outputs):
+def _become(arguments, cwd, environment, before, *outputs):
     gc.freeze()  # else the first search for garbage would copy all that is shared
     os.chdir(cwd)
     os.environ.clear()
@@ -95,6 +104,8 @@ def _become(arguments, cwd, environment, *outputs):
             os.dup2(file.fileno(), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["bkray", *arguments]
+    if before:
+        before()
     try:
         main()
     finally:

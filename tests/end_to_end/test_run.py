@@ -240,7 +240,7 @@ def disturbed(recipe, out, cpus, stage, how, kill_node):
     log.unlink(missing_ok=True)
     process = Command(["run", recipe, "--out", out, "--cpus", cpus], ROOT, stderr=log)
     saved = set((out / "small").glob("checkpoints/step-*"))
-    wait_for(lambda: reached(out / "small", stage, saved), process)
+    process.wait_for(lambda: reached(out / "small", stage, saved))
     workers = [each for each in psutil.Process(process.pid).children(recursive=True) if trains(each)]
     assert workers or stage != "training"
     if how == "kill the node":
@@ -268,11 +268,3 @@ def reached(run, stage, saved):
     if stage == "training":
         return bool(set(run.glob("checkpoints/step-*")) - saved)
     return any(run.glob(f"artifacts/.partial-{stage}-*"))
-
-
-def wait_for(condition, process, seconds=1800):
-    started = time.monotonic()
-    while not condition():
-        assert process.poll() is None, "the run ended before it could be disturbed"
-        assert time.monotonic() - started < seconds
-        time.sleep(0.02)
