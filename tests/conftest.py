@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 
+import numpy as np
 import psutil
 import pytest
 import yaml
@@ -19,6 +20,7 @@ WORDS = (  # noqa: SIM905 - a list literal would take a line a word
     "the scan of a matrix returns every row that an operator keeps while values and keys are sorted by size "
     "in linear time so each state holds only what was read before it"
 ).split()
+SYLLABLES = [f"{a}{b}{c}" for a in "bdfgklmn" for b in "aeiou" for c in "lmnrst"]
 
 
 @pytest.fixture(scope="session")
@@ -98,3 +100,40 @@ def small(tmp_path, texts):
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return path
+
+
+@pytest.fixture
+def filtering(small, tmp_path):
+    """The small recipe with every filter, on text of which each takes some out."""
+    rng = np.random.default_rng(0)
+    train, sample, target = ([_prose(rng) for _ in range(count)] for count in (200, 150, 60))
+    near = [f"{text} other" for text in train[:20]]
+    shuffled = [" ".join(rng.permutation(_prose(rng).split())) for _ in range(20)]
+    files = {"pool/a": train + near, "pool/b": shuffled + target, "sample": sample, "target": target}
+    (tmp_path / "pool").mkdir()
+    for name, texts in files.items():
+        rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    pool, trusted, wanted = (
+        {"kind": "jsonl", "path": str(tmp_path / path)} for path in ("pool", "sample.jsonl", "target.jsonl")
+    )
+    recipe = yaml.safe_load(small.read_text()) | {
+        "corpus": pool,
+        "cleaning": {
+            "leakage": {"held_out_of": {"target": wanted | {"test": 0.3}}},
+            "near": {},
+            "quality": {"sample": trusted},
+            "nearest": {"to": wanted, "keep": 0.7},
+        },
+    }
+    small.write_text(yaml.safe_dump(recipe))
+    return small
+
+
+def _prose(rng):
+    """Text in which each word has eight possible successors, so that its order can be learned."""
+    place, chosen = int(rng.integers(len(SYLLABLES))), []
+    for _ in range(60):
+        chosen.append(SYLLABLES[place])
+        place = (place * 7 + int(rng.integers(8))) % len(SYLLABLES)
+    return " ".join(chosen)

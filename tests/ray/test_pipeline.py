@@ -5,7 +5,6 @@ import shutil
 import signal
 import threading
 import time
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +18,7 @@ from bkray.reporting.progress import Progress
 from bkray.runtime import prepare, scoring, stages
 from bkray.runtime.exits import find_user_error
 from bkray.runtime.pipeline import run_pipeline
+from tests.kills import killing, processes
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
 
@@ -69,21 +69,8 @@ def test_a_killed_actor_is_replaced_and_the_scores_are_the_same(small, prepared,
     shutil.copytree(usual, tmp_path / "small", ignore=ignored)
     monkeypatch.setattr(stages, "_BLOCK_WINDOWS", 16)
     monkeypatch.setattr(scoring, "_SCORE_BATCH", 1)  # so that it takes long enough to be killed
-    killed, ended = [], threading.Event()
-
-    def kill_an_actor():
-        while not killed and not ended.wait(0.01):
-            for actor in processes("ray::MapWorker(MapBatches(_Score)).submit")[:1]:
-                os.kill(actor, signal.SIGKILL)
-                killed.append(actor)
-
-    killer = threading.Thread(target=kill_an_actor)
-    killer.start()
-    try:
+    with killing(lambda killed: [] if killed else ["ray::MapWorker(MapBatches(_Score)).submit"]) as killed:
         other = run(recipe, tmp_path, "training_set").folder
-    finally:
-        ended.set()
-        killer.join()
     assert killed
     assert contents(usual) == contents(other)
 
@@ -173,30 +160,10 @@ def kill_a_worker_after_a_checkpoint(folder):
     """SIGKILL to one of the processes that train, as soon as there are lines beyond a checkpoint."""
     while not past_a_checkpoint(folder):
         time.sleep(0.01)
-    os.kill(processes("ray::RayTrainWorker", "ray::_train_task")[-1], signal.SIGKILL)
+    os.kill(max(processes("ray::RayTrainWorker", "ray::_train_task")), signal.SIGKILL)
 
 
 def past_a_checkpoint(folder):
     saved = sorted((folder / "checkpoints").glob("step-*"))
     log = folder / "metrics.jsonl"
     return bool(saved) and log.exists() and RunLog.read(log)[-1]["step"] >= int(saved[-1].name[5:]) + 5
-
-
-def processes(*names):
-    """Ids of the processes of this cluster whose name, which Ray gives them, begins so."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            name = path.read_bytes().decode(errors="replace")
-            mine = os.getpid() in ancestors(int(path.parent.name))
-        except OSError:
-            continue  # it has just ended
-        if mine and name.startswith(names):
-            found.append(int(path.parent.name))
-    return sorted(found)
-
-
-def ancestors(process):
-    while process > 1:
-        process = int(Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[1])
-        yield process
