@@ -44,6 +44,7 @@ class Command:
     def __init__(self, arguments, cwd, stdout=os.devnull, stderr=os.devnull, env=None, before=None):
         """`before` is called in the process before the command is."""
         self.args = list(map(str, arguments))
+        self._stderr = Path(stderr)
         given = (self.args, str(cwd), dict(env or os.environ), before, str(stdout), str(stderr))
         self._process = multiprocessing.get_context(fork_server()).Process(target=_become, args=given)
         with _ONE_AT_A_TIME:
@@ -69,7 +70,7 @@ class Command:
         """Wait until the condition holds, before which the process must not end."""
         deadline = time.monotonic() + timeout
         while not condition():
-            assert self.returncode is None, "the run ended before it could be disturbed"
+            assert self.returncode is None, f"the run ended too early: {self._stderr.read_text()}"
             assert time.monotonic() < deadline
             time.sleep(0.02)
 

@@ -48,7 +48,8 @@ def test_a_stage_killed_in_the_middle_is_made_again_and_what_is_finished_stays(
     before = {}
     for turn, stage in enumerate(KILLED):
         command = ["prepare", filtering, "--out", out, "--cpus", 2 + turn % 2]
-        process = Command(command, ROOT, before=partial(never_finish, stage))
+        log = tmp_path / f"{stage}.txt"
+        process = Command(command, ROOT, stderr=log, before=partial(never_finish, stage))
         process.wait_for(lambda begun=f"small/artifacts/.partial-{stage}-*/*": any(out.glob(begun)))
         if turn % 2:
             kill_node(process)
