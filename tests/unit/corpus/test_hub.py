@@ -68,7 +68,7 @@ def test_the_first_rows_come_as_a_stream(folder, rows, monkeypatch):
     begins = {row["doc_id"]: row for row in whole}
     assert all(begins[row["doc_id"]] == row for row in streamed)
     assert len(streamed) + len(rejects) == sum(min(rows, count) for count in counts_of(whole, all_rejects))
-    with pytest.raises(UserError, match=r"no corpus\.text_field 'txt'; there are text, n"):
+    with pytest.raises(UserError, match=r"no text_field 'txt'; there are text, n"):
         read(HubCorpus(kind="hub", name=str(folder), rows=rows, text_field="txt"))
 
 
@@ -87,7 +87,7 @@ def test_fingerprint_follows_the_files(folder):
 
 def test_wrong_column_and_configuration(folder):
     with pytest.raises(
-        UserError, match=r"no corpus\.text_field 'txt'; there are text, n; did you mean .*=text\?"
+        UserError, match=r"no text_field 'txt'; there are text, n; did you mean text_field: text\?"
     ):
         read(HubCorpus(kind="hub", name=str(folder), text_field="txt"))
     with pytest.raises(UserError, match=r"config 'nope'.*BuilderConfig 'nope' not found"):

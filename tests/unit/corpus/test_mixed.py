@@ -59,7 +59,7 @@ def test_what_is_wrong_with_a_source_is_said_with_its_place(recipe, tmp_path):
     with pytest.raises(UserError, match=r"corpus\.sources\[2\]: corpus\.path .*no such file"):
         list_shards(recipe(missing).corpus)
     other = {**write(tmp_path / "three.jsonl", ["three"]), "text_field": "txt"}
-    with pytest.raises(UserError, match=r"corpus\.sources\[2\]: three\.jsonl: no corpus\.text_field 'txt'"):
+    with pytest.raises(UserError, match=r"corpus\.sources\[2\]: three\.jsonl: no text_field 'txt'"):
         read(recipe(other).corpus)
     with pytest.raises(UserError, match=r"corpus\.sources\.2\.kind: 'txt' is unknown; did you mean text"):
         recipe({"kind": "txt"})
