@@ -92,9 +92,7 @@ def test_parquet_cell_that_is_not_utf8_rejects_only_its_row(tmp_path):
 
 def test_wrong_parquet_column_names_the_columns(tmp_path):
     pq.write_table(pa.table({"body": ["a"], "n": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(
-        UserError, match=r"a\.parquet: no text_field 'bodi'; there are body, n; did you mean"
-    ):
+    with pytest.raises(UserError, match=r"a\.parquet: no text_field 'bodi'; there are body, n; did you mean"):
         read(parquet(tmp_path, text_field="bodi"))
     with pytest.raises(UserError, match=r"'n' holds int64, not text; columns with text: body"):
         read(parquet(tmp_path, text_field="n"))
