@@ -1,10 +1,11 @@
-"""What memory a large corpus takes: bench_memory.py DATA [GB] [--cpus 2] [--out runs/memory]
+"""What memory a large corpus takes: bench_memory.py DATA [KEY=VALUE …] [--gb 2] [--cpus 2]
+[--until STAGE] [--out runs/memory]
 
 DATA is what transfer_data.py leaves. Its pool is copied until there are GB (2) times 10^9 bytes of text, in
 every copy another 35 % of the words replaced by words of the pool, so that no two are near-duplicates; that
 goes through every data stage and a short training. Prints of each stage the seconds, and the most that all
 processes held beyond a Ray node with nothing to do. Pages that several processes share count once; the
-largest sum of a look every two seconds. An interrupted run goes on.
+largest sum of a look every two seconds. An interrupted run goes on. KEY=VALUE changes the recipe.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import psutil
 from compare import held_bytes
 from transfer_data import rows
 
-from bkray.config import Recipe, parse_recipe
+from bkray.config import Recipe, apply_overrides, parse_recipe
 from bkray.reporting.progress import Line, Progress
 from bkray.runtime.cluster import cluster
 from bkray.runtime.pipeline import run_pipeline
@@ -55,33 +56,36 @@ def replaced(text: str, words: list[str], draw: random.Random) -> str:
     return " ".join(draw.choice(words) if draw.random() < REPLACED else word for word in text.split())
 
 
-def recipe(data: Path, corpus: Path) -> Recipe:
+def recipe(data: Path, corpus: Path, overrides: list[str]) -> Recipe:
     """Every stage once, with a small model."""
     wikitext = {"kind": "text", "path": str(data / "wikitext-2"), "document_start": "^ = [^=].* = $"}
     return parse_recipe(
-        {
-            "name": "memory",
-            "corpus": {"kind": "jsonl", "path": str(corpus), "validation": 0.0005, "test": 0.0005},
-            "cleaning": {
-                "exact": True,
-                "near": {},
-                "quality": {
-                    "sample": {"kind": "jsonl", "path": str(data / "reviews.jsonl.gz")},
-                    "lose": 0.001,
+        apply_overrides(
+            {
+                "name": "memory",
+                "corpus": {"kind": "jsonl", "path": str(corpus), "validation": 0.0005, "test": 0.0005},
+                "cleaning": {
+                    "exact": True,
+                    "near": {},
+                    "quality": {
+                        "sample": {"kind": "jsonl", "path": str(data / "reviews.jsonl.gz")},
+                        "lose": 0.001,
+                    },
+                    "leakage": {"held_out_of": {"wikitext": wikitext}},
+                    "nearest": {"to": wikitext, "keep": 0.8},
                 },
-                "leakage": {"held_out_of": {"wikitext": wikitext}},
-                "nearest": {"to": wikitext, "keep": 0.8},
+                "tokenizer": {"vocab_size": 2048},
+                "augmentation": [{"kind": "deletion", "probability": 0.1, "share": 0.1}],
+                "difficulty": {"kind": "loss"},
+                "proxy": {"d_model": 16, "n_layers": 1, "tokens": 100_000},
+                "selection": {"kind": "entropy", "keep": 0.8, "diversity": {}},
+                "curriculum": {"pacing": "linear", "start": 0.3},
+                "model": {"kind": "resnet_bk", "d_model": 64, "n_layers": 1},
+                "training": {"tokens": 100_000, "batch_tokens": 2048, "workers": 2},
+                "samples": None,
             },
-            "tokenizer": {"vocab_size": 2048},
-            "augmentation": [{"kind": "deletion", "probability": 0.1, "share": 0.1}],
-            "difficulty": {"kind": "loss"},
-            "proxy": {"d_model": 16, "n_layers": 1, "tokens": 100_000},
-            "selection": {"kind": "entropy", "keep": 0.8, "diversity": {}},
-            "curriculum": {"pacing": "linear", "start": 0.3},
-            "model": {"kind": "resnet_bk", "d_model": 64, "n_layers": 1},
-            "training": {"tokens": 100_000, "batch_tokens": 2048, "workers": 2},
-            "samples": None,
-        }
+            overrides,
+        )
     )
 
 
@@ -118,7 +122,8 @@ def main(given: Any) -> None:
     copies(given.data / "pool.jsonl.gz", corpus, given.gb * 1e9)
     rays_own = idle(given.cpus)
     watched = Watched()
-    run_pipeline(recipe(given.data, corpus), given.out, cpus=given.cpus, progress=watched)
+    changed = recipe(given.data, corpus, given.overrides)
+    run_pipeline(changed, given.out, until=given.until, cpus=given.cpus, progress=watched)
     size = sum(file.stat().st_size for file in corpus.glob("*.jsonl"))
     print(
         f"{size / 1e9:.2f} GB in {len(list(corpus.glob('*.jsonl')))} files; Ray's own {rays_own / 1e9:.2f} GB"
@@ -130,9 +135,11 @@ def main(given: Any) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("gb", type=float, nargs="?", default=2.0)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--gb", type=float, default=2.0)
+    parser.add_argument("--until", default="evaluation", metavar="STAGE", help="the last stage")
     parser.add_argument("--cpus", type=int)
     parser.add_argument("--out", type=Path, default=Path("runs/memory"))
     main(parser.parse_args())
