@@ -19,7 +19,7 @@ SPARSE_MIXERS = ("spectral", "gated")
 
 
 class WindowedAttention(Section):
-    """Softmax attention to the last `window` sites in the place of some layers' mixers."""
+    """Softmax attention to the last `window` sites, after a convolution, in place of some layers' mixers."""
 
     layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
     """Numbers of the layers, the first is 0."""

@@ -23,7 +23,7 @@ from bkray.model.halting import HaltingStack
 from bkray.model.koopman import Koopman
 from bkray.model.language_model import LanguageModel, Mixer, Stack, check_config
 from bkray.model.layers import FeedForward
-from bkray.model.mixers import Attention, DiagonalMixer, GatedMixer, PotentialMixer, SpectralMixer
+from bkray.model.mixers import ConvolvedAttention, DiagonalMixer, GatedMixer, PotentialMixer, SpectralMixer
 from bkray.model.multiscale import MultiscaleStack
 from bkray.model.sparsity import SiteGate
 
@@ -34,11 +34,10 @@ class ResNetBKConfig:
 
     Heads, divisors of d, share a phase projection (mixer "spectral") or are chains with d/H values each
     ("potential"); of "diagonal" they are the features, as many as wanted; "gated", the real gated recurrence,
-    has none. Memory lengths start log-uniform
-    between 2 and `longest_memory` sites. `attention` puts windowed softmax attention in the place of some
-    layers' mixers, `experts` a mixture of experts in that of every feed-forward layer; `koopman` adds an
-    objective on the final states, `sparsity` gates to the mixers; `halting` and `multiscale` leave sites out
-    of some layers.
+    has none. Memory lengths start log-uniform between 2 and `longest_memory` sites. `attention` puts windowed
+    softmax attention, after a convolution of 4 taps, in the place of some layers' mixers, `experts` a mixture
+    of experts in that of every feed-forward layer; `koopman` adds an objective on the final states,
+    `sparsity` gates to the mixers; `halting` and `multiscale` leave sites out of some layers.
     """
 
     vocab_size: int
@@ -95,7 +94,7 @@ def _stack(config: ResNetBKConfig) -> Stack | None:
 def _mixer(config: ResNetBKConfig, layer: int) -> Mixer:
     d, heads, longest = config.d_model, config.n_heads, config.longest_memory
     if config.attention and layer in config.attention.layers:
-        return Attention(d, config.attention.n_heads, config.attention.window)
+        return ConvolvedAttention(d, config.attention.n_heads, config.attention.window)
     sites = SiteGate(d, **config.sparsity.model_dump()) if config.sparsity else None
     match config.mixer:
         case "spectral":

@@ -6,9 +6,17 @@ attention.py   softmax attention, over all sites before or a window of them
 gru.py         the gated recurrent unit
 """
 
-from bkray.model.mixers.attention import Attention
+from bkray.model.mixers.attention import Attention, ConvolvedAttention
 from bkray.model.mixers.gru import GRUMixer
 from bkray.model.mixers.potential import DiagonalMixer, PotentialMixer
 from bkray.model.mixers.spectral import GatedMixer, SpectralMixer
 
-__all__ = ["Attention", "DiagonalMixer", "GRUMixer", "GatedMixer", "PotentialMixer", "SpectralMixer"]
+__all__ = [
+    "Attention",
+    "ConvolvedAttention",
+    "DiagonalMixer",
+    "GRUMixer",
+    "GatedMixer",
+    "PotentialMixer",
+    "SpectralMixer",
+]

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
+from bkray.model.convolution import CausalConvolution
 from bkray.model.layers import rms_norm
 
 Tensor = torch.Tensor
@@ -69,6 +70,28 @@ class Attention(nn.Module):
 
     def _merge(self, mixed_BHND: Tensor) -> Tensor:
         return self.output(mixed_BHND.transpose(1, 2).flatten(2))
+
+
+class ConvolvedAttention(Attention):
+    """Attention after a causal convolution of 4 taps, as the resolvents have it (Primer, arXiv 2109.08668).
+
+    Its state: the last inputs of the convolution (B, 3, d), then Attention's.
+    """
+
+    def __init__(self, d_model: int, n_heads: int, window: int | None = None) -> None:
+        super().__init__(d_model, n_heads, window)
+        self.convolution = CausalConvolution(d_model)
+
+    def forward(self, x_BNd: Tensor) -> Tensor:
+        return super().forward(self.convolution(x_BNd))
+
+    def initial_state(self, batch: int) -> State:
+        return self.convolution.initial_state(batch), *super().initial_state(batch)
+
+    def step(self, x_Bd: Tensor, state: State, position: int) -> tuple[Tensor, State]:
+        z_Bd, window = self.convolution.step(x_Bd, state[0])
+        mixed, seen = super().step(z_Bd, state[1:], position)
+        return mixed, (window, *seen)
 
 
 def _rotation(first: int, last: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from bkray.config.model import WindowedAttention
 from bkray.model import ResNetBK, ResNetBKConfig, resolvent_mix
-from bkray.model.mixers import Attention, DiagonalMixer, GRUMixer, PotentialMixer
+from bkray.model.mixers import Attention, ConvolvedAttention, DiagonalMixer, GRUMixer, PotentialMixer
 from bkray.model.mixers.attention import _windowed
 
 
@@ -28,6 +29,21 @@ def test_a_window_as_long_as_the_text_changes_nothing():
     whole = mixer(x)
     mixer.window = None
     assert torch.equal(mixer(x), whole)
+
+
+def test_attention_in_resnet_bk_sees_its_neighbours_through_a_convolution():
+    torch.manual_seed(0)
+    config = ResNetBKConfig(vocab_size=9, d_model=16, n_layers=2, attention=WindowedAttention(layers=(1,)))
+    mixer, x = ResNetBK(config).blocks[1].mixer, torch.randn(2, 11, 16)
+    assert isinstance(mixer, ConvolvedAttention)
+    torch.nn.init.normal_(mixer.output.weight)
+    plain = Attention(16, 4, window=64)
+    plain.load_state_dict(mixer.state_dict(), strict=False)
+    torch.testing.assert_close(mixer(x), plain(x))  # it starts as attention alone
+    torch.nn.init.normal_(mixer.convolution.taps)
+    padded, taps = F.pad(x, (0, 0, 3, 0)), mixer.convolution.taps[:, 0].T
+    z = sum(padded[:, k : k + 11] * taps[k] for k in range(4))
+    torch.testing.assert_close(mixer(x), plain(z))
 
 
 def operator_matrix(v, b, eta):
