@@ -254,9 +254,8 @@ def test_half_a_surrogate_pair_in_what_a_rejected_row_shows(tmp_path):
 
 def test_field_that_no_row_has_is_a_user_error_with_the_nearest(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"content": "a", "id": 1}\n{"content": "b", "url": ""}\n')
-    with pytest.raises(
-        UserError, match=r"'contents'; there are content, id, url; did you mean text_field: content\?"
-    ):
+    said = r"no text_field 'contents'; there are content, id, url; did you mean text_field: content\?"
+    with pytest.raises(UserError, match=said):
         read(jsonl(tmp_path, text_field="contents"))
 
 
