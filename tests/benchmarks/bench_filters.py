@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 from bench_cleaning import paragraphs, pieces, reviews, web
+from bench_transfer import shown_ratio
 
 from bkray.config import parse_recipe
 from bkray.config.comparison import load_comparison
@@ -123,11 +124,7 @@ def _columns(saving: Saving, more: float) -> str:
     if saving.cost is None:
         return f"not reached by {saving.missed} of {len(saving.own)} seeds | |"
     most, least = ("at most ", "≥ ") if saving.at_most else ("", "")
-    ratio = f"{least}{saving.ratio:.2f}"
-    if saving.interval:
-        _, low, high = saving.interval.ratio
-        ratio += f" ({low:.2f} to {high:.2f})"
-    return f"{most}{saving.cost:.0f} | {ratio} | {least}{saving.with_more(more):.2f}"
+    return f"{most}{saving.cost:.0f} | {shown_ratio(saving)} | {least}{saving.with_more(more):.2f}"
 
 
 def main(out: Path, overrides: tuple[str, ...], cpus: int) -> None:

@@ -247,14 +247,20 @@ class Level:
         if saving.cost is None:
             return f"{line} not reached by {saving.missed} of {len(saving.own)} seeds | | | | |"
         most, least = ("at most ", "≥ ") if saving.at_most else ("", "")
-        ratio = f"{least}{saving.ratio:.2f}"
-        if saving.interval:
-            _, low, high = saving.interval.ratio
-            ratio += f" (≥ {low:.2f})" if saving.at_most else f" ({low:.2f} to {high:.2f})"
+        ratio = shown_ratio(saving)
         with_trials = saving.with_more(self.trials[1], self.trials[0])
         in_full, targets = saving.with_more(self.shared), saving.break_even(self.shared)
         line += f" {most}{flops(saving.cost)} | {ratio} | {least}{with_trials:.2f} | {least}{in_full:.2f} |"
         return f"{line} {most if targets else ''}{targets or 'none'} |"
+
+
+def shown_ratio(saving: Saving) -> str:
+    """The saving of a level that was reached, with its interval where there are seeds enough for one."""
+    text = f"≥ {saving.ratio:.2f}" if saving.at_most else f"{saving.ratio:.2f}"
+    if not saving.interval:
+        return text
+    _, low, high = saving.interval.ratio
+    return text + (f" (≥ {low:.2f})" if saving.at_most else f" ({low:.2f} to {high:.2f})")
 
 
 def flops(number: float) -> str:
