@@ -35,9 +35,6 @@ TASK_CPUS = 0.5
 _LEAST_CPUS = 2
 """Logical CPUs of a local cluster: Ray Data's own tasks ask for a whole one, beside an actor's half."""
 
-_WORKER_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
-"""glibc keeps freed memory in the process: a small model's step spent a third of its time on page faults."""
-
 _LOCAL_RAY = {
     "RAY_worker_niceness": "0",  # Ray's 15 lets workers yield to everything else on the machine
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one machine of one's own is not taken away
@@ -75,8 +72,7 @@ def cluster(cpus: int | None = None) -> Iterator[int]:
     """Join or start a cluster, yield its CPUs, and leave it; one that is already joined is used and kept."""
     owned, terminate = not ray.is_initialized(), signal.getsignal(signal.SIGTERM)
     if owned and inside_job():
-        environment = {"env_vars": _WORKER_ENVIRONMENT}
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env=environment)
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
     elif owned:
         _start(cpus)
     interruptible = threading.current_thread() is threading.main_thread()
@@ -94,7 +90,7 @@ def cluster(cpus: int | None = None) -> Iterator[int]:
 
 def _start(cpus: int | None) -> None:
     """Start a Ray of one's own on this machine; raises UserError where the machine is too busy for it."""
-    os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", **_WORKER_ENVIRONMENT})  # workers inherit it
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # workers inherit it
     for name, value in _LOCAL_RAY.items():
         os.environ.setdefault(name, value)
     try:

@@ -24,6 +24,7 @@ from bkray.corpus.mapped import MappedWindows, map_windows
 from bkray.corpus.schema import soft_targets_fields
 from bkray.corpus.windows import tokens_array
 from bkray.runtime.cluster import TASK_CPUS
+from bkray.runtime.one_core import work_on_one_core
 from bkray.runtime.precision import device_here, dtype_everywhere, said
 from bkray.runtime.stages import (
     ROWS_PER_PART,
@@ -97,7 +98,7 @@ class _Ask:
     """An actor that holds the teachers."""
 
     def __init__(self, folders: list[Path], k: int, schema: pa.Schema, dtype: torch.dtype) -> None:
-        torch.set_num_threads(1)
+        work_on_one_core()
         self.folders, self.k, self.schema, self.dtype = folders, k, schema, dtype
         self.teachers = [load_model(folder).to(device_here()) for folder in folders]
 

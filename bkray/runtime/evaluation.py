@@ -22,6 +22,7 @@ from bkray.evaluation import HeldOut, NGramBaseline, window_nats
 from bkray.model import generate_each
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.cluster import TASK_CPUS
+from bkray.runtime.one_core import work_on_one_core
 from bkray.runtime.stages import actors, in_worker, map_tables, read_parts, windows_a_block, write_parts
 from bkray.runtime.work import Outcome, Work
 from bkray.training import Ledger, load_model
@@ -124,7 +125,7 @@ class _WindowNats:
     """An actor that holds models and adds their losses on each window."""
 
     def __init__(self, exported: dict[str, Path]) -> None:
-        torch.set_num_threads(1)
+        work_on_one_core()
         self.models = {column: load_model(folder) for column, folder in exported.items()}
 
     def __call__(self, table: pa.Table) -> pa.Table:

@@ -38,7 +38,7 @@ from bkray.runtime.artifacts import Artifact
 from bkray.runtime.cleaning import Others
 from bkray.runtime.cluster import TASK_CPUS
 from bkray.runtime.reading import many_rejected, too_many
-from bkray.runtime.stages import blocks_of, bucket_of, map_tables, merged, read_parts, write_parts
+from bkray.runtime.stages import actors, blocks_of, bucket_of, map_tables, merged, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
 
 _BUCKETS = 16  # of ids and hashes, 20 bytes a document
@@ -230,7 +230,14 @@ def augmented(work: Work) -> Outcome:
     originals = read_parts(work.source.parts, "train").materialize()
     block = block_rows(work.recipe, originals.count(), originals.size_bytes(), work.cpus)
     spread = originals.repartition(target_num_rows_per_block=block)
-    attempts = map_tables(spread, _Augment(work.recipe), batch_size=block).materialize()
+    attempts = map_tables(
+        spread,
+        _Augment,
+        TASK_CPUS,
+        fn_constructor_args=(work.recipe,),
+        compute=actors(work.cpus, originals.count(), block),  # WordNet goes from memory as they end
+        batch_size=block,
+    ).materialize()
     outcomes = map_tables(attempts, _outcomes, batch_size=None).take_all()
     kinds = augmentation_counts([section.kind for section in work.recipe.augmentation], outcomes)
     rows = write_parts(map_tables(attempts, _made), work.directory, DOCUMENTS, ["doc_id"])

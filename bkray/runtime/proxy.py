@@ -16,6 +16,7 @@ from bkray.corpus import load_tokenizer
 from bkray.corpus.windows import read_columns, tokens_array
 from bkray.curriculum import CurriculumSampler
 from bkray.model import build_model
+from bkray.runtime.one_core import work_on_one_core
 from bkray.training import Ledger, WindowData, export_model, train
 
 _BATCH_WINDOWS = 16
@@ -44,7 +45,7 @@ def train_proxy(
     Windows lie in the order of their ids, which are hashes: the first ones are a random sample. One thread,
     so that the weights do not depend on the machine's cores.
     """
-    torch.set_num_threads(1)
+    work_on_one_core()
     small = proxy_recipe(recipe)
     needed = small.steps * small.batch_windows
     sample = _first_windows(parts, needed)

@@ -29,6 +29,7 @@ from bkray.difficulty import (
     sentence_length,
 )
 from bkray.runtime.cluster import TASK_CPUS
+from bkray.runtime.one_core import work_on_one_core
 from bkray.runtime.plan import chosen_scores, scored_columns
 from bkray.runtime.precision import device_here, dtype_everywhere, said
 from bkray.runtime.proxy import train_proxy
@@ -234,7 +235,7 @@ class _Score:
     """An actor that adds every score to its windows, and copies the ones asked for to their final columns."""
 
     def __init__(self, scorer: Scorer) -> None:
-        torch.set_num_threads(1)
+        work_on_one_core()
         self.scorer = scorer
         self.tokenizer = load_tokenizer(scorer.tokenizer)
         paths = (scorer.model, scorer.reference)

@@ -45,6 +45,7 @@ from bkray.reporting.trackers import TrackedLog, tracked_log
 from bkray.runtime.beside import end_actors, run_beside
 from bkray.runtime.distillation import map_soft_targets
 from bkray.runtime.drawing import build_sampler, order_columns
+from bkray.runtime.one_core import work_on_one_core
 from bkray.runtime.plan import Plan
 from bkray.runtime.precision import device_here
 from bkray.runtime.work import Outcome, Work
@@ -231,7 +232,7 @@ def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter |
 
     The log goes to `reporter`, by default the file `job.metrics` and the recipe's trackers.
     """
-    torch.set_num_threads(1)  # a core a worker: more cores are used by more workers, and bits stay the same
+    work_on_one_core()
     if rank:
         return _train(job, rank, device, reporter)
     with _after_others(job.run / ".training.lock"), _noting(job.notes):

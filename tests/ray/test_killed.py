@@ -18,7 +18,7 @@ KILLED = {
     "deduplicated": "ray::MapBatches(_twins)",
     "filtered": "ray::_fit",
     "nearest": "ray::MapBatches(_Distance)",
-    "augmented": "ray::MapBatches(_Augment)",
+    "augmented": "ray::MapWorker(MapBatches(_Augment)).submit",
     "windows": "ray::MapBatches(_PackParts)",
     "selected": "ray::MapBatches(_Take)",
 }
