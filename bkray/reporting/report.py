@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,7 @@ def _run_context(report: RunReport) -> dict[str, Any]:
     return {
         "held_out": held_out,
         "ledger": ledger,
+        "seen_before": _seen_before(report.summary.get("seen_before")),
         "compared": [
             (title, bits, _against(held_out["bits_per_byte"], bits)) for title, bits in compared.items()
         ],
@@ -176,6 +178,16 @@ def _run_context(report: RunReport) -> dict[str, Any]:
         ],
         "versions": report.summary.get("versions") or {},
     }
+
+
+def _seen_before(counts: Mapping[str, Any] | None) -> str:
+    """How many held-out documents the start model has learnt from; and where nobody could look."""
+    if not counts:
+        return ""
+    found = [f"{sum(counts['reasons'].values()):,} of {counts['held_out']:,}"] if "held_out" in counts else []
+    if counts["lost"]:
+        found.append(f"not looked for in what {counts['lost']} learnt from, which is not beside it")
+    return "; ".join(found)
 
 
 def _run_figures(report: RunReport, compared: dict[str, float | None]) -> list[tuple[str, str]]:

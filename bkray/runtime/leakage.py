@@ -1,7 +1,14 @@
-"""The stage that takes out training documents which give away what other corpora hold out.
+"""The stages that find training documents which give away held-out ones.
+
+What other corpora hold out goes from the training documents:
 
 other corpora ─► their validation and test documents, as their own runs draw them ─► HeldOutTexts ─┐
 documents ─► leaks (ids and reasons, small) ─► removed.parquet, and the documents without them ◄───┘
+
+What a start model has seen of this run's held-out documents is too late to take out, and is counted:
+
+documents ─► their validation and test ones ─► HeldOutTexts ─┐
+training documents of the start model's run ─► leaks ◄───────┘ ─► seen.parquet, a row a held-out document
 """
 
 from __future__ import annotations
@@ -10,17 +17,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import ray
 
 from bkray.config import Recipe, UserError
+from bkray.config.corpus import Leakage
 from bkray.corpus import DOCUMENTS, Shard
 from bkray.corpus.cleaning.leakage import HeldOutTexts
+from bkray.corpus.shard import HELD_OUT
+from bkray.corpus.windows import count_values, read_columns
 from bkray.runtime.cleaning import REMOVED, crowded_of, with_count, without, without_counts
 from bkray.runtime.plan import drawn_seeds
 from bkray.runtime.reading import REJECTED, Reading, write_rejects
-from bkray.runtime.stages import map_tables, read_parts
+from bkray.runtime.stages import blocks_of, map_tables, read_parts
 from bkray.runtime.work import Outcome, Work
 
 _NO_LIMIT = 2**40  # characters
@@ -91,6 +103,55 @@ def held_out_documents(name: str, reading: Reading, recipe: Recipe) -> pa.Table:
             "shares as its own runs do, or remove it"
         )
     return table.append_column("corpus", pa.array([name] * table.num_rows))
+
+
+def seen_before(work: Work) -> Outcome:
+    """Count held-out documents that training text of the start model's run, or of one before, gives away.
+
+    What counts is what `cleaning.leakage` takes out by default. All of them stay: runs are compared on the
+    same text. A training document names one held-out document, so it may be a few more.
+    """
+    near = work.recipe.cleaning.alike
+    fit: Any = _index_own.options(num_returns=2)
+    index, count = fit.remote(work.source.parts, (near.threshold, near.ngram))
+    parts = [part for documents in work.plan.learnt.documents for part in documents.parts]
+    leaks = map_tables(map_tables(read_parts(parts, "train"), _Leaks(index)), without_counts).materialize()
+    path = work.directory / "seen.parquet"
+    ray.get(_write_seen.remote(str(path), *blocks_of(leaks)))
+    reasons = dict(sorted(count_values([path], "reason").items()))
+    held_out, found = ray.get(count), sum(reasons.values())
+    start = work.recipe.training.start_from
+    if found:
+        work.line.say(
+            f"{found:,} of {held_out:,} held-out documents are, whole or in part, in text that "
+            f"training.start_from {start} learnt from, so held-out figures are too good: `bkray transfer` "
+            "takes such text out of the pool first"
+        )
+    named = "".join(f", {number:,} {reason}" for reason, number in reasons.items())
+    summary = f"{found:,} of {held_out:,} held-out documents known to the start model" + named
+    details = {"held_out": held_out, "reasons": reasons}
+    return Outcome(found, summary, details=details)
+
+
+@ray.remote(num_cpus=1)
+def _index_own(parts: list[Path], near: tuple[float, int]) -> tuple[tuple[HeldOutTexts, pa.Table], int]:
+    """What the run itself holds out, as `_index` has that of others, `corpus` being the split."""
+    tables = [read_columns(parts, ["doc_id", "text", "split"], split) for split in HELD_OUT]
+    documents = pa.concat_tables(tables).rename_columns({"split": "corpus"})
+    found = HeldOutTexts(documents["text"].to_pylist(), Leakage.model_fields["overlap"].default, near)
+    return (found, documents.select(["doc_id", "corpus"])), documents.num_rows
+
+
+@ray.remote(num_cpus=1)
+def _write_seen(path: str, *blocks: pa.Table) -> None:
+    """Write a row of each held-out document that a training document gives away, the clearest: equal, near
+    duplicate, overlap; the roles of `doc_id` and `twin_id` change."""
+    leaks = pa.concat_tables([REMOVED.empty_table(), *(block.cast(REMOVED) for block in blocks)])
+    turned = leaks.rename_columns({"doc_id": "twin_id", "twin_id": "doc_id"}).select(REMOVED.names)
+    order = [(name, "ascending") for name in ("doc_id", "reason", "source", "twin_id")]
+    rows = turned.sort_by(order).combine_chunks()
+    first = np.unique(rows["doc_id"].to_numpy(), return_index=True)[1]
+    pq.write_table(rows.take(pa.array(first)).replace_schema_metadata(None), path, compression="zstd")
 
 
 class _Leaks:

@@ -46,6 +46,7 @@ BUILDERS: dict[str, Callable[[Work], Outcome]] = {
     "deduplicated": cleaning.deduplicated,
     "filtered": cleaning.filtered,
     "nearest": nearest,
+    "seen_before": leakage.seen_before,
     "tokenizer": prepare.tokenizer,
     "augmented": prepare.augmented,
     "windows": prepare.windows,

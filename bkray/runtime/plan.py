@@ -4,8 +4,9 @@
         └─► augmented ──────────┘ └─► proxy ─┘                                    held_out_scores ─┘
 
 Between documents and the rest go decontaminated, deduplicated, filtered and nearest (`cleaning.leakage`,
-`near`, `quality`, `nearest`), between training_set and model soft_targets (`training.distillation`).
-Stages that a recipe does not ask for are not in its plan.
+`near`, `quality`, `nearest`), between training_set and model soft_targets (`training.distillation`). Where
+the text of the start model's run is there, seen_before looks for held-out documents in it. Stages that a
+recipe does not ask for are not in its plan.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from bkray.corpus import Shard, list_shards
 from bkray.corpus.schema import DOCUMENTS, windows_schema
 from bkray.corpus.shard import HELD_OUT, split_named
 from bkray.runtime.artifacts import Artifact, key_of
-from bkray.runtime.pool import Pool, find_pool
+from bkray.runtime.pool import Learnt, Pool, find_learnt, find_pool
 
 _FORMAT = 5  # part of every key: a change of what the stages write makes new artifacts
 
@@ -79,6 +80,8 @@ class Plan:
     """The exported model that training starts from; absolute, since workers have folders of their own."""
     pool: Pool | None = None
     """What the start model learnt from, where the recipe names it."""
+    learnt: Learnt = field(default_factory=Learnt)
+    """The text of the start model's run and of those before it."""
     named: Named = field(default_factory=Named)
 
     @property
@@ -118,6 +121,11 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
     add("documents", [_source(recipe.corpus), exact, seed, _prints(shards)], provides=_DOCUMENT)
     named = Named.by(recipe.cleaning)
     documents = _clean(builder, recipe, named)
+    path = Path(recipe.training.start_from).absolute() if recipe.training.start_from else None
+    learnt = find_learnt(path) if path else Learnt()
+    if learnt.documents:
+        text = [artifact.manifest["key"] for artifact in learnt.documents]
+        add("seen_before", [text, _section(recipe.cleaning.alike)], (documents,), ("doc_id", "text", "split"))
     given = {setting: digests(setting, folder) for setting, folder in recipe.given_models.items()}
     start = given.get("training.start_from", {})
     taken = next(iter(recipe.tokenizer_models), None)
@@ -146,8 +154,7 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
         add("forgetting", [start, pool.windows.manifest["key"]], ("model",))
     add("evaluation", "test", ("windows", "model", "tokenizer"), ("tokens", "target_bytes", "split"))
     _check_columns(builder.stages)
-    path = Path(recipe.training.start_from).absolute() if recipe.training.start_from else None
-    return Plan(recipe, tuple(shards), builder.stages, path, pool, named)
+    return Plan(recipe, tuple(shards), builder.stages, path, pool, learnt, named)
 
 
 def _choose(builder: _Builder, recipe: Recipe, given: dict[str, dict[str, str]]) -> list[Any]:

@@ -1,6 +1,7 @@
 """The pool: what a finished run was trained and evaluated on, for a run that starts from what it learnt.
 
 folder of a run ─► model/manifest.json ─► keys of its training set and windows ─► their artifacts
+                            └─► the model that it started from, and the folder of that one's run
 """
 
 from __future__ import annotations
@@ -19,6 +20,35 @@ class Pool:
     """The windows that its model was trained on."""
     windows: Artifact
     """All windows, the held-out ones among them."""
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """The text that a model and those before it were trained on, as far as it is still there."""
+
+    documents: tuple[Artifact, ...] = ()
+    """Of each run, the one of the model first."""
+    lost: Path | None = None
+    """The first model beside which there is no text of its run; of what came before it nothing is known."""
+
+
+def find_learnt(model: Path) -> Learnt:
+    """What the exported `model` learnt from: in its own run, that of the model it started from, and so on."""
+    found: list[Artifact] = []
+    chain: list[Path] = []
+    folder: Path | None = model
+    while folder and folder not in chain:
+        chain.append(folder)
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text())
+            windows = _artifact(folder.parent, "windows", manifest["inputs"]["windows"])
+            name, key = next(iter(windows.manifest["inputs"].items()))
+            found.append(_artifact(folder.parent, name, key))
+            start = manifest["configuration"]["training"]["start_from"]
+        except (OSError, ValueError, KeyError):
+            return Learnt(tuple(found), folder)
+        folder = Path(start).absolute() if start else None
+    return Learnt(tuple(found))
 
 
 def find_pool(recipe: Recipe) -> Pool | None:
@@ -40,18 +70,26 @@ def find_pool(recipe: Recipe) -> Pool | None:
             f"{setting} {folder} holds no finished run ({error}): name the folder that holds its model/ and "
             "artifacts/"
         ) from None
-    found = {}
-    for name, key in keys.items():
-        path = run / "artifacts" / f"{name}-{key}"
-        if not (artifact := Artifact.find(path, key)):
-            raise UserError(f"{setting} {folder} has lost its windows, {path} is not there: run it again")
-        found[name] = artifact
+    try:
+        found = {name: _artifact(run, name, key) for name, key in keys.items()}
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{setting} {folder} has lost its windows, {error} is not there: run it again"
+        ) from None
     if window != recipe.window:
         raise UserError(
             f"{setting} {folder} has windows of {window}, window is {recipe.window}: set it alike"
         )
     _check_vocabulary(setting, run, Path(str(recipe.training.start_from)))
     return Pool(**found)
+
+
+def _artifact(run: Path, name: str, key: str) -> Artifact:
+    """The artifact of a stage of the run; raises FileNotFoundError, which names its path, without one."""
+    path = run / "artifacts" / f"{name}-{key}"
+    if not (artifact := Artifact.find(path, key)):
+        raise FileNotFoundError(path)
+    return artifact
 
 
 def _check_vocabulary(setting: str, run: Path, start: Path) -> None:

@@ -86,6 +86,7 @@ def summarise(plan: Plan, built: dict[str, Artifact], run: Path) -> dict[str, An
         },
         **({"skill": skill} if (skill := _skill(built)) else {}),
         **({"pool": _pool(plan, built["forgetting"])} if "forgetting" in built else {}),
+        **({"seen_before": _seen_before(plan, built)} if plan.start else {}),
         **({"removed": removed} if (removed := _removed(built)) else {}),
         "steps": training["steps"],
         **{key: training[key] for key in ("divergences", "start_vocabulary") if training.get(key)},
@@ -114,6 +115,13 @@ def _pool(plan: Plan, forgetting: Artifact) -> dict[str, Any]:
     named = recipe.pool
     assert named
     return {"run": named[1], "split": "test", **bits, "replayed_tokens": recipe.replayed * recipe.window}
+
+
+def _seen_before(plan: Plan, built: dict[str, Artifact]) -> dict[str, Any]:
+    """How many held-out documents the start model is known to have learnt from; `lost` is the model on whose
+    text, and on that of what came before it, nobody could look."""
+    counted = built["seen_before"].manifest["details"] if "seen_before" in built else {"reasons": {}}
+    return {**counted, "lost": str(plan.learnt.lost) if plan.learnt.lost else None}
 
 
 def _removed(built: dict[str, Artifact]) -> dict[str, dict[str, int]]:

@@ -1,7 +1,10 @@
-"""A run that starts from a model with another vocabulary: its own tokenizer, the rows that both share."""
+"""A run that starts from another's model: of another vocabulary, and of text that it is tested on."""
 
+import io
 import json
+import random
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
@@ -61,3 +64,69 @@ def test_the_target_brings_its_vocabulary_and_its_layers_thaw(small, tmp_path):
     frozen = [line["frozen_layers"] for line in RunLog.read(done.folder / "metrics.jsonl")]
     assert sorted(set(frozen), reverse=True) == [1, 0]
     assert frozen == sorted(frozen, reverse=True)
+
+
+def random_texts(seed, count):
+    rng = random.Random(seed)
+    words = ["".join(rng.choices("abcdefgh", k=5)) for _ in range(400)]
+    return [" ".join(rng.choices(words, k=60)) for _ in range(count)]
+
+
+def split_files(folder, **splits):
+    folder.mkdir()
+    for split, texts in splits.items():
+        lines = [json.dumps({"text": text}) + "\n" for text in texts]
+        (folder / f"{split}.jsonl").write_text("".join(lines))
+    return f"corpus={{kind: jsonl, path: {folder}}}"
+
+
+def test_held_out_text_that_the_start_model_has_seen_is_counted(small, tmp_path):
+    """In what the model before the start model learnt from as well, where that is still there."""
+    held_out = {"validation": random_texts(1, 5), "test": random_texts(2, 6)}
+    words = held_out["test"][1].split()
+    nearly = held_out["validation"][3].replace(" ", " other ", 1)
+    quoted = " ".join([*random_texts(3, 1)[0].split(), *words[10:24]])
+    others = {"validation": random_texts(4, 3), "test": [held_out["test"][4], *random_texts(5, 3)]}
+    pool = [*random_texts(6, 30), held_out["test"][0], nearly, quoted]
+    middle = [*random_texts(7, 30), held_out["test"][0], held_out["test"][2]]
+    own = [*random_texts(8, 30), held_out["test"][5]]
+    sizes = [
+        "model={kind: resnet_bk, d_model: 16, n_layers: 1}",
+        "training.tokens=2000",
+        "cleaning.exact=false",
+    ]
+
+    def run(name, corpus, start=None, until="model", console=None):
+        from_ = ["tokenizer={}", f"training.start_from={start}"] if start else []
+        recipe = load_recipe(small, [*PLAIN, *sizes, "training.workers=1", f"name={name}", corpus, *from_])
+        progress = Progress(console or Console(quiet=True))
+        return run_pipeline(recipe, tmp_path, until=until, progress=progress)
+
+    first = run("first", split_files(tmp_path / "pool", train=pool, **others)).folder / "model"
+    second = run("second", split_files(tmp_path / "middle", train=middle, **others), first).folder / "model"
+    target = split_files(tmp_path / "target", train=own, **held_out)
+    shown = io.StringIO()
+    seen = run("tuned", target, second, "seen_before", Console(file=shown)).artifacts["seen_before"]
+    assert seen.manifest["details"] == {
+        "held_out": 11,
+        "reasons": {
+            "equal, held out of test": 2,
+            "near duplicate, held out of validation": 1,
+            "overlap, held out of test": 1,
+        },
+    }
+    assert "4 of 11 held-out documents are" in " ".join(shown.getvalue().split())
+    documents = run("tuned", target, second, "documents").artifacts["documents"]
+    text_of = {row["doc_id"]: row["text"] for row in pq.read_table(documents.parts).to_pylist()}
+    rows = pq.read_table(seen.path / "seen.parquet").to_pylist()
+    assert {text_of[row["doc_id"]] for row in rows} == {*held_out["test"][:3], held_out["validation"][3]}
+
+    first.parent.rename(tmp_path / "moved")
+    done = run("tuned", target, second, "evaluation")
+    assert done.summary["seen_before"] == {
+        "held_out": 11,
+        "reasons": {"equal, held out of test": 2},
+        "lost": str(first),
+    }
+    page = (done.folder / "report.html").read_text()
+    assert f"2 of 11; not looked for in what {first} learnt from, which is not beside it" in page
