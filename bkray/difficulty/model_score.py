@@ -10,18 +10,17 @@ another height may round differently.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bkray.config import UserError
-from bkray.model.head import chunked_logits, cross_entropies
+from bkray.model.head import GPU_LOGITS, chunked_logits, cross_entropies
 from bkray.selection import MEASURES, variation_ratio
 
 _CHUNK = 64  # positions whose logits exist at a time: (64, V) stays in a core's cache
-_GPU_CHUNK = 4096  # a GPU waits for short products
 
 
 @torch.no_grad()
@@ -99,14 +98,17 @@ def has_hidden(model: nn.Module) -> bool:
 
 
 def window_logits(model: nn.Module, hidden_Nd: Tensor | None, tokens_N: Tensor) -> Iterator[Tensor]:
-    """The float32 logits of one window, or of its final states where it has any, `_positions` at a time."""
+    """The float32 logits of one window, or of its final states where it has any, some positions at a time."""
     if hidden_Nd is None:
-        return (logits_nV.float() for logits_nV in model(tokens_N[None])[0].split(_positions(tokens_N)))
-    return chunked_logits(model.head, hidden_Nd, _positions(hidden_Nd))  # type: ignore[arg-type]
+        logits_NV = model(tokens_N[None])[0]
+        return (logits_nV.float() for logits_nV in logits_NV.split(_positions(logits_NV)))
+    head: Callable[[Tensor], Tensor] = model.head  # type: ignore[assignment]
+    return chunked_logits(head, hidden_Nd, _positions(head(hidden_Nd[:1])))
 
 
-def _positions(like: Tensor) -> int:
-    return _GPU_CHUNK if like.is_cuda else _CHUNK
+def _positions(logits_nV: Tensor) -> int:
+    """How many positions' logits exist at a time, of a model with such logits."""
+    return max(_CHUNK, GPU_LOGITS // logits_nV.shape[-1]) if logits_nV.is_cuda else _CHUNK
 
 
 def _logit_scores(
@@ -114,10 +116,13 @@ def _logit_scores(
 ) -> dict[str, Tensor]:
     """The scores that come from the logits of one window, each a tensor without dimensions but token_loss."""
     losses, sums = [], dict.fromkeys(measures, torch.zeros((), device=targets_N.device))
-    for logits_nV, targets_n in zip(chunks, targets_N.split(_positions(targets_N)), strict=True):
-        losses.append(cross_entropies(logits_nV, targets_n)[0])
+    begin = 0
+    for logits_nV in chunks:
+        end = begin + len(logits_nV)
+        losses.append(cross_entropies(logits_nV, targets_N[begin:end])[0])
         for name in measures:
-            sums[name] = sums[name] + len(targets_n) * MEASURES[name](logits_nV[None])[0]
+            sums[name] = sums[name] + len(logits_nV) * MEASURES[name](logits_nV[None])[0]
+        begin = end
     losses_N = torch.cat(losses)
     scores = {"loss": losses_N.mean(), **{name: value / len(targets_N) for name, value in sums.items()}}
     return scores | ({"token_loss": losses_N} if each_token else {})

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 CHUNK = 256
 """Rows whose logits exist at a time in training, at least."""
-_GPU_LOGITS = 1 << 25
+GPU_LOGITS = 1 << 25
 """Logits that exist at a time on a GPU, which short products leave idle: 128 MiB in float32."""
 
 
@@ -47,7 +47,7 @@ def head_losses(hidden: Tensor, weight_Vd: Tensor, targets_M: Tensor) -> Tensor:
 
 
 def _rows(weight_Vd: Tensor) -> int:
-    return max(CHUNK, _GPU_LOGITS // len(weight_Vd)) if weight_Vd.is_cuda else CHUNK
+    return max(CHUNK, GPU_LOGITS // len(weight_Vd)) if weight_Vd.is_cuda else CHUNK
 
 
 class _HeadLosses(torch.autograd.Function):

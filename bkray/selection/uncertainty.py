@@ -24,11 +24,11 @@ def entropy(logits_BNV: Tensor, targets_BN: Tensor | None = None) -> Tensor:
     """Mean predictive entropy, Σ −p ln p, in nats: (B,). A token of probability 0 adds nothing."""
     # −Σ p ln p = ln Σ eˣ − Σ x eˣ / Σ eˣ, for logits x less their maximum: one exponential an entry.
     # A logit of −inf becomes the lowest number, for 0 x −inf would be NaN.
-    shifted_BNV = logits_BNV.float() - logits_BNV.float().amax(-1, keepdim=True)
-    shifted_BNV = shifted_BNV.clamp(min=torch.finfo(torch.float32).min)
+    shifted_BNV = logits_BNV.float() - logits_BNV.amax(-1, keepdim=True)
+    shifted_BNV.clamp_(min=torch.finfo(torch.float32).min)
     weights_BNV = shifted_BNV.exp()
     total_BN = weights_BNV.sum(-1)
-    return _mean(total_BN.log() - (weights_BNV * shifted_BNV).sum(-1) / total_BN, targets_BN)
+    return _mean(total_BN.log() - weights_BNV.mul_(shifted_BNV).sum(-1) / total_BN, targets_BN)
 
 
 def margin(logits_BNV: Tensor, targets_BN: Tensor | None = None) -> Tensor:
@@ -39,7 +39,8 @@ def margin(logits_BNV: Tensor, targets_BN: Tensor | None = None) -> Tensor:
 
 def least_confidence(logits_BNV: Tensor, targets_BN: Tensor | None = None) -> Tensor:
     """Mean surprisal of the most likely token, −ln max p, in nats: (B,)."""
-    return _mean(-logits_BNV.float().log_softmax(-1).amax(-1), targets_BN)
+    logits_BNV = logits_BNV.float()
+    return _mean(logits_BNV.logsumexp(-1) - logits_BNV.amax(-1), targets_BN)
 
 
 def variation_ratio(votes_TBN: Tensor, targets_BN: Tensor | None = None) -> Tensor:

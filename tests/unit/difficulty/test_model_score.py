@@ -1,14 +1,18 @@
 """Scores of windows: their definitions, window by window, and never the logits of a whole one."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bkray.config import UserError
 from bkray.config.model import ResNetBKModel
 from bkray.difficulty import perplexity, score_windows, scoring_dtype
+from bkray.difficulty.model_score import _positions
 from bkray.model import build_model
 from bkray.selection import MEASURES, dropout_masks, variation_ratio
 
@@ -73,14 +77,28 @@ def test_a_score_depends_on_its_window_alone(model, dtype):
         np.testing.assert_array_equal(values, np.concatenate([one[name] for one in alone]))
 
 
-def test_products_are_in_bfloat16_where_the_device_has_it(model):
-    native = scoring_dtype(torch.device("cpu"))
-    capable = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
-    assert native == (torch.bfloat16 if capable else torch.float32)
-    default, asked = score_windows(model, TOKENS), score_windows(model, TOKENS, dtype=native)
+@pytest.mark.parametrize(
+    ("able", "dtype"),
+    [("avx512_bf16", torch.bfloat16), ("amx_bf16", torch.bfloat16), ("avx512_vnni", torch.float32)],
+)
+def test_products_are_in_bfloat16_where_the_device_has_it(model, monkeypatch, able, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {able: True, "avx2": True})
+    assert scoring_dtype(torch.device("cpu")) == dtype
+    default, asked = score_windows(model, TOKENS), score_windows(model, TOKENS, dtype=dtype)
     np.testing.assert_array_equal(default["loss"], asked["loss"])
     in_full, halved = (score_windows(model, TOKENS, dtype=d)["loss"] for d in (torch.float32, torch.bfloat16))
     assert (in_full != halved).any()
+
+
+def test_a_gpu_that_emulates_bfloat16_has_it_not(monkeypatch):
+    """Emulation is slower than float32."""
+    for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation=True, n=native: including_emulation or n,
+        )
+        assert scoring_dtype(torch.device("cuda")) == dtype
 
 
 def test_only_what_is_asked_for_is_given_and_a_window_less_table_has_no_scores(model):
@@ -104,6 +122,47 @@ def test_logits_exist_a_chunk_at_a_time(largest):
     with largest:
         score_windows(wide, TOKENS, **ALL)
     assert largest.most == 64 * 400
+
+
+def test_on_a_gpu_logits_are_bounded_by_their_number_whatever_the_vocabulary():
+    with FakeTensorMode():
+        assert _positions(torch.empty(1, 65_536, device="cuda")) == 512
+        assert _positions(torch.empty(1, 1 << 25, device="cuda")) == 64
+        assert _positions(torch.empty(1, 65_536)) == 64
+
+
+def test_no_more_than_two_copies_of_a_chunk_of_logits_exist_beside_it():
+    """The exponentials that a sum needs, and what they are of; entropy once had four."""
+    logits_BNV = torch.randn(1, 64, 5000)
+    for name, measure in MEASURES.items():
+        live = Live(logits_BNV.numel())
+        with live:
+            measure(logits_BNV)
+        assert live.most <= 2, name
+
+
+class Live(TorchDispatchMode):
+    """How many tensors of `numbers` elements that operators returned exist at the same time."""
+
+    def __init__(self, numbers):
+        super().__init__()
+        self.numbers, self.most, self.there = numbers, 0, {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple) else [out]:
+            if isinstance(tensor, torch.Tensor) and tensor.numel() == self.numbers:
+                self.there[tensor.untyped_storage().data_ptr()] = weakref.ref(tensor)
+        self.there = {place: tensor for place, tensor in self.there.items() if tensor() is not None}
+        self.most = max(self.most, len(self.there))
+        return out
+
+
+def test_one_pass_through_the_body_gives_all_scores(model, monkeypatch):
+    hidden, passes = model.hidden, []
+    monkeypatch.setattr(model, "hidden", lambda tokens: passes.append(tokens.shape) or hidden(tokens))
+    score_windows(model, TOKENS, **ALL)
+    assert passes == [(1, WINDOW)] * len(TOKENS)
 
 
 class Float32(TorchDispatchMode):

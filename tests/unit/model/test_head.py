@@ -13,7 +13,7 @@ from tests.devices import DEVICES
 @pytest.mark.parametrize("rows", [3, CHUNK + 5])
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_head_in_chunks_gives_the_losses_and_gradients_of_the_whole(monkeypatch, device, rows):
-    monkeypatch.setattr(head, "_GPU_LOGITS", 20 * CHUNK)  # two chunks there too
+    monkeypatch.setattr(head, "GPU_LOGITS", 20 * CHUNK)  # two chunks there too
     torch.manual_seed(0)
     with torch.device(device):
         hidden, weight = torch.randn(rows, 8, requires_grad=True), torch.randn(20, 8, requires_grad=True)
