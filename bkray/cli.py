@@ -100,6 +100,18 @@ def generate(
 
 @app.command()
 @exit_codes()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="such as runs/quickstart/checkpoints/step-00000100")],
+) -> None:
+    """Make a model's folder of a checkpoint: to score, start or generate with; prints its path."""
+    with _importing():
+        from bkray.runtime.export import export_checkpoint
+
+    typer.echo(export_checkpoint(checkpoint))
+
+
+@app.command()
+@exit_codes()
 def compress(
     folder: RunFolder,
     methods: Annotated[

@@ -12,6 +12,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from safetensors.numpy import load_file
 
 from bkray.corpus.tokenizer import load_tokenizer
 from tests.forks import Command
@@ -69,6 +70,30 @@ def reference(tmp_path_factory):
 
     get.started = lambda: made["started"]
     return get
+
+
+def test_a_checkpoint_becomes_a_model_like_the_runs_own(bkray, bkray_here, small, reference, tmp_path):
+    """The last one the same, with its weights averaged as the recipe asks."""
+    run = shutil.copytree(reference(bkray, small)[0], tmp_path / "copy")
+    first, *_, last = sorted((run / "checkpoints").glob("step-*"))
+    finished = load_file(run / "model" / "model.safetensors")
+    for checkpoint in (first, last):
+        made = bkray_here("export", checkpoint)
+        assert made.returncode == 0, made.stderr
+        assert made.stdout.strip() == str(run / "exported" / checkpoint.name)
+        weights = load_file(run / "exported" / checkpoint.name / "model.safetensors")
+        equal = [np.array_equal(weights[name], finished[name]) for name in finished]
+        assert all(equal) if checkpoint == last else not all(equal)
+        assert bkray_here("generate", run / "exported" / checkpoint.name, "--tokens", "2").returncode == 0
+    state = first / "state.pt"
+    state.write_bytes(state.read_bytes()[:-1])
+    manifest = last / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"key": "', '"key": "0'))
+    faults = {first: "is damaged", last: "belongs to another run", run / "model": "no checkpoint of a run"}
+    for folder, words in faults.items():
+        refused = bkray_here("export", folder)
+        assert refused.returncode == 2
+        assert words in " ".join(refused.stderr.split())
 
 
 def test_a_run_leaves_what_is_promised_and_changes_nothing_when_repeated(

@@ -26,6 +26,9 @@ from bkray.training.parallel.world import World
 
 logger = logging.getLogger(__name__)
 
+DAMAGE = (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError)
+"""What reading a damaged checkpoint may end in."""
+
 
 class Checkpointer:
     """Keeps the last `keep` checkpoints of the run identified by `key` under `directory`, and the best one.
@@ -92,18 +95,25 @@ class Checkpointer:
         foreign: UserError | None = None
         for path in reversed(self._all()):
             try:
-                manifest = self._own_manifest(path)
-                if manifest["sha256"] != _digest(path / "state.pt"):
-                    raise ValueError("its contents do not match its manifest")
-                return torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+                return self.read(path)
             except UserError as error:
                 foreign = foreign or error
                 logger.warning("%s. Trying the one before it", error)
-            except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+            except DAMAGE as error:
                 logger.warning("checkpoint %s is damaged (%s): trying the one before it", path, error)
         if foreign:
             raise foreign
         return None
+
+    def read(self, path: Path) -> dict[str, Any]:
+        """The state of the checkpoint `path`.
+
+        Raises UserError where it is another run's, one of DAMAGE where it is damaged.
+        """
+        manifest = self._own_manifest(path)
+        if manifest["sha256"] != _digest(path / "state.pt"):
+            raise ValueError("its contents do not match its manifest")
+        return torch.load(path / "state.pt", map_location="cpu", weights_only=True)
 
     def drop_after(self, step: int) -> None:
         """Remove the checkpoints beyond `step`: what they continue is to be made anew."""
