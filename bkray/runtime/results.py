@@ -84,6 +84,7 @@ def summarise(plan: Plan, built: dict[str, Artifact], run: Path) -> dict[str, An
             "tokens_seen": training["tokens"],
             "unique_tokens": training["unique_tokens"],
         },
+        **({"given": given} if (given := _given(plan)) else {}),
         **({"skill": skill} if (skill := _skill(built)) else {}),
         **({"pool": _pool(plan, built["forgetting"])} if "forgetting" in built else {}),
         **({"seen_before": _seen_before(plan, built)} if plan.start else {}),
@@ -106,6 +107,19 @@ def spent(artifacts: Iterable[Artifact]) -> tuple[Ledger, float]:
         rest = manifest["seconds"] - sum(cost["seconds"] for cost in manifest["ledger"].values())
         ledger.charge(_KINDS.get(manifest["stage"], "preparation"), seconds=max(0.0, rest))
     return ledger, wall
+
+
+def _given(plan: Plan) -> dict[str, dict[str, Any]]:
+    """The models that the recipe names, by setting, and what training them took, where they say so.
+
+    It is in the ledgers of their own runs, what prepared their data as well.
+    """
+    found = {}
+    for setting, folder in plan.recipe.given_models.items():
+        training = json.loads((Path(folder) / "config.json").read_text()).get("training", {})
+        spent_on = [kind["flops"] for kind in training.get("ledger", {}).values()]
+        found[setting] = {"folder": folder, "training_flops": sum(spent_on) if spent_on else None}
+    return found
 
 
 def _pool(plan: Plan, forgetting: Artifact) -> dict[str, Any]:

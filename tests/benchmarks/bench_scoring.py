@@ -3,14 +3,15 @@
 WINDOWS (2048; a quarter for the larger model) of 256 tokens of Python source, by a proxy (d = 64, 2 layers)
 and by a model of the default size (d = 192, 4 layers), windows a second, one thread a process:
 
-- one process: the loop that people write, without Ray: batches of 16 windows, logits, cross-entropy, float32;
-- score_windows: the same process with what an actor computes of the model, still float32;
-- side by side: as many of the first at once as there are cores: what the machine can do at all;
+- as people write it: a loop without Ray in one process: batches of 16 windows, cross-entropy, float32;
+- one process: the same in a process that keeps freed memory, as the stage's actors do, which is faster;
+- score_windows: such a process with what an actor computes of the model, still float32;
+- side by side: as many of the second at once as there are cores: what the machine can do at all;
 - scored: the stage's own actors on all cores (compression ratio and loss, written as columns), from the
   moment when the last one is ready to the last window; in float32, and as the stage chooses by itself.
 
-The arms take turns within each round. Ratios are to cores x the loop of one process (to reach: 0.9), the
-median over the rounds. The start of the actors is not in them and is printed beside.
+The arms take turns within each round. Ratios are to cores x `one process` (to reach: 0.9), the median over
+the rounds. The start of the actors is not in them and is printed beside.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from bkray.corpus import train_tokenizer
 from bkray.difficulty import score_windows, scoring_dtype
 from bkray.model import build_model
 from bkray.runtime.cluster import TASK_CPUS, cluster, local_cpus
+from bkray.runtime.one_core import work_on_one_core
 from bkray.runtime.scoring import Scorer, _Score
 from bkray.runtime.stages import actors, map_tables, read_parts
 from bkray.training import export_model, load_model
@@ -77,11 +79,14 @@ def rate(score: Callable[..., object], model: nn.Module, tokens_WN1: np.ndarray)
     return len(tokens_WN1) / (time.perf_counter() - start)
 
 
-def side_by_side(exported: Path, tokens_WN1: np.ndarray, cores: int) -> float:
-    """Windows a second of as many plain loops at once as there are cores, in all."""
-    barrier = multiprocessing.get_context("spawn").Barrier(cores)
-    with multiprocessing.get_context("spawn").Pool(cores, _hold, (barrier, exported, tokens_WN1)) as pool:
-        return sum(pool.map(_held_rate, range(cores), chunksize=1))
+def side_by_side(
+    score: Callable[..., object], exported: Path, tokens_WN1: np.ndarray, processes: int
+) -> float:
+    """Windows a second of so many processes at once that keep freed memory, in all."""
+    context = multiprocessing.get_context("spawn")
+    held = (context.Barrier(processes), score, exported, tokens_WN1)
+    with context.Pool(processes, _hold, held) as pool:
+        return sum(pool.map(_held_rate, range(processes), chunksize=1))
 
 
 _held: list = []
@@ -92,12 +97,12 @@ def _hold(*parts: object) -> None:
 
 
 def _held_rate(_: int) -> float:
-    barrier, exported, tokens_WN1 = _held
-    torch.set_num_threads(1)
+    barrier, score, exported, tokens_WN1 = _held
+    work_on_one_core()
     model = load_model(exported)
-    plain_loop(model, tokens_WN1[:BATCH])
+    score(model, tokens_WN1[:BATCH])
     barrier.wait()
-    return rate(plain_loop, model, tokens_WN1)
+    return rate(score, model, tokens_WN1)
 
 
 class _Noted(_Score):
@@ -146,9 +151,10 @@ def compare(title: str, folder: Path, tokens: np.ndarray, recipe: Recipe, rounds
     one, starts = tokens[: max(BATCH, len(tokens) // cores)], list[float]()
     in_full = partial(score_windows, dtype=torch.float32)
     arms: dict[str, Callable[[], float]] = {
-        "one process": partial(rate, plain_loop, model, one),
-        "score_windows": partial(rate, in_full, model, one),
-        "side by side": partial(side_by_side, exported, one, cores),
+        "as people write it": partial(rate, plain_loop, model, one),
+        "one process": partial(side_by_side, plain_loop, exported, one, 1),
+        "score_windows": partial(side_by_side, in_full, exported, one, 1),
+        "side by side": partial(side_by_side, plain_loop, exported, one, cores),
     }
     for dtype in dict.fromkeys((torch.float32, scoring_dtype(torch.device("cpu")))):
         name = f"scored, {str(dtype).removeprefix('torch.')}"
@@ -162,7 +168,7 @@ def compare(title: str, folder: Path, tokens: np.ndarray, recipe: Recipe, rounds
         f"{title}: windows a second, ratio to {cores} x one process, medians of {rounds} rounds", flush=True
     )
     for name, values in rates.items():
-        whole = cores if name in ("one process", "score_windows") else 1
+        whole = cores if name in ("as people write it", "one process", "score_windows") else 1
         ratios = [
             whole * value / (cores * base) for value, base in zip(values, rates["one process"], strict=True)
         ]

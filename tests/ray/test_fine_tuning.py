@@ -14,7 +14,7 @@ from bkray.config import load_recipe
 from bkray.corpus import load_tokenizer
 from bkray.corpus.tokenizer import train_tokenizer
 from bkray.model import build_model
-from bkray.reporting import RunLog
+from bkray.reporting import RunLog, formats
 from bkray.reporting.progress import Progress
 from bkray.runtime.pipeline import run_pipeline
 from bkray.training import export_model
@@ -128,5 +128,12 @@ def test_held_out_text_that_the_start_model_has_seen_is_counted(small, tmp_path)
         "reasons": {"equal, held out of test": 2},
         "lost": str(first),
     }
+    training = second.parent / "model" / "config.json"
+    flops = sum(kind["flops"] for kind in json.loads(training.read_text())["training"]["ledger"].values())
+    assert done.summary["given"] == {
+        "training.start_from": {"folder": str(second), "training_flops": pytest.approx(flops)}
+    }
+    assert flops > 0
     page = (done.folder / "report.html").read_text()
+    assert f"training.start_from {second} ({formats.flops(flops)} FLOPs)." in page
     assert f"2 of 11; not looked for in what {first} learnt from, which is not beside it" in page
