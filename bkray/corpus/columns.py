@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 
 from bkray.config import UserError
 from bkray.config.corpus import ParquetCorpus
-from bkray.corpus.shard import Fault, Record, Shard, shown
+from bkray.corpus.shard import HEAD_CHARS, Fault, Record, Shard, shown
 
 _BUFFER_BYTES = 1 << 20  # without one, a row group's whole column is read before its first row
+_NAMES_SHOWN = 20
 
 
 def read_parquet(shard: Shard, corpus: ParquetCorpus) -> Iterator[Record]:
@@ -58,16 +59,27 @@ def check_column(place: str, name: str, schema: pa.Schema) -> None:
     if name not in texts:
         found = schema.field(name).type
         raise UserError(
-            f"{place}: text_field {name!r} holds {found}, not text; "
-            f"columns with text: {', '.join(texts) or 'none'}"
+            f"{place}: text_field {name!r} holds {found}, not text; columns with text: {_listed(texts)}"
         )
 
 
-def no_such_column(place: str, name: str, names: list[str], candidates: list[str] | None = None) -> UserError:
-    """The error of a text field that a whole file lacks; the hint is the nearest of `candidates`."""
-    close = difflib.get_close_matches(name, names if candidates is None else candidates, n=1, cutoff=0.4)
-    hint = f"; did you mean text_field: {close[0]}?" if close else ""
-    return UserError(shown(f"{place}: no text_field {name!r}; there are {', '.join(names)}{hint}"))
+def no_such_column(place: str, name: str, names: list[str], texts: list[str]) -> UserError:
+    """The error of a text field that a whole file lacks.
+
+    Of `texts`, the fields that hold text, it suggests the nearest in spelling, or the only one.
+    """
+    spelt = {text.casefold(): text for text in texts}
+    cutoff = 0.4 if len(texts) > 1 else 0.0
+    close = difflib.get_close_matches(name.casefold(), spelt, n=1, cutoff=cutoff)
+    hint = f"; did you mean text_field: {spelt[close[0]]}?" if close else ""
+    return UserError(shown(f"{place}: no text_field {name!r}; there are {_listed(names)}{hint}"))
+
+
+def _listed(names: list[str]) -> str:
+    """The first names, of which a file may have any number at any length."""
+    more = len(names) - _NAMES_SHOWN
+    rest = [f"… and {more:,} more"] if more > 0 else []
+    return ", ".join([*(name[:HEAD_CHARS] for name in names[:_NAMES_SHOWN]), *rest]) or "none"
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -49,20 +49,22 @@ def read_text(shard: Shard, corpus: TextCorpus, max_chars: int) -> Iterator[Reco
 
 def read_jsonl(shard: Shard, corpus: JsonlCorpus, max_chars: int) -> Iterator[Record]:
     """The texts of a JSON Lines file; UserError where no row at all has the field."""
-    other_fields: dict[str, None] = {}  # in the order in which they appear
+    other_fields: dict[str, bool] = {}  # in the order in which they appear: whether a row has text there
     field_found = False
     limit = max_chars * _JSON_MAX_BYTES + _JSON_OTHER_BYTES
     for ordinal, line in enumerate(group(read_pieces(shard.location), _always, limit)):
         row = line if isinstance(line, Fault) else _parse(line)
         if isinstance(row, dict):
             field_found |= corpus.text_field in row
-            other_fields |= {} if field_found else dict.fromkeys(row)
+            for name, value in () if field_found else row.items():
+                other_fields[name] = other_fields.get(name, False) or isinstance(value, str)
         if row is not None:
             yield Record(
                 shard.source, ordinal, row if isinstance(row, Fault) else _field(row, corpus.text_field)
             )
     if other_fields and not field_found:
-        raise no_such_column(shard.source, corpus.text_field, list(other_fields))
+        texts = [name for name, holds_text in other_fields.items() if holds_text]
+        raise no_such_column(shard.source, corpus.text_field, list(other_fields), texts)
 
 
 def read_pieces(url: str) -> Iterator[bytes]:

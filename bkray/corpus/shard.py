@@ -22,7 +22,7 @@ _LEADING_WORD = re.compile(
     re.IGNORECASE,
 )
 HELD_OUT = ("validation", "test")
-_HEAD_CHARS = 80
+HEAD_CHARS = 80
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,12 @@ class Record(NamedTuple):
 
 def too_long(chars: int, head: str) -> Fault:
     """The fault of a document of `chars` characters that begins with `head`."""
-    return Fault("too long", f"{chars} characters: {head[:_HEAD_CHARS]}")
+    return Fault("too long", f"{chars} characters: {head[:HEAD_CHARS]}")
 
 
 def not_utf8(error: UnicodeDecodeError) -> Fault:
     """The fault of bytes that are not UTF-8, with what can be shown of them."""
-    head = bytes(error.object[: 4 * _HEAD_CHARS]).decode("utf-8", errors="backslashreplace")[:_HEAD_CHARS]
+    head = bytes(error.object[: 4 * HEAD_CHARS]).decode("utf-8", errors="backslashreplace")[:HEAD_CHARS]
     return Fault("not UTF-8", f"{error.reason} at byte {error.start}: {head}")
 
 

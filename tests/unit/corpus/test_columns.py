@@ -1,6 +1,7 @@
 """Parquet files: what is read of them, what is rejected, how much is held."""
 
 import base64
+import json
 import os
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from bkray.config import UserError
-from bkray.config.corpus import Cleaning, ParquetCorpus
+from bkray.config.corpus import Cleaning, JsonlCorpus, ParquetCorpus
 from bkray.corpus import list_shards, read_shard
+
+CORPORA = {"jsonl": JsonlCorpus, "parquet": ParquetCorpus}
 
 
 def parquet(path, **options):
@@ -99,3 +102,45 @@ def test_wrong_parquet_column_names_the_columns(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"no parquet at all")
     with pytest.raises(UserError, match="cannot be read as Parquet"):
         read(parquet(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("asked", "row", "hint"),
+    [
+        ("text", {"review": "good", "label": 3}, "review"),
+        ("text", {"teksts": "words", "test": 3, "id": "7"}, "teksts"),
+        ("TITLE", {"Title": "words", "tale": "words"}, "Title"),
+        ("text", {"review": "good", "id": "7"}, None),
+        ("text", {"test": 3, "number": None}, None),
+    ],
+)
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_missing_field_suggests_one_that_holds_text(tmp_path, kind, asked, row, hint):
+    """The nearest in spelling, whatever its case, else the only one."""
+    write_row(tmp_path / f"a.{kind}", row)
+    end = rf"; did you mean text_field: {hint}\?" if hint else ""
+    with pytest.raises(UserError, match=rf"no text_field '{asked}'; there are {', '.join(row)}{end}$"):
+        read(CORPORA[kind](kind=kind, path=str(tmp_path), text_field=asked))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_of_many_fields_the_first_are_named(tmp_path, kind):
+    write_row(tmp_path / f"a.{kind}", {"n" * 10_000: 0, **{f"n{i}": i for i in range(1999)}, "words": "a"})
+    with pytest.raises(UserError, match=r"n1, .*, n18, … and 1,981 more; did you mean .*words\?$") as error:
+        read(CORPORA[kind](kind=kind, path=str(tmp_path)))
+    assert len(str(error.value)) < 300
+
+
+def test_a_field_holds_text_where_any_row_has_text_in_it(tmp_path):
+    lines = ['{"body": null, "n": 1}', '{"body": "words", "n": 2}', '{"body": null, "n": 3}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"there are body, n; did you mean text_field: body\?"):
+        read(JsonlCorpus(kind="jsonl", path=str(tmp_path)))
+
+
+def write_row(path, row):
+    """A file of one row, of the kind that its name says."""
+    if path.suffix == ".jsonl":
+        path.write_text(json.dumps(row))
+    else:
+        pq.write_table(pa.Table.from_pylist([row]), path)

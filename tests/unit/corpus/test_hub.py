@@ -86,10 +86,11 @@ def test_fingerprint_follows_the_files(folder):
 
 
 def test_wrong_column_and_configuration(folder):
-    with pytest.raises(
-        UserError, match=r"no text_field 'txt'; there are text, n; did you mean text_field: text\?"
-    ):
-        read(HubCorpus(kind="hub", name=str(folder), text_field="txt"))
+    for wrong in ("txt", "TEXT", "review"):  # the last one for being the only column of text
+        with pytest.raises(
+            UserError, match=rf"no text_field '{wrong}'; there are text, n; did you mean text_field: text\?"
+        ):
+            read(HubCorpus(kind="hub", name=str(folder), text_field=wrong))
     with pytest.raises(UserError, match=r"config 'nope'.*BuilderConfig 'nope' not found"):
         list_shards(HubCorpus(kind="hub", name=str(folder), config="nope"))
 
