@@ -3,6 +3,7 @@
 import json
 import random
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
@@ -24,12 +25,14 @@ AWKWARD = {
 }
 
 
-def prepared(folder, out, until="windows"):
+def prepared(corpus, out, until="windows", **cleaning):
+    """A run on a corpus section, or on a folder of JSON Lines."""
+    section = corpus if isinstance(corpus, dict) else {"kind": "jsonl", "path": str(corpus)}
     recipe = parse_recipe(
         {
             "name": "awkward",
-            "corpus": {"kind": "jsonl", "path": str(folder)},
-            "cleaning": {"max_chars": 300_000},
+            "corpus": section,
+            "cleaning": {"max_chars": 300_000, **cleaning},
             "tokenizer": {"vocab_size": 300},
             "window": 32,
         }
@@ -64,6 +67,46 @@ def test_awkward_rows_are_set_aside_and_copies_stay_in_one_split(texts, tmp_path
     assert artifacts["windows"].splits.keys() == splits.keys()
     bpe = json.loads((artifacts["tokenizer"].path / "tokenizer.json").read_text())
     assert not [token for token in bpe["model"]["vocab"] if "zq" in token], "learnt from the test split"
+
+
+def test_a_malformed_row_of_every_kind_of_source_is_set_aside(texts, tmp_path, monkeypatch):
+    class Reading(prepare._ReadShards):
+        """In workers, which have not got this process's path, packages are found in `tmp_path` too."""
+
+        def __call__(self, batch):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.syspath_prepend(tmp_path)
+                yield from super().__call__(batch)
+
+    monkeypatch.setattr(prepare, "_ReadShards", Reading)
+    monkeypatch.syspath_prepend(tmp_path)
+    for folder in ("bkray_sample", "hub"):
+        (tmp_path / folder).mkdir()
+    first, *others = (texts / "a.jsonl").read_bytes().splitlines()
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([first, b"{broken", *others]))
+    pq.write_table(pa.table({"text": ["one", "two", None]}), tmp_path / "a.parquet")
+    (tmp_path / "a.txt").write_bytes(b"three\n\ncaf\xff\n\nfour")
+    (tmp_path / "bkray_sample" / "broken.py").write_text('"""doc"""\ndef f(:')
+    pq.write_table(pa.table({"text": [None, "five"]}), tmp_path / "hub" / "train.parquet")
+    shares = {"validation": 0.2, "test": 0.2}
+    sources = [
+        {"kind": "jsonl", "path": str(tmp_path / "a.jsonl"), **shares},
+        {"kind": "parquet", "path": str(tmp_path / "a.parquet")},
+        {"kind": "text", "path": str(tmp_path / "a.txt")},
+        {"kind": "docstrings", "packages": ["bkray_sample"]},
+        {"kind": "hub", "name": str(tmp_path / "hub"), "rows": 9},
+    ]
+    corpus = {"kind": "mixed", "sources": sources}
+    made = prepared(corpus, tmp_path / "out", until="documents", max_rejects=0.2).artifacts["documents"]
+    rejects = pq.read_table(made.path / "rejects.parquet").to_pylist()
+    assert [(row["source"], row["ordinal"], row["reason"]) for row in rejects] == [
+        ("0/a.jsonl", 1, "malformed JSON"),
+        ("1/a.parquet", 2, "text is not a string"),
+        ("2/a.txt", 1, "not UTF-8"),
+        ("3/bkray_sample/broken.py", 0, "not Python"),
+        ("4/hub/train", 0, "text is not a string"),
+    ]
+    assert len(pq.read_table(made.parts)) == 1 + len(others) + 5
 
 
 def without_texts(bucket):
