@@ -11,6 +11,7 @@ from rich.console import Console
 from bkray.config import UserError, parse_recipe
 from bkray.reporting.progress import Progress
 from bkray.runtime import prepare
+from bkray.runtime.exits import find_user_error
 from bkray.runtime.pipeline import run_pipeline
 from bkray.runtime.prepare import _copies
 
@@ -107,6 +108,15 @@ def test_a_malformed_row_of_every_kind_of_source_is_set_aside(texts, tmp_path, m
         ("4/hub/train", 0, "text is not a string"),
     ]
     assert len(pq.read_table(made.parts)) == 1 + len(others) + 5
+
+
+def test_a_line_that_takes_a_pattern_too_long_is_named_by_a_worker(tmp_path):
+    (tmp_path / "a.txt").write_text("# aa\n# " + "ab" * 14 + "!\n")
+    corpus = {"kind": "text", "path": str(tmp_path / "a.txt"), "document_start": "^# ([a-f]+)+$"}
+    with pytest.raises(Exception, match="document_start") as caught:
+        prepared(corpus, tmp_path / "out")
+    said = "a.txt: document_start '^# ([a-f]+)+$' takes more than 2 s for the line that begins with '# abab"
+    assert said in str(find_user_error(caught.value))
 
 
 def without_texts(bucket):
