@@ -2,7 +2,8 @@
 
 name, config, revision ─► one shard a split ─► rows, or documents of several rows (document_start)
 
-All rows are downloaded once and memory-mapped; the first `rows` of a split come as a stream.
+All rows are downloaded once and memory-mapped; the first `rows` of a split come as a stream, one at a time.
+`datasets` itself holds a piece of a stream: 10 MB of JSON Lines, but a row group of Parquet.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ def _size(info: Any, rows: int | None) -> int:
 
 
 def _tables(corpus: HubCorpus, rows: Any) -> Iterator[pa.Table]:
-    """The rows, some at a time; what a stream meets on its way is an error of loading too."""
-    tables = iter(rows.with_format("arrow").iter(_ROWS))
+    """The rows, of a stream one at a time; what it meets on its way is an error of loading too."""
+    tables = iter(rows.with_format("arrow").iter(_ROWS if corpus.rows is None else 1))
     while (table := _load(corpus, next, tables, None)) is not None:
         yield table
 

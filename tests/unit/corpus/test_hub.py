@@ -11,6 +11,7 @@ import pytest
 from bkray.config import UserError
 from bkray.config.corpus import Cleaning, HubCorpus
 from bkray.corpus import list_shards, read_shard
+from bkray.corpus.hub import read_hub
 
 
 @pytest.fixture
@@ -70,6 +71,19 @@ def test_the_first_rows_come_as_a_stream(folder, rows, monkeypatch):
     assert len(streamed) + len(rejects) == sum(min(rows, count) for count in counts_of(whole, all_rejects))
     with pytest.raises(UserError, match=r"no text_field 'txt'; there are text, n"):
         read(HubCorpus(kind="hub", name=str(folder), rows=rows, text_field="txt"))
+
+
+@pytest.mark.parametrize("rows", [None, 30])
+def test_of_long_rows_few_are_held(folder, rows):
+    """Of a stream `datasets` itself holds a piece of 10 MB."""
+    for path in folder.glob("*.parquet"):
+        path.unlink()
+    (folder / "train.jsonl").write_text(f'{{"text": "{"x" * 3_000_000}"}}\n' * 30)
+    corpus = HubCorpus(kind="hub", name=str(folder), rows=rows)
+    (shard,), before = list_shards(corpus), pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in read_hub(shard, corpus, max_chars=1000)]
+    assert len(held) == 30
+    assert max(held) < 25_000_000
 
 
 def counts_of(*tables):
