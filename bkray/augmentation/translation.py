@@ -27,7 +27,7 @@ class BackTranslation(Augmentation):
     """The round trip of a document, where it is `lowest` to `highest` similar to it (chrF, 0 to 1).
 
     Below, a copy is dropped as "wreck": cut, repeated or foreign. Above, as "near copy": hardly anything has
-    changed. Raises UserError where the translator fails.
+    changed. A blank one is a wreck whatever the limits. Raises UserError where the translator fails.
     """
 
     kind = "back_translation"
@@ -44,6 +44,8 @@ class BackTranslation(Augmentation):
 
     def fault(self, new: str, old: str) -> str | None:
         """Why `new` may not stand beside `old`, or None."""
+        if not new.strip():
+            return "wreck"
         similarity = chrf(new, old)
         if new == old or similarity > self.highest:
             return "near copy"

@@ -66,6 +66,13 @@ def test_the_bounds_decide():
         BackTranslation(Words(), 0.9, 0.5)
 
 
+@pytest.mark.parametrize("lost", ["", " \n"])
+def test_a_blank_translation_is_a_wreck_whatever_the_limits(lost):
+    everything = BackTranslation(Words(), lowest=0.0, highest=1.0)
+    assert everything.fault(lost, LONG) == "wreck"
+    assert everything.fault("x", LONG) is None, "as little in common, but text"
+
+
 def test_built_from_the_recipe():
     usual = build_augmentation(Section(kind="back_translation"), 0)
     assert isinstance(usual, BackTranslation)
