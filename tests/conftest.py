@@ -1,4 +1,4 @@
-"""Tests run on few cores beside each other's processes: one thread each."""
+"""Tests run on few cores beside each other's processes: one thread each; nltk's data may lie beside."""
 
 import contextlib
 import json
@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -15,6 +16,9 @@ import yaml
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAYON_NUM_THREADS", "2")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+NLTK_DATA = Path(__file__).parents[2] / "shared" / "data" / "nltk_data"
+if NLTK_DATA.exists():  # before nltk is imported, and for the workers too
+    os.environ.setdefault("NLTK_DATA", str(NLTK_DATA))
 
 WORDS = (  # noqa: SIM905 - a list literal would take a line a word
     "the scan of a matrix returns every row that an operator keeps while values and keys are sorted by size "

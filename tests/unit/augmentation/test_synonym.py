@@ -6,7 +6,6 @@ import shutil
 import threading
 import zipfile
 from functools import partial
-from pathlib import Path
 
 import nltk
 import pyarrow as pa
@@ -21,9 +20,6 @@ from bkray.config import UserError
 from bkray.config.preparation import Synonym
 from bkray.corpus import DOCUMENTS, stable_id
 
-SHARED = Path(__file__).parents[4] / "shared" / "data" / "nltk_data"
-if SHARED.exists():
-    nltk.data.path.append(str(SHARED))
 needs_data = pytest.mark.skipif(bool(missing_data()), reason=f"nltk's {' and '.join(NEEDED)} are not here")
 
 FILES = {

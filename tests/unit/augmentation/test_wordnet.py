@@ -1,15 +1,9 @@
 """Forms that English has, or none: no rule makes up a word, no inflection is lost. CI has WordNet."""
 
-from pathlib import Path
-
-import nltk
 import pytest
 
 from bkray.augmentation.wordnet import NEEDED, missing_data, thesaurus
 
-SHARED = Path(__file__).parents[4] / "shared" / "data" / "nltk_data"
-if SHARED.exists():
-    nltk.data.path.append(str(SHARED))
 pytestmark = pytest.mark.skipif(bool(missing_data()), reason=f"nltk's {' and '.join(NEEDED)} are not here")
 
 
