@@ -17,6 +17,7 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache, lru_cache
+from itertools import product
 from pathlib import Path
 
 from bkray.config import UserError
@@ -131,13 +132,20 @@ class Thesaurus:
         self._irregular = {part: self._irregular_forms(name) for part, name in _EXCEPTIONS.items()}
         self._plurals = {form for forms in self._irregular["n"].values() for form in forms}
         self._attested = self._attested_forms()
+        self._pairs = frozenset(name for name in wordnet.all_lemma_names() if name.count("_") == 1)
         self.synonyms = lru_cache(_KNOWN_WORDS)(self._synonyms)
         self.has_synonyms = lru_cache(_KNOWN_WORDS)(self._has_synonyms)
+        self._forms = lru_cache(_KNOWN_WORDS)(self._with_bases)
 
     def tag(self, words: list[str], index: int) -> str:
         """The Penn Treebank tag of `words[index]`; the tagger looks two words to either side."""
         tagged: list[tuple[str, str]] = self._tagger.tag(words)
         return tagged[index][1]
+
+    def is_expression(self, first: str, second: str) -> bool:
+        """Whether WordNet has a lemma of two lower-case words, each as it stands or in a base form."""
+        pairs = product(self._forms(first), self._forms(second))
+        return any("_".join(pair) in self._pairs for pair in pairs)
 
     def _synonyms(self, word: str, tag: str) -> tuple[str, ...]:
         """Other words for a lower-case `word`, in its inflection, those of its most frequent sense.
@@ -157,6 +165,11 @@ class Thesaurus:
     def _has_synonyms(self, word: str) -> bool:
         """Whether `word` may have a synonym under some tag: tagging costs more than this."""
         return any(self._sense(word, part)[1] for part in _EXCEPTIONS)
+
+    def _with_bases(self, word: str) -> tuple[str, ...]:
+        """`word`, then its lemma as each part of speech, where that is another."""
+        bases = [self._wordnet.morphy(word, part) for part in _EXCEPTIONS]
+        return tuple(dict.fromkeys([word, *filter(None, bases)]))
 
     def _sense(self, word: str, part: str) -> tuple[str | None, list[str]]:
         """The lemma of `word`, and the other single-word lemmas of its most frequent sense."""

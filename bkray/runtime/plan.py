@@ -27,6 +27,7 @@ from bkray.runtime.artifacts import Artifact, key_of
 from bkray.runtime.pool import Learnt, Pool, find_learnt, find_pool
 
 _FORMAT = 5  # part of every key: a change of what the stages write makes new artifacts
+_SYNONYMS = 2  # the same of synonym augmentation alone, part of the key of `augmented` where a recipe has it
 
 _DOCUMENT = tuple(DOCUMENTS.names)
 _WINDOW = tuple(windows_schema(1).names)
@@ -133,7 +134,8 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
     add("tokenizer", vocabulary, (documents,), ("text", "split"))
     if recipe.augmentation:
         kinds = [_section(kind) for kind in recipe.augmentation]
-        add("augmented", [kinds, seed], (documents,), _DOCUMENT, _DOCUMENT)
+        written = [_SYNONYMS] if any(kind["kind"] == "synonym" for kind in kinds) else []
+        add("augmented", [kinds, seed, *written], (documents,), _DOCUMENT, _DOCUMENT)
     add("windows", recipe.window, (documents, "augmented", "tokenizer"), _DOCUMENT, _WINDOW)
     scores = _choose(builder, recipe, given)
     _ask_teachers(builder, recipe, given)

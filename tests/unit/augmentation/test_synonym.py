@@ -77,6 +77,18 @@ def test_what_is_left_alone():
 
 
 @needs_data
+def test_words_of_an_expression_stay_and_change_apart():
+    text = "Real estate and (post offices) and prime ministers took place in *living rooms* ."
+    assert all(made == {word} for word, made in replaced(text, max_share=1.0).items())
+    for gap in (", ", "  ", "\n"):
+        apart = replaced(text.replace(" ", gap), max_share=1.0)
+        changed = {word.strip(",*()") for word, made in apart.items() if made != {word}}
+        assert changed == {"Real", "post", "prime", "ministers", "place", "living", "rooms"}
+    pairs = replaced("the large businesses", max_share=1.0)
+    assert pairs["businesses"] == {"concerns"}, "big business is one, but that is not what stood there"
+
+
+@needs_data
 def test_the_tag_comes_from_the_neighbours():
     assert "responds" in replaced("she answers him .", max_share=1.0)["answers"]
     assert "responses" in replaced("the two answers are good .", max_share=1.0)["answers"]

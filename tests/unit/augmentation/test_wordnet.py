@@ -69,9 +69,17 @@ def test_a_word_that_is_not_in_the_form_of_its_tag_stays(word, tag):
     assert thesaurus().synonyms(word, tag) == ()
 
 
+@pytest.mark.parametrize(
+    "pair", ["took place", "post offices", "ice creams", "went home", "mothers tongue", "prime minister"]
+)
+def test_two_words_are_an_expression_in_any_form(pair):
+    assert thesaurus().is_expression(*pair.split())
+    assert not thesaurus().is_expression(*reversed(pair.split()))
+
+
 def test_the_caches_are_bounded():
     known = thesaurus()
-    for cached in (known.synonyms, known.has_synonyms):
+    for cached in (known.synonyms, known.has_synonyms, known._forms):
         before = cached.cache_info().maxsize
         assert before is not None
         assert before <= 1 << 16

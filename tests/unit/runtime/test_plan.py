@@ -59,6 +59,14 @@ def test_weights_are_a_column_only_where_the_recipe_asks_for_them(tmp_path):
     assert len({model for _, model in keys}) == 2
 
 
+@pytest.mark.parametrize(("kinds", "anew"), [("synonym", True), ("deletion", False), ("swap synonym", True)])
+def test_what_synonyms_write_is_in_the_key_of_no_other_augmentation(tmp_path, monkeypatch, kinds, anew):
+    recipe = parse_recipe({**BASE, "augmentation": [{"kind": kind} for kind in kinds.split()]})
+    before = make_plan(recipe, (), tmp_path).stages["augmented"].key
+    monkeypatch.setattr(plan, "_SYNONYMS", 99)
+    assert (make_plan(recipe, (), tmp_path).stages["augmented"].key != before) == anew
+
+
 def test_what_is_off_is_in_no_key(tmp_path, monkeypatch):
     """A key of the recipe that is new, and off, makes no finished run anew."""
     described = []
