@@ -1,12 +1,15 @@
 """Every original gives one augmented document of a kind, or is dropped with a reason; both are counted."""
 
+import os
 from collections import Counter
 
+import nltk
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from bkray.augmentation import wordnet
 from bkray.augmentation.apertium import Apertium
 from bkray.config import UserError, load_recipe
 from bkray.reporting.progress import Progress
@@ -21,6 +24,7 @@ try:
     HERE = True
 except UserError:
     HERE = False
+MISSING = wordnet.missing_data()
 
 
 def augmented(path, out, *overrides):
@@ -86,3 +90,65 @@ def test_a_translator_that_a_worker_lacks_is_one_message(small, tmp_path, monkey
     with pytest.raises(Exception, match="Apertium") as caught:
         augmented(small, tmp_path, f"augmentation=[{{kind: back_translation, translator: {translator}}}]")
     assert "cannot translate eng-tlh with Apertium" in str(find_user_error(caught.value))
+
+
+@pytest.mark.skipif(bool(MISSING), reason=f"nltk's {' and '.join(MISSING)} are not here: bkray fetch wordnet")
+def test_synonyms_change_documents_and_a_worker_loads_them_once(small, tmp_path, monkeypatch):
+    workers = tmp_path / "workers"
+    workers.mkdir()
+
+    def note(what):
+        with (workers / str(os.getpid())).open("a") as file:
+            file.write(f"{what}\n")
+
+    class Noted(wordnet.Thesaurus):
+        def __init__(self):
+            note("thesaurus")
+            super().__init__()
+
+    class Watched(prepare._Augment):
+        """Notes in a file of its process each thesaurus that is loaded there, and each block that is done."""
+
+        def __init__(self, recipe):
+            wordnet.Thesaurus = Noted
+            super().__init__(recipe)
+
+        def __call__(self, documents):
+            yield from super().__call__(documents)
+            note("block")
+
+    monkeypatch.setattr(prepare, "_Augment", Watched)
+    monkeypatch.setattr(prepare, "_FEWEST_DOCUMENTS", 4)
+    there, made, manifest = augmented(small, tmp_path, "augmentation=[{kind: synonym, probability: 0.3}]")
+    originals = dict(zip(there["doc_id"].to_pylist(), there["text"].to_pylist(), strict=True))
+    pairs = [(row["text"].split(), originals[row["parent_id"]].split()) for row in made.to_pylist()]
+    changed = Counter(word != old for new, text in pairs for word, old in zip(new, text, strict=True))
+    assert 0.02 < changed[True] / changed.total() < 0.3
+    (counts,) = manifest["details"]["augmentation"]
+    assert counts["made"] == len(pairs)
+    assert counts["unchanged"] == sum(new == text for new, text in pairs) < len(pairs) / 10
+    noted = [Counter(path.read_text().split()) for path in workers.iterdir()]
+    assert 1 <= len(noted) <= 2
+    assert all(worker["thesaurus"] == 1 for worker in noted)
+    assert sum(worker["block"] for worker in noted) >= 8
+
+
+def test_a_worker_that_lacks_wordnet_names_the_ways_to_it_and_fetches_nothing(small, tmp_path, monkeypatch):
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
+
+    class Bare(prepare._Augment):
+        """In a process where nltk looks into that folder alone."""
+
+        def __init__(self, recipe):
+            nltk.data.path[:] = [str(nothing)]
+            super().__init__(recipe)
+
+    monkeypatch.setattr(prepare, "_Augment", Bare)
+    monkeypatch.setenv("RAY_ADDRESS", "joined")  # as in a submitted job: workers have it, or not
+    with pytest.raises(Exception, match="WordNet") as caught:
+        augmented(small, tmp_path, "augmentation=[{kind: synonym}]")
+    said = str(find_user_error(caught.value))
+    for way in ("set NLTK_DATA to a folder", "run `bkray fetch wordnet`", "`bkray fetch wordnet --deb FILE`"):
+        assert way in said
+    assert not list(nothing.iterdir())
