@@ -24,6 +24,7 @@ import numpy as np
 
 from bkray.corpus import row_rng
 from bkray.corpus.cleaning import near_duplicates
+from bkray.corpus.cleaning.hashing import words
 from bkray.corpus.cleaning.near import PERMUTATIONS, shingles, signatures
 from bkray.corpus.contamination import CHANGED, near_duplicate
 
@@ -94,7 +95,7 @@ def templates() -> None:
 
 
 def libraries(texts: list[str]) -> None:
-    sets = [shingles(text, 2) for text in texts]
+    sets = [shingles(words(text), 2) for text in texts]
     arms: dict[str, Callable[[], object]] = {
         "rensa": lambda: signatures(sets),
         "numpy": lambda: by_numpy(sets),

@@ -47,9 +47,10 @@ class HeldOutTexts:
     def __init__(self, texts: Sequence[str], overlap: int | None, near: tuple[float, int] | None) -> None:
         self.overlap, self.near = overlap, near
         self._hashes = _FirstRows.of([_hash(text) for text in texts])
-        self._runs = _FirstRows.of([_runs(text, overlap) for text in texts])
+        found = [words(text) for text in texts]
+        self._runs = _FirstRows.of([_runs(words_n, overlap) for words_n in found])
         if near:
-            sets = [shingles(text, near[1]) for text in texts]
+            sets = [shingles(words_n, near[1]) for words_n in found]
             signatures_DK = signatures(sets)
             self._compared = Compared(sets, signatures_DK, near[0])
             keys_BD = keys_of(signatures_DK, near[0]).T
@@ -61,19 +62,22 @@ class HeldOutTexts:
 
         These share a key with more than the MOST_A_KEY texts that it proposes.
         """
-        near, crowded_D = self._near_duplicates(texts)
-        both = zip(texts, near, strict=True)
-        return [self._equal(text) or leak or self._overlap(text) for text, leak in both], crowded_D
+        found = [words(text) for text in texts]
+        near, crowded_D = self._near_duplicates(found)
+        each = zip(texts, near, found, strict=True)
+        leaks = [self._equal(text) or leak or self._overlap(words_n) for text, leak, words_n in each]
+        return leaks, crowded_D
 
     def _equal(self, text: str) -> Leak | None:
         rows = self._hashes.rows_of(_hash(text))
         return Leak("equal", int(rows[0]), 1.0) if len(rows) else None
 
-    def _near_duplicates(self, texts: Sequence[str]) -> tuple[list[Leak | None], np.ndarray]:
+    def _near_duplicates(self, texts: Sequence[np.ndarray]) -> tuple[list[Leak | None], np.ndarray]:
+        """Of the `words` of every text."""
         if not self.near or not texts:
             return [None] * len(texts), np.zeros(len(texts), dtype=bool)
         threshold, ngram = self.near
-        sets = [shingles(text, ngram) for text in texts]
+        sets = [shingles(words_n, ngram) for words_n in texts]
         signatures_DK, marks = signatures(sets), self._compared.marks()
         begins_DB, ends_DB = self._spans(keys_of(signatures_DK, threshold))
         found: list[Leak | None] = []
@@ -96,8 +100,8 @@ class HeldOutTexts:
         spans = zip(self._rows_BD, begins_B.tolist(), ends_B.tolist(), strict=True)
         return np.unique(np.concatenate([rows[begin:end] for rows, begin, end in spans]))
 
-    def _overlap(self, text: str) -> Leak | None:
-        mine = _runs(text, self.overlap)
+    def _overlap(self, words_n: np.ndarray) -> Leak | None:
+        mine = _runs(words_n, self.overlap)
         rows = self._runs.rows_of(mine)
         return Leak("overlap", int(rows.min()), len(rows) / len(mine)) if len(rows) else None
 
@@ -124,7 +128,6 @@ def _hash(text: str) -> np.ndarray:
     return np.array([text_hash(text)], np.uint64)
 
 
-def _runs(text: str, n: int | None) -> np.ndarray:
+def _runs(words_n: np.ndarray, n: int | None) -> np.ndarray:
     """The set of a text's runs of n words: sorted uint64, none of a text with fewer words."""
-    found = words(text) if n else np.zeros(0, np.uint64)
-    return np.unique(ngrams(found, n)) if n and len(found) >= n else np.zeros(0, np.uint64)
+    return np.unique(ngrams(words_n, n)) if n and len(words_n) >= n else np.zeros(0, np.uint64)

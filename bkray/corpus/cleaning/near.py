@@ -43,9 +43,9 @@ def rows_per_band(threshold: float) -> int:
     return rows
 
 
-def shingles(text: str, ngram: int) -> np.ndarray:
-    """The set of a text's word n-grams: sorted unique uint64, at least one."""
-    return np.unique(ngrams(words(text), ngram))
+def shingles(words_n: np.ndarray, ngram: int) -> np.ndarray:
+    """The set of the n-grams of a text's `words`: sorted unique uint64, at least one."""
+    return np.unique(ngrams(words_n, ngram))
 
 
 def sketches(texts: Sequence[str], threshold: float, ngram: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,7 +53,7 @@ def sketches(texts: Sequence[str], threshold: float, ngram: int) -> tuple[np.nda
 
     A digest (PERMUTATIONS,) uint8 is a byte of every value of the signature.
     """
-    signatures_DK = signatures([shingles(text, ngram) for text in texts])
+    signatures_DK = signatures([shingles(words(text), ngram) for text in texts])
     return keys_of(signatures_DK, threshold), signatures_DK.astype(np.uint8)
 
 
@@ -141,7 +141,7 @@ def near_duplicates(
     not held out goes where its Jaccard similarity with a kept one before it is at least `threshold`. The last
     (D,) says which of these were not compared with all that share a key, which proposes its first MOST_A_KEY.
     """
-    sets = [shingles(text, ngram) for text in texts]
+    sets = [shingles(words(text), ngram) for text in texts]
     signatures_DK = signatures(sets)
     compared, kept = Compared(sets, signatures_DK, threshold), _Kept()
     del sets

@@ -25,10 +25,10 @@ def varied(text, share, rng):
 def test_shingles_are_the_set_of_word_ngrams():
     text = "To be, or not to be: that is"
     pairs = {"to be", "be or", "or not", "not to", "be that", "that is"}
-    assert set(shingles(text, 2).tolist()) == {int(shingles(pair, 2)[0]) for pair in pairs}
-    assert len(pairs) == len(shingles(text, 2))
-    assert shingles("one", 3).tolist() == shingles("ONE!", 3).tolist()
-    assert shingles("...", 2).tolist() != shingles("???", 2).tolist()
+    assert set(shingles(words(text), 2).tolist()) == {int(shingles(words(pair), 2)[0]) for pair in pairs}
+    assert len(pairs) == len(shingles(words(text), 2))
+    assert shingles(words("one"), 3).tolist() == shingles(words("ONE!"), 3).tolist()
+    assert shingles(words("..."), 2).tolist() != shingles(words("???"), 2).tolist()
     assert len(words("漢字かな x")) == 5
 
 
@@ -125,7 +125,7 @@ def test_the_same_documents_go_as_by_comparing_all_pairs():
     texts = [texts[i] for i in rng.permutation(len(texts))]
     held_out = np.arange(len(texts)) < 40
     twin, similarity, crowded = near_duplicates(texts, held_out, 0.6, 2)
-    sets, kept = [shingles(text, 2) for text in texts], []
+    sets, kept = [shingles(words(text), 2) for text in texts], []
     for row, mine in enumerate(sets):
         close = max(((jaccard(mine, sets[other]), -other) for other in kept), default=(0.0, 0))
         goes = close[0] >= 0.6 and not held_out[row]
