@@ -28,20 +28,15 @@ _SORTED_BLOCKS, _BLOCK_BYTES = 8, 64 << 20  # a sort merges more blocks than so 
 _BLOCK_WINDOWS = 128  # a task: small enough to share them evenly, the last ones too
 _BLOCK_FLOPS = 1e11  # a task on one core: seconds, half a minute on a slow one
 _GPU_SPEED = 100  # how much more a GPU gets
-_PARTS_PER_CPU = 4  # so many parts are shared evenly enough without being cut
 
 
 def read_parts(parts: Sequence[Path], split: str | None = None, num_cpus: float = 1) -> Dataset:
     """The rows of an artifact's part files, restricted to one split where it is named.
 
-    A function that is mapped over many parts with as many CPUs runs in the tasks that read them. Otherwise it
-    gets tasks of its own, beside which Ray keeps CPUs for reading: on two CPUs it would run one at a time.
+    A function that is mapped over them with as many CPUs runs in the tasks that read. With others it gets
+    tasks of its own, for which Ray keeps CPUs free from reading: on two CPUs it runs in one task at a time.
     """
-    many = len(parts) >= _PARTS_PER_CPU * ray.cluster_resources().get("CPU", 1)
-    blocks = len(parts) if many else None  # by default Ray cuts what it reads into 200 and more
-    dataset = ray.data.read_parquet(
-        [str(part) for part in parts], num_cpus=num_cpus, override_num_blocks=blocks
-    )
+    dataset = ray.data.read_parquet([str(part) for part in parts], num_cpus=num_cpus)
     if split is None:
         return dataset
     return map_tables(dataset, _OfSplit(split), num_cpus)
