@@ -57,7 +57,7 @@ def soft_targets(work: Work) -> Outcome:
     schema = pa.schema([*(there.field(name) for name in keys), *fields])
     gpus = int(ray.cluster_resources().get("GPU", 0))
     dtype = dtype_everywhere(gpus)
-    read = read_parts(work.source.parts, num_cpus=TASK_CPUS).select_columns([*keys, "tokens"])
+    read = read_parts(work.source.parts).select_columns([*keys, "tokens"])
     block = windows_a_block(flops, gpus)
     dataset = map_tables(
         read.repartition(target_num_rows_per_block=block),

@@ -101,7 +101,7 @@ def held_out_windows(
     flops = ray.get([in_worker(_flops, exported, window) for exported in models.values()])
     block = windows_a_block(sum(flops))
     dataset = map_tables(
-        read_parts(windows.parts, split, TASK_CPUS).repartition(target_num_rows_per_block=block),
+        read_parts(windows.parts, split).repartition(target_num_rows_per_block=block),
         _WindowNats,
         TASK_CPUS,
         fn_constructor_args=(dict(models),),

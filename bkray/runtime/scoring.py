@@ -70,7 +70,7 @@ def scored(work: Work) -> Outcome:
     flops = ray.get(in_worker(scorer.flops)) if scorer.model else 0.0
     block = windows_a_block(flops, gpus)
     dataset = map_tables(
-        read_parts(work.source.parts, "train", TASK_CPUS).repartition(target_num_rows_per_block=block),
+        read_parts(work.source.parts, "train").repartition(target_num_rows_per_block=block),
         _Score,
         TASK_CPUS,
         fn_constructor_args=(scorer,),

@@ -49,7 +49,7 @@ def selected(work: Work) -> Outcome:
         kept, flops, details = _diverse(work, settings.diversity, keep)
         ledger.charge("clustering", flops=flops)
     else:
-        kept = top_k(read_parts(work.source.parts, num_cpus=TASK_CPUS), "uncertainty", keep)
+        kept = top_k(read_parts(work.source.parts), "uncertainty", keep)
     columns = pq.read_schema(work.source.parts[0])
     schema = pa.schema([columns.field(name) for name in work.stage.provides])
     rows = write_parts(kept, work.directory, schema, ["window_id"])
@@ -73,16 +73,13 @@ def _diverse(work: Work, settings: Diversity, keep: int) -> tuple[Dataset, float
     """The windows kept of every cluster, the FLOPs of clustering, and rows and quota of every cluster."""
     parts, rows = work.source.parts, work.source.rows
     clusters: Clusters = ray.get(_fit.remote(parts, settings, work.recipe.seed))
-    narrow = read_parts(parts, num_cpus=TASK_CPUS).select_columns(["window_id", "uncertainty", "embedding"])
+    narrow = read_parts(parts).select_columns(["window_id", "uncertainty", "embedding"])
     narrow = map_tables(narrow, _Assign(clusters), TASK_CPUS).drop_columns(["embedding"]).materialize()
     sizes = _sizes(blocks_of(narrow))
     wanted = quotas(sizes, keep)
     found = threshold_each(narrow, "uncertainty", wanted, "cluster")
     kept = take_each(
-        map_tables(read_parts(parts, num_cpus=TASK_CPUS), _Assign(clusters), TASK_CPUS),
-        "uncertainty",
-        found,
-        "cluster",
+        map_tables(read_parts(parts), _Assign(clusters), TASK_CPUS), "uncertainty", found, "cluster"
     )
     compared = min(rows, settings.sample) * (ROUNDS + 2) + 2 * rows
     shown = [[sizes[cluster], wanted.get(cluster, 0)] for cluster in sorted(sizes)]

@@ -30,16 +30,12 @@ _BLOCK_FLOPS = 1e11  # a task on one core: seconds, half a minute on a slow one
 _GPU_SPEED = 100  # how much more a GPU gets
 
 
-def read_parts(parts: Sequence[Path], split: str | None = None, num_cpus: float = 1) -> Dataset:
-    """The rows of an artifact's part files, restricted to one split where it is named.
-
-    A function that is mapped over them with as many CPUs runs in the tasks that read. With others it gets
-    tasks of its own, for which Ray keeps CPUs free from reading: on two CPUs it runs in one task at a time.
-    """
-    dataset = ray.data.read_parquet([str(part) for part in parts], num_cpus=num_cpus)
+def read_parts(parts: Sequence[Path], split: str | None = None) -> Dataset:
+    """The rows of an artifact's part files, restricted to one split where it is named."""
+    dataset = ray.data.read_parquet([str(part) for part in parts], num_cpus=TASK_CPUS)
     if split is None:
         return dataset
-    return map_tables(dataset, _OfSplit(split), num_cpus)
+    return map_tables(dataset, _OfSplit(split), TASK_CPUS)
 
 
 def map_tables(dataset: Dataset, function: Any, num_cpus: float = 1, **options: Any) -> Dataset:
