@@ -168,6 +168,21 @@ def test_the_ledger_has_every_second_up_to_the_report(bkray, small, reference):
     assert ledger["wall_s"] == pytest.approx(passed, rel=0.05)
 
 
+def test_its_report_counts_the_augmented_documents(bkray, small, reference):
+    run, _ = reference(bkray, small)
+    (manifest,) = run.glob("artifacts/augmented-*/manifest.json")
+    kinds = json.loads(manifest.read_text())["details"]["augmentation"]
+    assert [kind["kind"] for kind in kinds] == ["deletion", "swap"]
+    assert all(kind["made"] > 50 for kind in kinds)
+    section = (run / "report.html").read_text().partition("<h2>Augmented documents</h2>")[2]
+    cells = re.findall(r"<t[hd]\b.*?>(.*?)</t[hd]>", section.partition("</table>")[0], re.DOTALL)
+    assert cells == ["Kind", "Originals", "Made", "Of these unchanged", "Dropped"] + [
+        cell
+        for kind in kinds
+        for cell in (kind["kind"], *(str(kind[each]) for each in ("originals", "made", "unchanged")), "")
+    ]
+
+
 def test_a_browser_shows_its_report(bkray, small, reference, in_browser):
     run, _ = reference(bkray, small)
     dom = in_browser(run / "report.html")
