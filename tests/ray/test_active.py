@@ -18,6 +18,7 @@ from bkray.config.active import load_active
 from bkray.corpus import list_shards
 from bkray.corpus.windows import read_columns
 from bkray.evaluation import paired_difference
+from bkray.reporting import RunLog
 from bkray.reporting.progress import Progress
 from bkray.runtime.active import Runs, run_active
 from bkray.runtime.rounds import LoopRunner
@@ -39,7 +40,7 @@ def spec(tmp_path_factory, texts):
         "model": {"kind": "resnet_bk", "d_model": 32, "n_layers": 1},
         "training": {
             **{"tokens": 30_000, "batch_tokens": 384, "workers": 1, "eval_windows": 16},
-            **{"eval_every": 10, "log_every": 5, "checkpoint_every": 6},
+            **{"eval_every": 10, "log_every": 2, "checkpoint_every": 6},
         },
         "samples": None,
     }
@@ -164,21 +165,44 @@ def without_the_loop(finished, tmp_path):
     return folder
 
 
-def test_killed_between_rounds_and_within_one_it_ends_with_the_same_bytes(
+def written(folder):
+    """The files of all that is finished, and what changes where one is written anew."""
+    found = [*folder.glob("artifacts/[!.]*/*"), *folder.glob("runs/*/round-*/*")]
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
+
+
+def test_killed_between_rounds_and_within_one_it_goes_on_and_ends_with_the_same_bytes(
     finished, without_the_loop, spec, kill_node
 ):
-    """Every process of the loop is killed, twice."""
+    """Every process of the loop is killed, twice: what is finished stays, and so does what was trained."""
     folder, loop = without_the_loop, without_the_loop / "runs" / "entropy-seed0"
     boundary = json.loads((finished / "results.json").read_text())["arms"][0]["rounds"][0]["steps"]
 
-    def within_the_second_round():
-        return any(int(path.name[5:]) > boundary for path in loop.glob("checkpoints/step-*"))
+    def saved():
+        return max((int(path.name[5:]) for path in loop.glob("checkpoints/step-*")), default=0)
 
     kill_when(lambda: any(folder.glob("artifacts/.partial-scored-*")), spec, folder.parent, kill_node)
-    assert (loop / "round-0" / "manifest.json").exists()
-    kill_when(within_the_second_round, spec, folder.parent, kill_node)
+    before, first = written(folder), RunLog.read(loop / "metrics.jsonl")
+    assert (loop / "round-0" / "manifest.json") in before
+    assert len(stage(folder, "pool")) == 1
+    assert saved() == first[-1]["step"] == boundary
+    kill_when(lambda: saved() > boundary, spec, folder.parent, kill_node)
     assert not (loop / "round-2").exists()
+    there = written(folder)
+    assert there.items() >= before.items(), "what was finished is made again"
+    assert stage(folder, "selected")
+    log, reached = RunLog.read(loop / "metrics.jsonl"), saved()
+    kept = [line for line in log if line["step"] <= reached]
+    assert kept[: len(first)] == first, "round 0 is trained again"
+    assert len(kept) > len(first), "so that the log, which holds seconds, tells whether the round begins anew"
     run_active(spec, out=folder.parent)
+    assert written(folder).items() >= there.items(), "what was finished is made again"
+    whole = RunLog.read(loop / "metrics.jsonl")
+    assert whole[: len(kept)] == kept, "the round begins anew"
+    ledgers = [manifest(loop / f"round-{number}")["ledger"] for number in range(3)]
+    step_tokens = first[-1]["tokens"] // boundary
+    lost = sum(ledger.get("lost", {"tokens": 0})["tokens"] for ledger in ledgers)
+    assert lost == log[-1]["tokens"] - reached * step_tokens, "steps after the checkpoint and no others"
     assert files(folder) == files(finished)
     before, after = (json.loads((path / "results.json").read_text())["arms"] for path in (finished, folder))
     for one, other in zip(before, after, strict=True):

@@ -1,4 +1,7 @@
-"""A process is killed in every stage that prepares data; its work is done again to the same bytes."""
+"""A process is killed in one stage after the other; its work is done again to the same bytes.
+
+Those of scoring and training: test_pipeline.py.
+"""
 
 import shutil
 
@@ -18,21 +21,26 @@ KILLED = {
     "deduplicated": "ray::MapBatches(_twins)",
     "filtered": "ray::_fit",
     "nearest": "ray::MapBatches(_Distance)",
+    "tokenizer": "ray::_train_tokenizer",
     "augmented": "ray::MapWorker(MapBatches(_Augment)).submit",
     "windows": "ray::MapBatches(_PackParts)",
+    "proxy": "ray::train_proxy",
     "selected": "ray::MapBatches(_Take)",
+    "training_set": "ray::_write_blocks",
+    "held_out_scores": "ray::_score_held_out",
 }
+LITTLE = ("training.workers=1", "training.tokens=4000")
 
 
 def prepared(recipe, out):
-    progress = Progress(Console(quiet=True))
-    return run_pipeline(load_recipe(recipe), out, until="selected", progress=progress).artifacts
+    recipe, progress = load_recipe(recipe, LITTLE), Progress(Console(quiet=True))
+    return run_pipeline(recipe, out, until="held_out_scores", progress=progress).artifacts
 
 
 def contents(artifacts):
-    """The bytes of every artifact, by path; manifests hold times and are left out."""
+    """The bytes of every artifact, by path, without the files that hold times."""
     files = [path for made in artifacts.values() for path in made.path.iterdir()]
-    kept = [path for path in files if path.name != "manifest.json"]
+    kept = [path for path in files if path.name not in {"manifest.json", "config.json"}]
     return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in kept}
 
 
