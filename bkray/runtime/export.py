@@ -55,5 +55,9 @@ def _weights(state: dict[str, Any]) -> dict[str, Tensor]:
     """Those that the run would have exported at this step."""
     if "average" not in state:
         return state["model"]
-    averaged = {name.partition(".") for name in state["average"]}
-    return {name: state["average"][f"module.{name}"] for kept, _, name in averaged if kept == "module"}
+    averaged: dict[str, Tensor] = state["average"]
+    return {
+        name.removeprefix("module."): weights
+        for name, weights in averaged.items()
+        if name.startswith("module.")
+    }
