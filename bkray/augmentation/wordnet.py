@@ -172,9 +172,9 @@ class Thesaurus:
         return tuple(dict.fromkeys([word, *filter(None, bases)]))
 
     def _sense(self, word: str, part: str) -> tuple[str | None, list[str]]:
-        """The lemma of `word`, and the other single-word lemmas of its most frequent sense."""
+        """The lemma of `word`, and the other single-word lemmas of its most frequent sense, the one read."""
         lemma = self._wordnet.morphy(word, part)
-        names = self._wordnet.synsets(lemma, part)[0].lemma_names() if lemma else []
+        names = self._wordnet.synset(f"{lemma}.{part}.1").lemma_names() if lemma else []
         return lemma, [name for name in names if name.isalpha() and name.islower() and name != lemma]
 
     def _inflected(self, lemma: str, tag: str, part: str) -> str | None:
