@@ -1,6 +1,12 @@
 """Difficulty: text statistics, and scores under a model."""
 
-from bkray.difficulty.model_score import has_hidden, perplexity, score_windows, scoring_dtype
+from bkray.difficulty.model_score import (
+    has_hidden,
+    perplexity,
+    score_windows,
+    scoring_dtype,
+    windows_a_pass,
+)
 from bkray.difficulty.statistics import compression_ratio, rarity, sentence_length
 
 __all__ = [
@@ -11,4 +17,5 @@ __all__ = [
     "score_windows",
     "scoring_dtype",
     "sentence_length",
+    "windows_a_pass",
 ]

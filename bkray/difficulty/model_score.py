@@ -1,11 +1,12 @@
 """Difficulty and uncertainty of windows under a model, all from one pass through its body.
 
-    windows (W, N + 1) ─► body, one window at a time ─► hidden (N, d) ─► head, a chunk at a time ─► loss and
-                                                            │             the asked measures: (W,) each
+    windows (W, N + 1) ─► body, some windows a pass ─► hidden (N, d) ─► head, a chunk at a time ─► loss and
+                                                            │            the asked measures: (W,) each
                                                             └─► mean: the window's embedding
 
-One window at a time makes a window's score independent of its neighbours in the batch: matrix products of
-another height may round differently.
+A window's score is independent of its neighbours, to the last bit. Matrix products of another height may
+round differently, so every pass has as many windows, a last one being filled up, and its rows end where a
+product's tiles do.
 """
 
 from __future__ import annotations
@@ -15,12 +16,17 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bkray.config import UserError
-from bkray.model.head import GPU_LOGITS, chunked_logits, cross_entropies
+from bkray.model.head import GPU_LOGITS, chunked_logits
+from bkray.model.language_model import Stack
 from bkray.selection import MEASURES, variation_ratio
 
-_CHUNK = 64  # positions whose logits exist at a time: (64, V) stays in a core's cache
+_CHUNK = 256  # positions whose logits exist at a time
+_PASS_TOKENS = 4096  # of a pass through the body: a small model gains by long products, and few calls a token
+_PASS_FLOPS = 1e11  # a large one has them with one window, and would be long at more
+_TILE = 16  # rows that CPU products take together; what is left over at the end they may round otherwise
 
 
 @torch.no_grad()
@@ -56,8 +62,7 @@ def score_windows(
     windows = torch.as_tensor(np.ascontiguousarray(tokens_WN1), dtype=torch.int64, device=device)
     rows = []
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        for window in windows:
-            hidden_Nd = model.hidden(window[None, :-1])[0] if has_hidden(model) else None  # type: ignore[operator]
+        for window, hidden_Nd in zip(windows, hidden_states(model, windows[:, :-1]), strict=True):
             row = _logit_scores(
                 window_logits(model, hidden_Nd, window[:-1]), window[1:], measures, each_token
             )
@@ -97,6 +102,30 @@ def has_hidden(model: nn.Module) -> bool:
     return callable(getattr(model, "hidden", None)) and callable(getattr(model, "head", None))
 
 
+def windows_a_pass(model: nn.Module, window: int) -> int:
+    """How many windows of `window` tokens go through a model's body at once: a power of two.
+
+    One where passes would differ by the windows in them: where their rows end within a tile, and where the
+    model's stack leaves out sites.
+    """
+    if window % _TILE or any(isinstance(m, Stack) and type(m) is not Stack for m in model.modules()):
+        return 1
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    windows = min(_PASS_TOKENS, int(_PASS_FLOPS // (2 * weights))) // window
+    return 1 << max(0, windows.bit_length() - 1)
+
+
+def hidden_states(model: nn.Module, tokens_WN: Tensor) -> Iterator[Tensor | None]:
+    """The final states (N, d) of each window, the same bits whatever the others; None of a model without."""
+    if not has_hidden(model):
+        yield from [None] * len(tokens_WN)
+        return
+    together = windows_a_pass(model, tokens_WN.shape[1])
+    for windows_PN in tokens_WN.split(together):
+        filled_PN = F.pad(windows_PN, (0, 0, 0, together - len(windows_PN)))
+        yield from model.hidden(filled_PN)[: len(windows_PN)]  # type: ignore[operator]
+
+
 def window_logits(model: nn.Module, hidden_Nd: Tensor | None, tokens_N: Tensor) -> Iterator[Tensor]:
     """The float32 logits of one window, or of its final states where it has any, some positions at a time."""
     if hidden_Nd is None:
@@ -119,7 +148,7 @@ def _logit_scores(
     begin = 0
     for logits_nV in chunks:
         end = begin + len(logits_nV)
-        losses.append(cross_entropies(logits_nV, targets_N[begin:end])[0])
+        losses.append(F.cross_entropy(logits_nV, targets_N[begin:end], reduction="none"))
         for name in measures:
             sums[name] = sums[name] + len(logits_nV) * MEASURES[name](logits_nV[None])[0]
         begin = end

@@ -1,6 +1,6 @@
 """The stage that asks the teachers: their predictions of every training window, once, as columns.
 
-    training_set ─► actors that hold all teachers, one window at a time ─► soft_ids, soft_log_probs
+    training_set ─► actors that hold all teachers, some windows a pass ─► soft_ids, soft_log_probs
                                                                               │
                     training reads the rows of a batch from memory-mapped files ◄┘
 
@@ -23,6 +23,7 @@ from bkray.corpus import load_tokenizer
 from bkray.corpus.mapped import MappedWindows, map_windows
 from bkray.corpus.schema import soft_targets_fields
 from bkray.corpus.windows import tokens_array
+from bkray.difficulty import windows_a_pass
 from bkray.runtime.cluster import TASK_CPUS
 from bkray.runtime.one_core import work_on_one_core
 from bkray.runtime.precision import device_here, dtype_everywhere, said
@@ -40,7 +41,6 @@ from bkray.training import Ledger, load_model
 from bkray.training.cost.flops import forward_flops
 from bkray.training.techniques import distillation
 
-_BATCH = 16  # windows an actor takes at a time; they are read one by one
 _PART_VALUES = 1 << 24  # numbers of a column in one file, which a task holds: 64 to 100 MB with the ids
 
 
@@ -50,7 +50,9 @@ def soft_targets(work: Work) -> Outcome:
     assert settings
     folders = [Path(folder).absolute() for folder in settings.teachers]
     vocabulary = load_tokenizer(work.inputs["tokenizer"].path / "tokenizer.json").get_vocab_size()
-    flops = sum(ray.get([in_worker(_flops, folder, vocabulary, recipe.window) for folder in folders]))
+    asked = [in_worker(_cost, folder, vocabulary, recipe.window) for folder in folders]
+    costs, passes = zip(*ray.get(asked), strict=True)
+    flops, together = sum(costs), max(passes)
     fields = soft_targets_fields(recipe.window, settings.top_k, vocabulary)
     keys = list(work.stage.provides[: -len(fields)])  # those that the training set is sorted by
     there = pq.read_schema(work.source.parts[0])
@@ -58,14 +60,14 @@ def soft_targets(work: Work) -> Outcome:
     gpus = int(ray.cluster_resources().get("GPU", 0))
     dtype = dtype_everywhere(gpus)
     read = read_parts(work.source.parts).select_columns([*keys, "tokens"])
-    block = windows_a_block(flops, gpus)
+    block = windows_a_block(flops, gpus, together)
     dataset = map_tables(
         read.repartition(target_num_rows_per_block=block),
         _Ask,
         TASK_CPUS,
         fn_constructor_args=(folders, settings.top_k, schema, dtype),
         compute=actors(gpus or work.cpus, work.source.rows, block),
-        batch_size=min(_BATCH, block),
+        batch_size=together,
         **({"num_gpus": 1} if gpus else {}),
     )
     rows_per_part = max(1, min(ROWS_PER_PART, _PART_VALUES // (recipe.window * settings.top_k)))
@@ -82,8 +84,11 @@ def map_soft_targets(parts: list[Path]) -> tuple[MappedWindows, MappedWindows] |
 
 
 @torch.no_grad()
-def _flops(folder: Path, vocabulary: int, window: int) -> float:
-    """Of a teacher's pass over one window; raises UserError where it predicts other tokens than there are."""
+def _cost(folder: Path, vocabulary: int, window: int) -> tuple[float, int]:
+    """FLOPs of a teacher's pass over one window, and windows a pass.
+
+    Raises UserError where it predicts other tokens than there are.
+    """
     teacher = load_model(folder)
     width = teacher(torch.zeros(1, 1, dtype=torch.int64)).shape[-1]
     if width != vocabulary:
@@ -91,7 +96,7 @@ def _flops(folder: Path, vocabulary: int, window: int) -> float:
             f"training.distillation.teachers: {folder} predicts {width} tokens, its tokenizer has "
             f"{vocabulary}: name a model with as many"
         )
-    return forward_flops(teacher, window)
+    return forward_flops(teacher, window), windows_a_pass(teacher, window)
 
 
 class _Ask:

@@ -1,6 +1,6 @@
 """The stages that need a model to prepare data: the proxy, and the scores of every training window.
 
-windows ─► proxy (one small training run) ─► scored: actors that hold the proxy, one window at a time
+windows ─► proxy (one small training run) ─► scored: actors that hold the proxy, some windows a pass
                                          └─► held_out_scores: one task, some test windows
 """
 
@@ -27,6 +27,7 @@ from bkray.difficulty import (
     rarity,
     score_windows,
     sentence_length,
+    windows_a_pass,
 )
 from bkray.runtime.cluster import TASK_CPUS
 from bkray.runtime.one_core import work_on_one_core
@@ -42,7 +43,6 @@ from bkray.training import Ledger, load_model
 from bkray.training.cost.flops import forward_flops, head_flops
 from bkray.training.state.start import vocabulary_size
 
-_SCORE_BATCH = 64  # windows an actor takes at a time, of a block; they are scored one by one
 _SKILL_WINDOWS = 1024  # test windows scored at most: a rank correlation is then known to within about 0.03
 
 
@@ -67,15 +67,15 @@ def scored(work: Work) -> Outcome:
     gpus = int(ray.cluster_resources().get("GPU", 0)) if recipe.needs_proxy else 0
     scorer = _scorer(work, scored_columns(recipe), gpus)
     widths = in_worker(scorer.widths)
-    flops = ray.get(in_worker(scorer.flops)) if scorer.model else 0.0
-    block = windows_a_block(flops, gpus)
+    flops, together = ray.get([in_worker(scorer.flops), in_worker(scorer.windows_a_pass)])
+    block = windows_a_block(flops, gpus, together)
     dataset = map_tables(
         read_parts(work.source.parts, "train").repartition(target_num_rows_per_block=block),
         _Score,
         TASK_CPUS,
         fn_constructor_args=(scorer,),
         compute=actors(gpus or work.cpus, work.source.splits["train"], block),
-        batch_size=min(_SCORE_BATCH, block),
+        batch_size=None,
         **({"num_gpus": 1} if gpus else {}),
     )
     schema = windows_schema(recipe.window)
@@ -187,6 +187,11 @@ class Scorer:
         if "embedding" in self.names and self.model:
             widths["embedding"] = _width(load_model(self.model))
         return widths
+
+    def windows_a_pass(self) -> int:
+        """Of the model that takes more of them."""
+        paths = [path for path in (self.model, self.reference) if path]
+        return max((windows_a_pass(load_model(path), self.recipe.window) for path in paths), default=1)
 
     def flops(self) -> float:
         """Of the scores of one window."""

@@ -48,10 +48,14 @@ def actors(cpus: int, rows: int, rows_per_block: int) -> ActorPoolStrategy:
     return ActorPoolStrategy(size=max(1, min(cpus, -(-rows // rows_per_block))))
 
 
-def windows_a_block(flops: float, gpus: int = 0) -> int:
-    """Windows of a block that models pass over, `flops` each: a stage that ends no block is given up."""
+def windows_a_block(flops: float, gpus: int = 0, together: int = 1) -> int:
+    """Windows of a block that models pass over, `flops` each: a stage that ends no block is given up.
+
+    A multiple of `together`, the windows of one pass, which a smaller block would not fill.
+    """
     most = _BLOCK_FLOPS * (_GPU_SPEED if gpus else 1)
-    return max(1, min(_BLOCK_WINDOWS, int(most // max(1.0, flops))))
+    windows = min(_BLOCK_WINDOWS, int(most // max(1.0, flops)))
+    return together * max(1, windows // together)
 
 
 def in_worker(function: Callable[..., Any], *arguments: Any) -> ray.ObjectRef:

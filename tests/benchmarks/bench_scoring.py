@@ -1,6 +1,6 @@
 """What Ray Data adds to scoring: python tests/benchmarks/bench_scoring.py [WINDOWS] [ROUNDS]
 
-WINDOWS (2048; a quarter for the larger model) of 256 tokens of Python source, by a proxy (d = 64, 2 layers)
+WINDOWS (4096; half for the larger model) of 256 tokens of Python source, by a proxy (d = 64, 2 layers)
 and by a model of the default size (d = 192, 4 layers), windows a second, one thread a process:
 
 - as people write it: a loop without Ray in one process: batches of 16 windows, cross-entropy, float32;
@@ -41,11 +41,11 @@ from bkray.model import build_model
 from bkray.runtime.cluster import TASK_CPUS, cluster, local_cpus
 from bkray.runtime.one_core import work_on_one_core
 from bkray.runtime.scoring import Scorer, _Score
-from bkray.runtime.stages import actors, map_tables, read_parts
+from bkray.runtime.stages import actors, map_tables, read_parts, windows_a_block
 from bkray.training import export_model, load_model
 
-WINDOW, VOCABULARY, BATCH, BLOCK, TOGETHER = 256, 4096, 16, 64, 32
-MODELS = {"proxy, d = 64, 2 layers": (64, 2, 1), "d = 192, 4 layers": (192, 4, 4)}
+WINDOW, VOCABULARY, BATCH = 256, 4096, 16
+MODELS = {"proxy, d = 64, 2 layers": (64, 2, 1), "d = 192, 4 layers": (192, 4, 2)}
 """Width, layers, and by how much there are fewer windows."""
 
 
@@ -121,14 +121,15 @@ class _Noted(_Score):
 
 def scored(part: Path, scorer: Scorer, cores: int, starts: list[float]) -> float:
     """Windows a second once every actor scores; the seconds before that go to `starts`."""
+    block = windows_a_block(scorer.flops(), together=scorer.windows_a_pass())
     start = time.time()
     dataset = map_tables(
-        read_parts([part]).repartition(target_num_rows_per_block=BLOCK),
+        read_parts([part]).repartition(target_num_rows_per_block=block),
         _Noted,
         TASK_CPUS,
         fn_constructor_args=(scorer,),
-        compute=actors(cores, pq.read_metadata(part).num_rows, BLOCK),
-        batch_size=TOGETHER,
+        compute=actors(cores, pq.read_metadata(part).num_rows, block),
+        batch_size=None,
     )
     done = dataset.to_pandas()
     ready = done.groupby("actor")["begin"].min().max()
@@ -148,7 +149,7 @@ def compare(title: str, folder: Path, tokens: np.ndarray, recipe: Recipe, rounds
     part = folder / "part-00000.parquet"
     pq.write_table(pa.table({"window_id": ids, "tokens": column}), part)
     scorer = Scorer(recipe, ("compression", "loss"), folder / "tokenizer.json", exported, None, None)
-    one, starts = tokens[: max(BATCH, len(tokens) // cores)], list[float]()
+    one, starts = tokens[: max(BATCH, len(tokens) // 8)], list[float]()
     in_full = partial(score_windows, dtype=torch.float32)
     arms: dict[str, Callable[[], float]] = {
         "as people write it": partial(rate, plain_loop, model, one),
@@ -187,4 +188,4 @@ def main(count: int, rounds: int) -> None:
 
 if __name__ == "__main__":
     given = [int(value) for value in sys.argv[1:]]
-    main(*(given + [2048, 3][len(given) :]))
+    main(*(given + [4096, 3][len(given) :]))

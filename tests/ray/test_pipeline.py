@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from bkray.config import load_recipe
 from bkray.reporting import RunLog
 from bkray.reporting.progress import Progress
-from bkray.runtime import prepare, scoring, stages
+from bkray.runtime import prepare, scoring
 from bkray.runtime.exits import find_user_error
 from bkray.runtime.pipeline import run_pipeline
 from tests.kills import killing, processes
@@ -50,8 +50,7 @@ def prepared(tmp_path_factory):
 def test_artifacts_are_the_same_bytes_for_other_batches_and_blocks(small, prepared, tmp_path, monkeypatch):
     recipe = load_recipe(small)
     usual = prepared(recipe)
-    monkeypatch.setattr(scoring, "_SCORE_BATCH", 5)
-    monkeypatch.setattr(stages, "_BLOCK_WINDOWS", 23)
+    monkeypatch.setattr(scoring, "windows_a_block", lambda *_: 23)
     monkeypatch.setattr(prepare, "_BLOCKS_PER_CPU", 1)
     monkeypatch.setattr(prepare, "_BUCKETS", 3)
     monkeypatch.setattr(prepare, "_MOST_DOCUMENTS", 7)
@@ -67,8 +66,7 @@ def test_a_killed_actor_is_replaced_and_the_scores_are_the_same(small, prepared,
     usual = prepared(recipe)
     ignored = shutil.ignore_patterns("scored-*", "selected-*", "training_set-*")
     shutil.copytree(usual, tmp_path / "small", ignore=ignored)
-    monkeypatch.setattr(stages, "_BLOCK_WINDOWS", 16)
-    monkeypatch.setattr(scoring, "_SCORE_BATCH", 1)  # so that it takes long enough to be killed
+    monkeypatch.setattr(scoring, "windows_a_block", lambda *_: 1)  # so that it takes long enough to be killed
     with killing(lambda killed: [] if killed else ["ray::MapWorker(MapBatches(_Score)).submit"]) as killed:
         other = run(recipe, tmp_path, "training_set").folder
     assert killed

@@ -1,8 +1,8 @@
 """Knowledge distillation: the student learns what a teacher thinks possible (arXiv 1503.02531).
 
-    teachers, a window at a time ─► mean of their probabilities ─► k largest: ids, log-probabilities ─► cached
-                                                                                    │
-    student's logits ─► (1 - w) cross-entropy + w T² KL(teacher || student) ◄───────┘
+    teachers ─► mean of their probabilities ─► k largest: ids, log-probabilities ─► cached
+                                                                                      │
+    student's logits ─► (1 - w) cross-entropy + w T² KL(teacher || student) ◄─────────┘
 
 Only k numbers of V are cached, so both distributions are first coarsened to k + 1 outcomes at temperature 1:
 the teachers' k tokens and one rest, which holds what the others have together. Then both are softened,
@@ -18,7 +18,7 @@ distributions, and with k = V, where there is no rest, that of Hinton et al.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bkray.config.distillation import Distillation
-from bkray.difficulty.model_score import has_hidden, scoring_dtype, window_logits
+from bkray.difficulty.model_score import hidden_states, scoring_dtype, window_logits
 
 _LEAST_REST = 1e-6  # float32 knows 1 - Σ p to about 1e-7, and its logarithm must stay finite
 
@@ -48,8 +48,13 @@ def soft_targets(
     windows = torch.as_tensor(np.ascontiguousarray(tokens_WN1), dtype=torch.int64, device=device)
     ids, nats = [], []
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        for window in windows:
-            chunks = zip(*(_logits(teacher, window[:-1]) for teacher in teachers), strict=True)
+        states = zip(*(hidden_states(teacher, windows[:, :-1]) for teacher in teachers), strict=True)
+        for window, hiddens in zip(windows, states, strict=True):
+            logits = [
+                window_logits(teacher, hidden_Nd, window[:-1])
+                for teacher, hidden_Nd in zip(teachers, hiddens, strict=True)
+            ]
+            chunks = zip(*logits, strict=True)
             best = [_mean_log_probs(chunk).topk(k) for chunk in chunks]
             ids.append(torch.cat([each.indices for each in best]))
             nats.append(torch.cat([each.values for each in best]).half())
@@ -57,12 +62,6 @@ def soft_targets(
         empty = (0, tokens_WN1.shape[1] - 1, k)
         return np.zeros(empty, dtype=np.int64), np.zeros(empty, dtype=np.float16)
     return torch.stack(ids).cpu().numpy(), torch.stack(nats).cpu().numpy()
-
-
-def _logits(teacher: nn.Module, tokens_N: Tensor) -> Iterator[Tensor]:
-    """The float32 logits of one window, some positions at a time."""
-    hidden_Nd = teacher.hidden(tokens_N[None])[0] if has_hidden(teacher) else None  # type: ignore[operator]
-    return window_logits(teacher, hidden_Nd, tokens_N)
 
 
 def _mean_log_probs(logits_nV: Sequence[Tensor]) -> Tensor:

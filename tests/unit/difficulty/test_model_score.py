@@ -9,14 +9,14 @@ from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bkray.config import UserError
+from bkray.config import UserError, parse_recipe
 from bkray.config.model import ResNetBKModel
-from bkray.difficulty import perplexity, score_windows, scoring_dtype
+from bkray.difficulty import perplexity, score_windows, scoring_dtype, windows_a_pass
 from bkray.difficulty.model_score import _positions
 from bkray.model import build_model
 from bkray.selection import MEASURES, dropout_masks, variation_ratio
 
-VOCABULARY, WINDOW = 50, 150  # more positions than a chunk
+VOCABULARY, WINDOW = 50, 304  # more positions than a chunk
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (7, WINDOW + 1)).astype(np.int32)
 MASKS = dropout_masks(6, 16, 0.3, seed=1)
 ALL = {"measures": list(MEASURES), "each_token": True, "embedding": True, "masks_TD": MASKS}
@@ -69,12 +69,39 @@ def test_scores_equal_their_definitions(model, dtype, tolerance):
     assert not found
 
 
+KINDS = {
+    "resnet_bk": {"d_model": 192},
+    "odd width": {"d_model": 36, "n_heads": 4},
+    "experts": {"experts": {"count": 4, "top_k": 1}},
+    "halting": {"n_layers": 2, "d_model": 96, "halting": {"threshold": 0.95}},
+    "multiscale": {"n_layers": 2, "d_model": 128, "multiscale": {"layers": [1], "factor": 3}},
+    "attention": {"attention": {"layers": [0], "window": 5}},
+    "potential": {"mixer": "potential"},
+    "transformer": {"kind": "transformer"},
+    "gru": {"kind": "gru"},
+}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_score_depends_on_its_window_alone(model, dtype):
-    together = score_windows(model, TOKENS, dtype=dtype, **ALL)
-    alone = [score_windows(model, TOKENS[row : row + 1], dtype=dtype, **ALL) for row in range(7)]
-    for name, values in together.items():
-        np.testing.assert_array_equal(values, np.concatenate([one[name] for one in alone]))
+@pytest.mark.parametrize("window", [256, 272, 48, 7])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_a_score_depends_on_its_window_alone(kind, window, dtype):
+    """Wherever it lies in a pass, whatever lies beside it: the windows are more than one pass takes."""
+    recipe = {"name": "t", "corpus": {"kind": "docstrings"}, "window": window}
+    recipe["training"] = {"batch_tokens": 4 * window}
+    recipe["model"] = {"kind": "resnet_bk", "d_model": 64, "n_layers": 1, **kind}
+    torch.manual_seed(0)
+    model = build_model(parse_recipe(recipe).model, VOCABULARY)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, VOCABULARY, (windows_a_pass(model, window) + 3, window + 1)).astype(np.int32)
+    usual = score_windows(model, tokens, dtype=dtype, embedding=True, each_token=True)
+    for rows in (rng.permutation(len(tokens)), np.array([len(tokens) - 1, 0]), np.array([1])):
+        again = score_windows(model, tokens[rows], dtype=dtype, embedding=True, each_token=True)
+        for name, values in again.items():
+            np.testing.assert_array_equal(values, usual[name][rows], err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -118,17 +145,17 @@ def test_a_model_that_shows_logits_alone_has_the_same_scores_but_no_states(model
 
 def test_logits_exist_a_chunk_at_a_time(largest):
     torch.manual_seed(0)
-    wide = build_model(ResNetBKModel(kind="resnet_bk", d_model=16, n_layers=1, n_heads=2), 400)
+    wide = build_model(ResNetBKModel(kind="resnet_bk", d_model=16, n_layers=1, n_heads=2), 4000)
     with largest:
         score_windows(wide, TOKENS, **ALL)
-    assert largest.most == 64 * 400
+    assert largest.most == 256 * 4000
 
 
 def test_on_a_gpu_logits_are_bounded_by_their_number_whatever_the_vocabulary():
     with FakeTensorMode():
         assert _positions(torch.empty(1, 65_536, device="cuda")) == 512
-        assert _positions(torch.empty(1, 1 << 25, device="cuda")) == 64
-        assert _positions(torch.empty(1, 65_536)) == 64
+        assert _positions(torch.empty(1, 1 << 25, device="cuda")) == 256
+        assert _positions(torch.empty(1, 65_536)) == 256
 
 
 def test_no_more_than_two_copies_of_a_chunk_of_logits_exist_beside_it():
@@ -158,11 +185,19 @@ class Live(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize(("width", "windows"), [(64, 16), (640, 8), (2048, 1)])
+def test_a_pass_of_a_large_model_is_short(width, windows):
+    with torch.device("meta"):
+        network = build_model(ResNetBKModel(kind="resnet_bk", d_model=width, n_layers=4), 4096)
+    assert windows_a_pass(network, 256) == windows
+    assert windows_a_pass(network, 1 << 16) == 1
+
+
 def test_one_pass_through_the_body_gives_all_scores(model, monkeypatch):
     hidden, passes = model.hidden, []
     monkeypatch.setattr(model, "hidden", lambda tokens: passes.append(tokens.shape) or hidden(tokens))
     score_windows(model, TOKENS, **ALL)
-    assert passes == [(1, WINDOW)] * len(TOKENS)
+    assert passes == [(windows_a_pass(model, WINDOW), WINDOW)]
 
 
 class Float32(TorchDispatchMode):
@@ -182,7 +217,7 @@ def test_logits_that_come_as_a_whole_become_float32_a_chunk_at_a_time():
     embedding = torch.nn.Embedding(400, 400, dtype=torch.bfloat16)
     with Float32() as in_float32:
         score_windows(embedding, TOKENS[:1], ["entropy"], dtype=torch.bfloat16)
-    assert in_float32.most == 64 * 400
+    assert in_float32.most == 256 * 400
 
 
 def test_copies_that_lack_nothing_agree(model):

@@ -35,3 +35,6 @@ def test_a_block_of_windows_is_done_by_a_slow_core_before_the_stage_passes_for_s
     assert rows == 1 or rows * flops / 1e9 < STALLED_S
     assert rows == 128 or (rows + 1) * flops / 1e11 > 1, "not so short that its start takes as long"
     assert rows <= windows_a_block(flops, gpus=1) <= 128
+    whole = windows_a_block(flops, together=48)
+    assert whole % 48 == 0
+    assert whole == 48 or whole <= rows

@@ -8,7 +8,7 @@ import torch
 from bkray.config import UserError, parse_recipe
 from bkray.corpus.schema import soft_targets_fields
 from bkray.model import build_model
-from bkray.runtime.distillation import _Ask, _flops
+from bkray.runtime.distillation import _Ask, _cost
 from bkray.training import export_model
 from bkray.training.cost.flops import forward_flops
 from bkray.training.techniques.distillation import soft_targets
@@ -58,6 +58,6 @@ def test_a_teacher_that_diverged_is_named(tmp_path):
 
 def test_a_teacher_of_another_width_than_its_vocabulary_is_refused(tmp_path):
     folder, model = teacher(tmp_path)
-    assert _flops(folder, VOCABULARY, WINDOW) == forward_flops(model, WINDOW)
+    assert _cost(folder, VOCABULARY, WINDOW) == (forward_flops(model, WINDOW), 1)
     with pytest.raises(UserError, match=r"predicts 40 tokens, its tokenizer has 39: name a"):
-        _flops(folder, VOCABULARY - 1, WINDOW)
+        _cost(folder, VOCABULARY - 1, WINDOW)
