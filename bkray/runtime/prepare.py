@@ -10,6 +10,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 from ray.data import Dataset
+from tokenizers import Tokenizer
 
 from bkray.augmentation import build_augmentation
 from bkray.config import Recipe, UserError
@@ -334,13 +336,19 @@ class _PackParts:
         self.tokenizer_path, self.window = tokenizer_path, window
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        bpe = load_tokenizer(self.tokenizer_path)
+        bpe = _tokenizer(self.tokenizer_path)
         for path in batch["part"].to_pylist():
             table = pq.read_table(path)
             groups = pa.TableGroupBy(table, ["split", "augmentation"]).aggregate([]).to_pylist()
             for group in sorted(groups, key=lambda g: (g["split"], g["augmentation"] or "")):
                 made, dropped = pack(_group_of(table, **group), bpe, self.window)
                 yield _with_dropped(made, dropped, self.window)
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(path: Path) -> Tokenizer:
+    """One a worker, not one a task: a tokenizer that has encoded leaves megabytes behind it when it goes."""
+    return load_tokenizer(path)
 
 
 def _group_of(table: pa.Table, split: str, augmentation: str | None) -> pa.Table:

@@ -8,12 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from bkray.config import UserError, parse_recipe
-from bkray.corpus import list_shards
+from bkray.corpus import DOCUMENTS, list_shards, load_tokenizer, train_tokenizer
 from bkray.runtime import prepare
 from bkray.runtime.prepare import (
     _check_rejects,
     _check_splits,
     _gather_rejects,
+    _PackParts,
     _ReadShards,
     _split_counts,
     augmentation_counts,
@@ -51,6 +52,25 @@ def test_of_a_file_without_a_good_row_some_rejects_are_held(tmp_path, monkeypatc
     target = tmp_path / "rejects.parquet"
     assert sum(_gather_rejects(tmp_path / ".rejects", target).values()) == 30_500
     assert pq.read_table(target)["ordinal"].to_pylist() == list(range(30_500))
+
+
+def test_a_worker_loads_one_tokenizer_for_all_parts_that_it_packs(tmp_path, monkeypatch):
+    """What a tokenizer has cached is not freed with it: gigabytes over hundreds of parts."""
+    texts, loaded = [f"some words and the number {number}" for number in range(40)], []
+    train_tokenizer(texts, 300).save(str(tmp_path / "tokenizer.json"))
+    names = ("source", "split", "parent_id", "augmentation")
+    for number in range(2):
+        rows = [
+            {"doc_id": doc_id, "text": text, **dict.fromkeys(names), "source": "t", "split": "train"}
+            for doc_id, text in enumerate(texts[number::2], 100 * number)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows, schema=DOCUMENTS), tmp_path / f"{number}.parquet")
+    monkeypatch.setattr(prepare, "load_tokenizer", lambda path: loaded.append(path) or load_tokenizer(path))
+    for number in range(2):
+        task = _PackParts(tmp_path / "tokenizer.json", 16)  # another object for every task
+        (packed,) = task(pa.table({"part": [str(tmp_path / f"{number}.parquet")]}))
+        assert packed.num_rows > 1
+    assert loaded == [tmp_path / "tokenizer.json"]
 
 
 TEXT = {"kind": "text", "path": "x"}
