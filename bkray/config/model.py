@@ -167,7 +167,7 @@ class ResNetBKModel(Section):
             )
         if len(set(self.attention.layers)) < len(self.attention.layers):
             raise ValueError(f"attention.layers {list(self.attention.layers)} names a layer more than once")
-        _check_heads(self.d_model, self.attention.n_heads, rotary=True)
+        _check_heads(self.d_model, self.attention.n_heads, "attention.n_heads", rotary=True)
         inert = [key for key in ("mixer", "n_heads", "longest_memory") if self.changed(key)]
         if inert and self._attention_takes_all():
             raise ValueError(
@@ -268,13 +268,15 @@ def check_stack(
         multiscale.check(n_layers)
 
 
-def _check_heads(d_model: int, n_heads: int, rotary: bool = False) -> None:
+def _check_heads(d_model: int, n_heads: int, setting: str = "n_heads", rotary: bool = False) -> None:
     if d_model % n_heads:
-        raise ValueError(f"d_model {d_model} must be a multiple of n_heads {n_heads}: change one of the two")
+        raise ValueError(
+            f"d_model {d_model} must be a multiple of {setting} {n_heads}: change one of the two"
+        )
     if rotary and (d_model // n_heads) % 2:
         raise ValueError(
-            f"d_model {d_model} over n_heads {n_heads} gives heads of odd width {d_model // n_heads}, and "
-            "rotary positions need an even one"
+            f"d_model {d_model} over {setting} {n_heads} gives heads of odd width {d_model // n_heads}, and "
+            "rotary positions need an even one: change one of the two"
         )
 
 

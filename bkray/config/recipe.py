@@ -350,9 +350,12 @@ class Recipe(Section):
         faults = []
         attention, multiscale = (getattr(self.model, key, None) for key in ("attention", "multiscale"))
         shortest = min(self.window, self.training.length.start if self.training.length else self.window)
-        if attention and attention.changed("window") and attention.window > self.window:
+        coarse = attention and multiscale and set(attention.layers) <= set(multiscale.layers)
+        sites = self.window // multiscale.factor if coarse else self.window
+        if attention and attention.changed("window") and attention.window > sites:
+            blocks = f"the {sites} blocks of multiscale in " if coarse else ""
             faults.append(
-                f"model.attention.window {attention.window} is above window {self.window}, more tokens than "
+                f"model.attention.window {attention.window} is above {blocks}window {self.window}, more than "
                 "there are in training: lower it"
             )
         if multiscale and 2 * multiscale.factor > shortest:

@@ -99,11 +99,16 @@ def _prepared(a: Tensor, b: Tensor, eta: Tensor, check: bool) -> tuple[Tensor, T
     a, b, eta = at_least_float32(a, b, eta)
     b, eta = spread(b, a.shape, "b"), spread(eta, a.shape, "eta")
     if check:
-        info = torch.finfo(a.dtype)  # |L|^2, at most 1 / eta^2, and |a|^2 must be numbers too
-        largest, least = info.max**0.5, info.tiny**0.5
+        # |L|^2, at most 1 / eta^2, must be a number, and so must |1 / L|^2: it has a, eta and b^2 L in it
+        info = torch.finfo(a.dtype)
+        largest, least = info.max**0.5 / 2, info.tiny**0.5
         check_range(a, "a", f"finite, within +-{largest:.1e}", -largest, largest)
-        check_range(eta, "eta", f"positive, above {least:.1e}, and finite", low=least)
+        check_range(eta, "eta", f"positive, above {least:.1e}, and below {largest:.1e}", least, largest)
         check_finite(b[:, 1:], "b")
+        coupling = b[:, 1:].square() / torch.minimum(eta[:, :-1], eta[:, 1:])
+        check_range(
+            coupling, "b^2 over the smaller eta of its two sites", f"below {largest:.1e}", high=largest
+        )
     return a.contiguous(), b, eta
 
 

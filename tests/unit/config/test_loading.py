@@ -250,6 +250,17 @@ def test_an_unknown_kind_names_the_nearest():
             "model.attention.window 33 is above window 32",
         ),
         (
+            {
+                "window": 32,
+                "model": {
+                    "kind": "resnet_bk",
+                    "attention": {"layers": [1], "window": 9},
+                    "multiscale": {"layers": [1, 2], "factor": 4},
+                },
+            },
+            "model.attention.window 9 is above the 8 blocks of multiscale in window 32, more than there are",
+        ),
+        (
             {"model": {"kind": "resnet_bk", "mixer": "potential", "longest_memory": 2048}},
             "longest_memory 2048: mixer potential starts with at most 1000 sites: lower it or take mixer",
         ),

@@ -5,7 +5,7 @@ Run by test_triton_kernels.py with TRITON_INTERPRET=1, and where there is a GPU 
 
 import torch
 
-from bkray.model import resolvent_diagonal, resolvent_mix, spectral_scan
+from bkray.model import resolvent_diagonal, resolvent_mix, spectral_scan, triton_kernels
 
 
 def operator(length, heads, dtype, seed=0):
@@ -49,6 +49,15 @@ def plain_scan(*inputs, backend):
     return spectral_scan(*inputs, normalise=False, backend=backend)
 
 
+def in_wide_blocks(device):
+    """As where there are enough programs to fill a GPU: 32 channels each, and here 3 more."""
+    usual, triton_kernels._PROGRAMS = triton_kernels._PROGRAMS, 1
+    try:
+        agree(device, spectral_scan, gates(66, 35, torch.float32), 1e-4)
+    finally:
+        triton_kernels._PROGRAMS = usual
+
+
 def main(device="cpu", lengths=(1, 33, 130)):
     """The scan takes 64 sites at a time, the others one."""
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
@@ -64,6 +73,7 @@ def main(device="cpu", lengths=(1, 33, 130)):
             channels = 17 if length == 33 else 3  # more than a block takes twice as long
             agree(device, spectral_scan, gates(length, channels, dtype), 10 * tolerance)
         agree(device, plain_scan, gates(33, 3, dtype), 10 * tolerance)
+    in_wide_blocks(device)
     for site in (1, 33):
         old, new = operator(40, 2, torch.float32), operator(40, 2, torch.float32, seed=1)
         causal(device, resolvent_diagonal, old, new, site)

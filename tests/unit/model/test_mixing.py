@@ -46,6 +46,17 @@ def test_fused_equals_composed(mixing, count, shape):
         assert (composed - fused).norm() <= 1e-4 * composed.norm()
 
 
+@pytest.mark.parametrize(("mixing", "count", "parts"), [(spectral_mixing, 6, 2), (real_mixing, 3, 1)])
+def test_keeps_only_inputs_and_the_state_for_backward(mixing, count, parts):
+    """The state is complex with phases, real without."""
+    tensors, kept = inputs(2, 64, 2, 4, torch.float32)[:count], []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        mixing(*tensors, backend="numba")
+    given = {t.data_ptr() for t in tensors}
+    others = {t.data_ptr(): t.numel() for t in kept if t.data_ptr() not in given}
+    assert sum(others.values()) == parts * tensors[0].numel()
+
+
 def test_no_phase_is_the_limit_of_small_phases():
     z, forget, gate, head, tangent, psi = inputs(2, 40, 2, 3)
     y = spectral_mixing(z, forget, gate, head, 1e-9 * tangent, 0 * psi)

@@ -301,12 +301,21 @@ def test_bad_arguments_are_named():
 @pytest.mark.parametrize("backend", ["reference", "chunked", "numba"])
 def test_the_extremes_that_are_allowed_have_a_resolvent_and_others_are_refused(backend):
     one = torch.ones(1, 5, 2)
-    for a, eta in ((0.0, 1.1e-19), (1.8e19, 1e-3), (-1.8e19, 1e3)):
-        assert resolvent_diagonal(a * one, 0 * one, eta * one, backend=backend).isfinite().all()
-    with pytest.raises(UserError, match=r"eta must be positive, above 1.1e-19"):
+    extremes = [(0.0, 0.0, 1.1e-19), (9.2e18, 0.0, 1e-3), (-9.2e18, 0.0, 1e3), (0.0, 0.0, 9.2e18)]
+    extremes += [(0.0, 3e9, 1.0), (9e18, 9e7, 1e-3), (-9e18, 1.0, 1.2e-19)]
+    for a, b, eta in extremes:
+        chain = [value * one for value in (a, b, eta)]
+        exact = resolvent_diagonal(*(tensor.double() for tensor in chain), backend="reference")
+        found = resolvent_diagonal(*chain, backend=backend)
+        torch.testing.assert_close(found.to(exact.dtype), exact, rtol=1e-4, atol=0)
+    with pytest.raises(UserError, match=r"eta must be positive, above 1.1e-19, and below 9.2e\+18, not"):
         resolvent_diagonal(0 * one, one, 1e-23 * one, backend=backend)
-    with pytest.raises(UserError, match=r"a must be finite, within \+-1.8e\+19"):
+    with pytest.raises(UserError, match=r"eta must be positive, above 1.1e-19, and below 9.2e\+18, not"):
+        resolvent_diagonal(0 * one, one, 1e19 * one, backend=backend)
+    with pytest.raises(UserError, match=r"a must be finite, within \+-9.2e\+18"):
         resolvent_diagonal(1e20 * one, one, one, backend=backend)
+    with pytest.raises(UserError, match=r"b\^2 over the smaller eta of its two sites must be below 9.2e\+18"):
+        resolvent_diagonal(0 * one, 1e10 * one, one, backend=backend)
 
 
 @pytest.mark.parametrize("length", LENGTHS)

@@ -14,16 +14,18 @@ pytest.importorskip(
 POINTERS = {"scan_forward": 6, "scan_backward": 12, "diagonal_forward": 4, "diagonal_backward": 6}
 POINTERS |= {"mix_forward": 5, "mix_backward": 10}
 SIZES = {"scan": 2, "diagonal": 2, "mix": 3}
+SCAN = {"NORMALISE": True, "SITES": 64, "BLOCK": 16, "STAGES": 3}
 CONSTANTS = {
-    "scan": {"NORMALISE": True, "SITES": 64, "BLOCK": 16, "STAGES": 3},
-    "diagonal": {"BLOCK": 16},
-    "mix": {"VALUES": 16},
+    "scan": [SCAN, {**SCAN, "BLOCK": 32}, {**SCAN, "NORMALISE": False}],
+    "diagonal": [{"BLOCK": 16}],
+    "mix": [{"VALUES": 16}],
 }
+KERNELS = [(name, values) for name in POINTERS for values in CONSTANTS[name.split("_")[0]]]
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("name", POINTERS)
-def test_compiles_offline(name, capability):
+@pytest.mark.parametrize(("name", "constants"), KERNELS)
+def test_compiles_offline(name, constants, capability):
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -31,9 +33,9 @@ def test_compiles_offline(name, capability):
     from bkray.model import triton_kernels
 
     kernel, family = getattr(triton_kernels, f"{name}_kernel"), name.split("_")[0]
-    kinds = ["*fp32"] * POINTERS[name] + ["i32"] * SIZES[family] + ["constexpr"] * len(CONSTANTS[family])
+    kinds = ["*fp32"] * POINTERS[name] + ["i32"] * SIZES[family] + ["constexpr"] * len(constants)
     signature = dict(zip(kernel.arg_names, kinds, strict=True))
-    source = ASTSource(kernel, signature=signature, constexprs=CONSTANTS[family])
+    source = ASTSource(kernel, signature=signature, constexprs=constants)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
     assert f"sm_{capability}" in compiled.asm["ptx"]
     assert compiled.asm["cubin"]
