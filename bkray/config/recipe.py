@@ -350,10 +350,11 @@ class Recipe(Section):
         faults = []
         attention, multiscale = (getattr(self.model, key, None) for key in ("attention", "multiscale"))
         shortest = min(self.window, self.training.length.start if self.training.length else self.window)
-        coarse = attention and multiscale and set(attention.layers) <= set(multiscale.layers)
-        sites = self.window // multiscale.factor if coarse else self.window
+        sites, blocks = self.window, ""
+        if attention and multiscale and set(attention.layers) <= set(multiscale.layers):
+            sites //= multiscale.factor
+            blocks = f"the {sites} blocks of multiscale in "
         if attention and attention.changed("window") and attention.window > sites:
-            blocks = f"the {sites} blocks of multiscale in " if coarse else ""
             faults.append(
                 f"model.attention.window {attention.window} is above {blocks}window {self.window}, more than "
                 "there are in training: lower it"
