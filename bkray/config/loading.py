@@ -42,13 +42,22 @@ def parse_recipe(values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
 
     Values that start from an exported model and leave `model` out, or null, take its.
     """
-    return parse_section(Recipe, {**values, **_model_of_start(values)}, origin)
+    taken = _model_of_start(values)
+    try:
+        return parse_section(Recipe, {**values, **(taken or {})}, origin)
+    except UserError as error:
+        if taken is not None:
+            raise
+        raise UserError(
+            f"{error}\n  training.start_from {values['training']['start_from']} holds no exported model, so "
+            "the default one was looked at: name the folder model/ of a run"
+        ) from error
 
 
-def _model_of_start(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The section `model` of the exported model that `training.start_from` names, where it can be read.
+def _model_of_start(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The section `model` of the exported model that `training.start_from` names, if it does.
 
-    A folder that holds none is refused later, with its reason.
+    None where it cannot be read; a folder that holds no model is refused later, with its reason.
     """
     training = values.get("training")
     folder = training.get("start_from") if isinstance(training, Mapping) else None
@@ -57,7 +66,7 @@ def _model_of_start(values: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return {"model": json.loads((Path(folder) / "config.json").read_text())["model"]}
     except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        return None
 
 
 def parse_section(model: type[M], values: Mapping[str, Any], origin: str) -> M:

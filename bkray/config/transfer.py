@@ -94,32 +94,45 @@ def phase_recipe(values: Mapping[str, Any], before: Mapping[str, tuple[Recipe, P
     """The recipe of the phase after those in `before`, by name: of each its recipe and its run.
 
     It is `next_recipe`, where it is not the first. A teacher of `training.distillation` may be the name of a
-    phase before, for the model of its run.
+    phase before, for the model of its run; so may `training.replay.run` and `evaluation.pool`, for the run.
     """
-    values = _named_teachers(values, {name: str(run / "model") for name, (_, run) in before.items()}, origin)
+    values = _with_folders(values, {name: run for name, (_, run) in before.items()}, origin)
     *_, last = before.values() if before else [None]
     return next_recipe(values, *last, origin) if last else parse_recipe(values, origin)
 
 
-def _named_teachers(values: Mapping[str, Any], models: Mapping[str, str], origin: str) -> Mapping[str, Any]:
-    """`values` with the folder of its model for every teacher that is the name of a phase before."""
-    training = values.get("training")
-    training = training if isinstance(training, Mapping) else {}
-    distillation = training.get("distillation")
-    distillation = distillation if isinstance(distillation, Mapping) else {}
-    teachers = distillation.get("teachers")
-    if not isinstance(teachers, list | tuple) or not all(isinstance(each, str) for each in teachers):
-        return values  # parsing says what is wrong with it
-    for teacher in teachers:
-        if teacher not in models and Path(teacher).name == teacher and not Path(teacher).exists():
-            close = difflib.get_close_matches(teacher, models, n=1)
-            known = f"those are {', '.join(models)}" if models else "this one is the first"
+def _with_folders(values: Mapping[str, Any], runs: Mapping[str, Path], origin: str) -> Mapping[str, Any]:
+    """`values` with folders for the names of phases before; what has another shape is left to parsing."""
+
+    def folder(setting: str, given: str, within: str = "") -> str:
+        if given in runs:
+            return str(runs[given] / within)
+        if Path(given).name == given and not Path(given).exists():
+            close = difflib.get_close_matches(given, runs, n=1)
+            known = f"those are {', '.join(runs)}" if runs else "this one is the first"
             raise UserError(
-                f"{origin}: training.distillation.teachers {teacher} is no folder and no phase before; "
+                f"{origin}: {setting} {given} is no folder and no phase before; "
                 + (f"did you mean {close[0]}?" if close else known)
             )
-    named = {**distillation, "teachers": [models.get(teacher, teacher) for teacher in teachers]}
-    return {**values, "training": {**training, "distillation": named}}
+        return given
+
+    training, evaluation = _section(values, "training"), _section(values, "evaluation")
+    distillation, replay = _section(training, "distillation"), _section(training, "replay")
+    teachers, run, pool = distillation.get("teachers"), replay.get("run"), evaluation.get("pool")
+    if isinstance(teachers, list | tuple) and all(isinstance(each, str) for each in teachers):
+        found = [folder("training.distillation.teachers", each, "model") for each in teachers]
+        training = {**training, "distillation": {**distillation, "teachers": found}}
+    if isinstance(run, str):
+        training = {**training, "replay": {**replay, "run": folder("training.replay.run", run)}}
+    if isinstance(pool, str):
+        values = {**values, "evaluation": {**evaluation, "pool": folder("evaluation.pool", pool)}}
+    return {**values, "training": training} if training else values
+
+
+def _section(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The section `key` of `values`; an empty one where there is none, or something else."""
+    given = values.get(key)
+    return given if isinstance(given, Mapping) else {}
 
 
 def next_recipe(values: Mapping[str, Any], before: Recipe, run: Path, origin: str) -> Recipe:
@@ -128,7 +141,10 @@ def next_recipe(values: Mapping[str, Any], before: Recipe, run: Path, origin: st
     It has that model's architecture. `training.replay` is of that run, and held-out loss on its text is
     looked at before and after, unless `evaluation` is null or windows are of another length or vocabulary.
     """
-    training = dict(values.get("training") or {})
+    given = values.get("training")
+    if not (given is None or isinstance(given, Mapping)):
+        return parse_recipe(values, origin)  # which says what is wrong with it
+    training = dict(given or {})
     if training.get("start_from"):
         raise UserError(
             f"{origin}: training.start_from {training['start_from']} would pass over the phase before, whose "

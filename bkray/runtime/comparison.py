@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import ray
 import torch
 from rich.table import Table
 
-from bkray.config import Recipe, UserError
+from bkray.config import Recipe, UserError, parse_recipe
 from bkray.config.comparison import Comparison, load_comparison
 from bkray.corpus import Shard, list_shards, load_tokenizer
 from bkray.corpus.mapped import map_windows
@@ -85,12 +86,18 @@ class Runs:
 
     def run(self, arm: str, lr: float, steps: int, seed: int, split: str) -> Run:
         base = self.recipes[arm]
-        tokens = steps * base.batch_windows * base.window
-        training = base.training.model_copy(update={"lr": lr, "tokens": tokens})
-        recipe = base.model_copy(update={"training": training})
+        recipe = self.recipe(arm, lr, steps)
         name = f"{arm}/{split}-lr{lr:g}-steps{steps}-seed{seed}"
         plan = make_plan(recipe, self.shards(base), self.folder / "runs" / name, self.folder / "artifacts")
         return Run(arm, lr, steps, seed, split, recipe.model_copy(update={"seed": seed}), plan)
+
+    def recipe(self, arm: str, lr: float, steps: int) -> Recipe:
+        """The arm's recipe for so many steps; raises UserError where that is too short for what it asks."""
+        base = self.recipes[arm]
+        tokens = steps * base.batch_windows * base.window
+        values = base.model_dump(mode="json")
+        values["training"] |= {"lr": lr, "tokens": tokens}
+        return parse_recipe(values, f"arm {arm} for {steps:,} steps")
 
     def shards(self, recipe: Recipe) -> list[Shard]:
         key = recipe.corpus.model_dump_json()
@@ -124,6 +131,8 @@ def run_comparison(
         for arm in recipes
         for lr in comparison.learning_rates
     ]
+    for arm, steps in product(recipes, comparison.steps):
+        runs.recipe(arm, comparison.learning_rates[0], steps)
     recipe, corpus_bytes = tuning[0].recipe, tuning[0].plan.corpus_bytes
     check_budget_here(recipe, cpus, out, corpus_bytes)
     make_folder(folder)

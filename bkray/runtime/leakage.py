@@ -120,12 +120,13 @@ def seen_before(work: Work) -> Outcome:
     ray.get(_write_seen.remote(str(path), *blocks_of(leaks)))
     reasons = dict(sorted(count_values([path], "reason").items()))
     held_out, found = ray.get(count), sum(reasons.values())
-    start = work.recipe.training.start_from
+    start, replay = work.recipe.training.start_from, work.recipe.training.replay
+    replayed = f" or training.replay.run {replay.run} holds" if replay else ""
     if found:
         work.line.say(
             f"{found:,} of {held_out:,} held-out documents are, whole or in part, in text that "
-            f"training.start_from {start} learnt from, so held-out figures are too good: `bkray transfer` "
-            "takes such text out of the pool first"
+            f"training.start_from {start} learnt from{replayed}, so held-out figures are too good: `bkray "
+            "transfer` takes such text out of the pool first"
         )
     named = "".join(f", {number:,} {reason}" for reason, number in reasons.items())
     summary = f"{found:,} of {held_out:,} held-out documents known to the start model" + named

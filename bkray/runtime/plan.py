@@ -24,7 +24,7 @@ from bkray.corpus import Shard, list_shards
 from bkray.corpus.schema import DOCUMENTS, windows_schema
 from bkray.corpus.shard import HELD_OUT, split_named
 from bkray.runtime.artifacts import Artifact, key_of
-from bkray.runtime.pool import Learnt, Pool, find_learnt, find_pool
+from bkray.runtime.pool import Learnt, Pool, find_learnt, find_pool, models_before
 
 _FORMAT = 5  # part of every key: a change of what the stages write makes new artifacts
 _SYNONYMS = 2  # the same of synonym augmentation alone, part of the key of `augmented` where a recipe has it
@@ -82,7 +82,7 @@ class Plan:
     pool: Pool | None = None
     """What the start model learnt from, where the recipe names it."""
     learnt: Learnt = field(default_factory=Learnt)
-    """The text of the start model's run and of those before it."""
+    """The text of the start model's run, of the one that is replayed, and of those before them."""
     named: Named = field(default_factory=Named)
 
     @property
@@ -123,7 +123,8 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
     named = Named.by(recipe.cleaning)
     documents = _clean(builder, recipe, named)
     path = Path(recipe.training.start_from).absolute() if recipe.training.start_from else None
-    learnt = find_learnt(path) if path else Learnt()
+    replay = recipe.training.replay
+    learnt = find_learnt(*models_before(recipe.training.start_from, replay.run if replay else None))
     if learnt.documents:
         text = [artifact.manifest["key"] for artifact in learnt.documents]
         add("seen_before", [text, _section(recipe.cleaning.alike)], (documents,), ("doc_id", "text", "split"))
@@ -140,7 +141,6 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
     scores = _choose(builder, recipe, given)
     _ask_teachers(builder, recipe, given)
     pool = find_pool(recipe)
-    replay = recipe.training.replay
     replayed = {"replay": [replay.share, pool.training_set.manifest["key"]]} if replay and pool else {}
     training = [
         _training(recipe.training) | start | replayed,

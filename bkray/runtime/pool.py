@@ -1,7 +1,7 @@
 """The pool: what a finished run was trained and evaluated on, for a run that starts from what it learnt.
 
 folder of a run ─► model/manifest.json ─► keys of its training set and windows ─► their artifacts
-                            └─► the model that it started from, and the folder of that one's run
+                            └─► the model it started from, the run it replayed, and those before them
 """
 
 from __future__ import annotations
@@ -24,31 +24,44 @@ class Pool:
 
 @dataclass(frozen=True)
 class Learnt:
-    """The text that a model and those before it were trained on, as far as it is still there."""
+    """The text that models and those before them were trained on, as far as it is still there."""
 
     documents: tuple[Artifact, ...] = ()
-    """Of each run, the one of the model first."""
+    """Of each run, those of the named models first."""
     lost: Path | None = None
     """The first model beside which there is no text of its run; of what came before it nothing is known."""
 
 
-def find_learnt(model: Path) -> Learnt:
-    """What the exported `model` learnt from: in its own run, that of the model it started from, and so on."""
+def find_learnt(*models: Path) -> Learnt:
+    """What the exported `models` learnt from: in their runs, in what these started from or replayed, and so
+    on."""
     found: list[Artifact] = []
-    chain: list[Path] = []
-    folder: Path | None = model
-    while folder and folder not in chain:
-        chain.append(folder)
+    lost: Path | None = None
+    waiting, known = list(models), set[Path]()
+    while waiting:
+        model = waiting.pop(0)
+        if model in known:
+            continue
+        known.add(model)
         try:
-            manifest = json.loads((folder / "manifest.json").read_text())
-            windows = _artifact(folder.parent, "windows", manifest["inputs"]["windows"])
+            manifest = json.loads((model / "manifest.json").read_text())
+            windows = _artifact(model.parent, "windows", manifest["inputs"]["windows"])
             name, key = next(iter(windows.manifest["inputs"].items()))
-            found.append(_artifact(folder.parent, name, key))
-            start = manifest["configuration"]["training"]["start_from"]
+            documents = _artifact(model.parent, name, key)
+            training = manifest["configuration"]["training"]
+            before = models_before(training["start_from"], (training["replay"] or {}).get("run"))
         except (OSError, ValueError, KeyError):
-            return Learnt(tuple(found), folder)
-        folder = Path(start).absolute() if start else None
-    return Learnt(tuple(found))
+            lost = lost or model
+            continue
+        found.append(documents)
+        waiting += before
+    return Learnt(tuple(found), lost)
+
+
+def models_before(start_from: str | None, replayed_run: str | None) -> list[Path]:
+    """The exported models whose text a run learns from beside its own, by what its recipe names."""
+    named = [start_from and Path(start_from), replayed_run and Path(replayed_run) / "model"]
+    return [folder.absolute() for folder in named if folder]
 
 
 def find_pool(recipe: Recipe) -> Pool | None:

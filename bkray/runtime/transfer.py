@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,11 +91,12 @@ def run_transfer(
         check_kind(phase.run / RUN)
     check_folder(phases[-1].run, phases[-1].recipe)
     missing = [phase for phase in phases if not (phase.run / "report.html").exists()]
-    check_words([phase.recipe for phase in missing])
     _check_models(missing)
     for phase in missing:
-        check_trackers(phase.recipe.training.trackers)
-        check_budget_here(phase.recipe, cpus, out, phase.corpus_bytes)
+        with _of(phase):
+            check_words([phase.recipe])
+            check_trackers(phase.recipe.training.trackers)
+            check_budget_here(phase.recipe, cpus, out, phase.corpus_bytes)
     for phase in phases[:-1]:
         _say_where(phase)
     with cluster(cpus) if missing else nullcontext():  # one for all phases
@@ -167,8 +168,19 @@ def _key(recipe: Recipe, shards: list[Shard], before: Mapping[str, str]) -> str:
     teachers = [before.get(folder) or digests(setting, folder) for setting, folder in recipe.teachers.items()]
     distilled = training.distillation and training.distillation.model_dump(mode="json", exclude={"teachers"})
     made = make_plan(alone, shards, Path()).stages["model"].key
-    share = training.replay.share if start and training.replay else None
-    return key_of("phase", start, made, share, teachers, distilled)
+    replayed = _replayed(recipe, before) if start and training.replay else None
+    return key_of("phase", start, made, replayed, teachers, distilled)
+
+
+def _replayed(recipe: Recipe, before: Mapping[str, str]) -> Any:
+    """The share that is replayed, and where not of the phase before, of which run."""
+    replay = recipe.training.replay
+    assert replay
+    assert replay.run
+    model = str(Path(replay.run) / "model")
+    if model == recipe.training.start_from:
+        return replay.share
+    return [replay.share, before.get(model) or digests("training.replay.run", model)]
 
 
 def _without_looks(recipe: Recipe) -> Training:
@@ -212,7 +224,8 @@ def _check_models(missing: list[Phase]) -> None:
     tokens: dict[str, int] = {}
     for phase in missing:
         recipe = _without_awaited(phase.recipe, tokens)
-        check_models([recipe])
+        with _of(phase):
+            check_models([recipe])
         tokens[str(phase.run / "model")] = vocabulary_size(recipe)
 
 
@@ -236,7 +249,7 @@ def _read(phase: Phase, cpus: int | None, progress: Progress) -> None:
         return
     progress.say(f"{phase.name}: its text, before anything is trained")
     make_folder(phase.run)
-    with locked(phase.run), cluster(cpus) as there:
+    with _of(phase), locked(phase.run), cluster(cpus) as there:
         build_stage(plan, plan.stages["documents"], {}, there, progress)
 
 
@@ -259,7 +272,17 @@ def _run(phase: Phase, cpus: int | None, progress: Progress) -> RunResult:
     if phase.kept:
         keys = ", ".join(phase.kept)
         progress.say(f"{phase.name} keeps the {keys} that it began with: {phase.run / RUN}")
-    return run_pipeline(phase.recipe, phase.out, cpus=cpus, progress=progress)
+    with _of(phase):
+        return run_pipeline(phase.recipe, phase.out, cpus=cpus, progress=progress)
+
+
+@contextmanager
+def _of(phase: Phase) -> Iterator[None]:
+    """Let a UserError say which phase's settings it names."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"phase {phase.name}, whose settings are {phase.name}.key=value: {error}") from error
 
 
 def _say_where(phase: Phase) -> None:

@@ -121,6 +121,16 @@ def test_held_out_text_that_the_start_model_has_seen_is_counted(small, tmp_path)
     rows = pq.read_table(seen.path / "seen.parquet").to_pylist()
     assert {text_of[row["doc_id"]] for row in rows} == {*held_out["test"][:3], held_out["validation"][3]}
 
+    other_pool = [*random_texts(9, 30), held_out["test"][3]]
+    other = run("other", split_files(tmp_path / "other-pool", train=other_pool, **others), first).folder
+    from_ = ["tokenizer={}", f"training.start_from={second}"]
+    from_ += [f"training.replay={{share: 0.5, run: {other}}}"]
+    with_replay = load_recipe(small, [*PLAIN, *sizes, "training.workers=1", "name=replaying", target, *from_])
+    replaying = run_pipeline(
+        with_replay, tmp_path, until="seen_before", progress=Progress(Console(quiet=True))
+    )
+    assert sum(replaying.artifacts["seen_before"].manifest["details"]["reasons"].values()) == 5
+
     first.parent.rename(tmp_path / "moved")
     done = run("tuned", target, second, "evaluation")
     assert done.summary["seen_before"] == {

@@ -46,10 +46,12 @@ def load_start(network: nn.Module, folder: Path, model: Model, tokenizer: Path) 
     Raises UserError where its architecture or its tokenizer is another.
     """
     _check_same(folder, model)
-    if json.loads((folder / "tokenizer.json").read_text()) != json.loads(tokenizer.read_text()):
+    there, here = (json.loads(path.read_text()) for path in (folder / "tokenizer.json", tokenizer))
+    if there != here:
         raise UserError(
-            f"training.start_from {folder} has another vocabulary than {tokenizer}: its embedding would "
-            "belong to other tokens; prepare the corpus with its tokenizer"
+            f"training.start_from {folder} has another vocabulary than {tokenizer} "
+            f"({_difference(there, here)}): its embedding would belong to other tokens; prepare the corpus "
+            "with its tokenizer"
         )
     network.load_state_dict(load_model(folder).state_dict())
 
@@ -129,8 +131,19 @@ def check_vocabularies(folders: Mapping[str, str]) -> None:
         if tokenizer != expected:
             raise UserError(
                 f"{setting} {folder} has another vocabulary than {first} {other}, whose tokenizer the corpus "
-                "gets: name a model that was trained with the same tokenizer"
+                f"gets ({_difference(tokenizer, expected)}): name a model that was trained with the same "
+                "tokenizer"
             )
+
+
+def _difference(tokenizer: Any, other: Any) -> str:
+    """What differs between two tokenizers that are not the same, by their files."""
+    tokens, others = (dict(each.get("model", {}).get("vocab", ())) for each in (tokenizer, other))
+    if lacking := [token for token in tokens if token not in others]:
+        return f"of its {len(tokens):,} tokens {len(lacking):,} are not there, {lacking[0]!r} among them"
+    if len(tokens) < len(others):
+        return f"it has {len(tokens):,} of the {len(others):,} tokens there"
+    return "the same tokens" + (", but other ids" if tokens != others else ", but other rules")
 
 
 def _tokenizer(setting: str, folder: str) -> Any:

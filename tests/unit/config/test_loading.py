@@ -443,6 +443,10 @@ def test_a_model_that_is_left_out_is_that_of_the_start(tmp_path):
     assert parse_recipe({**values, "model": own}).model.d_model == 32
     (tmp_path / "config.json").write_text("{")
     assert parse_recipe({**values, "training": {"start_from": str(tmp_path)}}).model.d_model == 192
+    text = message({**values, "training": {"start_from": "nowhere", "freeze": 4}})
+    assert "freeze 4 is too many" in text
+    assert "training.start_from nowhere holds no exported model, so the default one was looked at" in text
+    assert "exported" not in message({**values, "model": own, "training": {"start_from": "no", "freeze": 4}})
 
 
 def test_one_cycle_cannot_rise_in_one_step():

@@ -3,12 +3,21 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from bkray.config import parse_recipe
 from bkray.curriculum import WeightedSampler
 from bkray.runtime.drawing import build_sampler, order_columns
-from bkray.runtime.training import Job, _after_others, _progress, own_folder, run_training
+from bkray.runtime.training import (
+    Job,
+    _after_others,
+    _progress,
+    _windows_and_sampler,
+    own_folder,
+    run_training,
+)
 
 
 def test_the_time_left_follows_the_pace_of_the_steps():
@@ -24,6 +33,24 @@ def test_the_log_of_another_run_in_the_folder_goes_and_its_own_stays(tmp_path):
         job.metrics.write_text('{"step": 10}\n')
         own_folder(job)
         assert job.metrics.exists() == left
+
+
+def test_what_is_replayed_is_of_the_pool(tmp_path):
+    """Windows of the run have tokens below 50, those of the pool above."""
+    values = {"name": "t", "corpus": {"kind": "docstrings"}, "window": 8, "model": {"kind": "resnet_bk"}}
+    training = {"tokens": 320, "batch_tokens": 32, "start_from": "m", "replay": {"share": 0.25, "run": "r"}}
+    recipe = parse_recipe({**values, "training": training})
+    parts = []
+    for name, low in (("own", 0), ("pool", 50)):
+        (tmp_path / name).mkdir()
+        tokens = pa.array(np.random.default_rng(0).integers(low, low + 50, 12 * 9).astype(np.int32))
+        parts.append(tmp_path / name / "part-00000.parquet")
+        pq.write_table(pa.table({"tokens": pa.FixedSizeListArray.from_arrays(tokens, 9)}), parts[-1])
+    job = Job(recipe, "key", parts[:1], [], Path(), tmp_path, tmp_path / "model", pool_parts=(parts[1],))
+    windows, sampler = _windows_and_sampler(job)
+    drawn = np.concatenate([windows[sampler.ids(step)] for step in range(recipe.steps)])
+    assert len(drawn) == 40
+    assert (drawn >= 50).all(axis=1).sum() == (drawn >= 50).any(axis=1).sum() == 10
 
 
 def test_a_worker_waits_for_the_one_of_a_killed_driver(tmp_path, monkeypatch):

@@ -87,6 +87,42 @@ def test_what_something_steers_by_pretrains_anew(plan, steering, looks):
     assert changed == looks
 
 
+def test_a_replayed_run_that_is_not_of_the_phase_before_is_part_of_the_hash(plan, tmp_path):
+    share = "middle.training.replay={share: 0.5}"
+    runs = [plan(change)[1].run for change in ("middle.training.workers=1", share)]
+    for name in ("one", "two"):
+        model = tmp_path / name / "model"
+        model.mkdir(parents=True)
+        for file in ("model.safetensors", "tokenizer.json"):
+            (model / file).write_text(name)
+        runs.append(plan(share, f"middle.training.replay.run={tmp_path / name}")[1].run)
+    assert len(set(runs)) == 4
+    assert plan(share, f"middle.training.replay.run={plan()[0].run}")[1].run == runs[1]
+    replays = "training.replay={share: 0.5, run: pool}"
+    for change in (replays, "evaluation={pool: pool}"):
+        pool, _, target = plan(change)
+        assert target.recipe.pool[1] == str(pool.run)
+        with pytest.raises(
+            UserError, match=r"phase target: \S+ pol is no folder and no phase before; did you"
+        ):
+            plan(change.replace("pool}", "pol}"))
+    with pytest.raises(UserError, match=r"training.replay.run .*none/model holds no exported model"):
+        plan(share, f"middle.training.replay.run={tmp_path / 'none'}")
+
+
+def test_an_error_says_of_which_phase_it_is_and_how_its_settings_are_given(plan):
+    phases = plan("pool.model={kind: import, target: 'no_such:Model'}", "middle.model=null", "model=null")
+    with pytest.raises(UserError, match=r"^phase pool, whose settings are pool.key=value: .*no_such"):
+        transfer._check_models(phases)
+
+
+@pytest.mark.parametrize("given", ["5", "fast", "[]"])
+def test_what_is_no_training_section_is_refused_in_any_phase(plan, given):
+    for name in ("pool", "middle", "target"):
+        with pytest.raises(UserError, match=rf"phase {name}:\n  training: "):
+            plan(f"{name}.training={given}")
+
+
 def test_text_is_known_by_what_it_is_wherever_it_lies(plan, tmp_path, monkeypatch):
     pool, middle, _ = (phase.run for phase in plan())
     (tmp_path / "moved").mkdir()

@@ -1,5 +1,6 @@
 """What a teacher must be, before any data is prepared."""
 
+import json
 import shutil
 
 import pytest
@@ -60,7 +61,16 @@ def test_what_is_missing_damaged_or_of_another_vocabulary_is_named_by_its_settin
     with pytest.raises(UserError, match=r"teachers\[1\] .*two: tokenizer\.json cannot be read \(JSONDecode"):
         check_models([recipe(*folders)])
     save_tokenizer(folders[1] / "tokenizer.json", VOCABULARY, "v")
-    with pytest.raises(UserError, match=r"teachers\[1\] .*two has another vocabulary than .*teachers\[0\]"):
+    with pytest.raises(
+        UserError, match=r"teachers\[1\] .*two has another vocabulary than .*teachers\[0\]"
+    ) as raised:
+        check_models([recipe(*folders)])
+    assert "of its 40 tokens 39 are not there, 'v1' among them" in str(raised.value)
+    changed = json.loads((folders[0] / "tokenizer.json").read_text())
+    vocabulary = changed["model"]["vocab"]
+    vocabulary["w1"], vocabulary["w2"] = vocabulary["w2"], vocabulary["w1"]
+    (folders[1] / "tokenizer.json").write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=r"\(the same tokens, but other ids\)"):
         check_models([recipe(*folders)])
     save_tokenizer(folders[1] / "tokenizer.json", VOCABULARY + 1)
     with pytest.raises(UserError, match=r"teachers\[0\] .*has 41 tokens, but .* is for a vocab_size of 40"):
