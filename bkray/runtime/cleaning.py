@@ -42,6 +42,7 @@ from bkray.runtime.work import Outcome, Work
 
 _BUCKETS = 16
 _SAMPLE_DOCUMENTS = 100
+_UNIGRAM_PARTS = 16  # files of the pool whose words are counted, 65,536 documents that are not very long
 
 REMOVED = pa.schema(
     [
@@ -154,11 +155,20 @@ def _twins_of_group(near: NearDuplicates, group: pa.Table) -> tuple[pa.Table, in
 def filtered(work: Work) -> Outcome:
     """Take out training documents that are less like the trusted sample than nearly all of the sample."""
     documents = read_parts(work.source.parts, "train")
+    some, scale = _some(work.source.parts)
     fit = _fit.options(num_returns=2)
-    asked = work.recipe, work.plan.named.trusted, work.directory
-    quality, counts = fit.remote(*asked, *unigram_blocks(documents))
+    asked = work.recipe, work.plan.named.trusted, work.directory, scale
+    quality, counts = fit.remote(*asked, *unigram_blocks(read_parts(some, "train")))
     details = ray.get(counts)  # an error of the sample ends the stage here, by its own message
     return without(work, map_tables(documents, _Unlike(quality)), details)
+
+
+def _some(parts: Sequence[Path]) -> tuple[list[Path], float]:
+    """The first files with training documents, and of how many times as many they are a random sample: they
+    lie in the order of hashed ids."""
+    counts = {part: count_values([part], "split")["train"] for part in parts}
+    some = [part for part in parts if counts[part]][:_UNIGRAM_PARTS] or list(parts[:1])
+    return some, sum(counts.values()) / max(1, sum(counts[part] for part in some))
 
 
 def unigram_blocks(documents: Dataset) -> list[Any]:
@@ -180,16 +190,16 @@ def _count_unigrams(documents: pa.Table) -> pa.Table:
 
 @ray.remote(num_cpus=1)
 def _fit(
-    recipe: Recipe, shards: tuple[Shard, ...], directory: Path, *blocks: pa.Table
+    recipe: Recipe, shards: tuple[Shard, ...], directory: Path, scale: float, *blocks: pa.Table
 ) -> tuple[QualityFilter, dict]:
-    """The filter of the sample in `shards` for a pool of these unigram counts, and what to say about it.
+    """The filter of the sample in `shards` for a pool of `scale` times these unigrams; what to say of it.
 
     What is rejected of the sample is written to `directory`.
     """
     learned = learned_from(shards)
     sample = _read_sample(recipe, learned, directory)
     assert recipe.cleaning.quality
-    quality = QualityFilter.fit(sample, add_unigrams(blocks), recipe.cleaning.quality.lose)
+    quality = QualityFilter.fit(sample, scale * add_unigrams(blocks), recipe.cleaning.quality.lose)
     left_out = {"test_split_left_out": len(shards) - len(learned)}
     return quality, {"sample": len(sample), **left_out, "threshold": quality.threshold}
 

@@ -17,6 +17,7 @@ from bkray.runtime.cleaning import (
     _group,
     _read_sample,
     _Sketch,
+    _some,
     _twins,
     _write_removed,
     without_counts,
@@ -57,7 +58,7 @@ def test_nothing_is_learned_from_the_test_split_of_a_sample(tmp_path):
     for split, start in {"train": 0, "validation": 60, "test": 120}.items():
         write(tmp_path, split, [*rows(60, start), "{broken"])
     counts = pa.table({"unigrams": [count_unigrams([]).tolist()]})
-    quality, details = _fit._function(*recipe_and_shards(tmp_path), tmp_path, counts)
+    quality, details = _fit._function(*recipe_and_shards(tmp_path), tmp_path, 1.0, counts)
     learned = [f"text {number}" for number in range(120)]
     assert (quality.sample.bigrams_B == count(learned).bigrams_B).all()
     assert (details["sample"], details["test_split_left_out"]) == (120, 1)
@@ -69,7 +70,7 @@ def test_nothing_is_learned_from_the_test_split_of_a_sample(tmp_path):
 def test_a_sample_of_one_file_is_taken_whole(tmp_path, name):
     write(tmp_path, name, rows(120))
     counts = pa.table({"unigrams": [count_unigrams([]).tolist()]})
-    _, details = _fit._function(*recipe_and_shards(tmp_path / f"{name}.jsonl"), tmp_path, counts)
+    _, details = _fit._function(*recipe_and_shards(tmp_path / f"{name}.jsonl"), tmp_path, 1.0, counts)
     assert (details["sample"], details["test_split_left_out"]) == (120, 0)
 
 
@@ -91,12 +92,21 @@ def test_a_sample_that_cannot_be_used(tmp_path, lines, options, message):
         read(tmp_path, **options)
 
 
+def test_the_words_of_a_large_pool_are_those_of_its_first_training_documents(tmp_path, monkeypatch):
+    for number, splits in enumerate((["test"] * 3, ["test", "train"], ["train"] * 4, ["train"] * 5)):
+        pq.write_table(pa.table({"split": splits}), tmp_path / f"part-{number:05d}.parquet")
+    parts = sorted(tmp_path.glob("part-*"))
+    assert _some(parts) == (parts[1:], 1.0)
+    monkeypatch.setattr("bkray.runtime.cleaning._UNIGRAM_PARTS", 2)
+    assert _some(parts) == (parts[1:3], 2.0)
+
+
 def test_tasks_that_gather_blocks(tmp_path):
     write(tmp_path, "train", rows(120))
     counts = [count_unigrams([text]) for text in ("text one", "text two")]
     blocks = [pa.table({"unigrams": [unigrams.tolist()]}) for unigrams in counts]
-    quality, _ = _fit._function(*recipe_and_shards(tmp_path), tmp_path, *blocks)
-    assert (quality.pool_U == sum(counts) + quality.sample.unigrams_U).all()
+    quality, _ = _fit._function(*recipe_and_shards(tmp_path), tmp_path, 2.5, *blocks)
+    assert (quality.pool_U == 2.5 * sum(counts) + quality.sample.unigrams_U).all()
 
     documents = pa.table({"doc_id": [7, 3, 5], "text": ["a b c d", "a b c d", "e f g h"]})
     sketched = _Sketch(NearDuplicates())(documents)
