@@ -105,7 +105,8 @@ def _prepared(a: Tensor, b: Tensor, eta: Tensor, check: bool) -> tuple[Tensor, T
         check_range(a, "a", f"finite, within +-{largest:.1e}", -largest, largest)
         check_range(eta, "eta", f"positive, above {least:.1e}, and below {largest:.1e}", least, largest)
         check_finite(b[:, 1:], "b")
-        coupling = b[:, 1:].square() / torch.minimum(eta[:, :-1], eta[:, 1:])
+        below = eta.detach()
+        coupling = b.detach()[:, 1:].square() / torch.minimum(below[:, :-1], below[:, 1:])
         check_range(
             coupling, "b^2 over the smaller eta of its two sites", f"below {largest:.1e}", high=largest
         )
