@@ -430,25 +430,6 @@ def test_a_section_under_a_name_of_the_users_choice_is_checked_like_any_other():
     assert "held_out_of.other.kind: 'txt' is unknown; did you mean text?" in str(caught.value)
 
 
-def test_a_model_that_is_left_out_is_that_of_the_start(tmp_path):
-    (tmp_path / "config.json").write_text('{"model": {"kind": "resnet_bk", "d_model": 48, "n_layers": 3}}')
-    values = {
-        "name": "t",
-        "corpus": {"kind": "docstrings"},
-        "training": {"start_from": str(tmp_path), "freeze": 2},
-    }
-    assert parse_recipe(values).model.d_model == 48
-    assert parse_recipe({**values, "model": None}).model.n_layers == 3
-    own = {"kind": "resnet_bk", "d_model": 32, "n_layers": 4}
-    assert parse_recipe({**values, "model": own}).model.d_model == 32
-    (tmp_path / "config.json").write_text("{")
-    assert parse_recipe({**values, "training": {"start_from": str(tmp_path)}}).model.d_model == 192
-    text = message({**values, "training": {"start_from": "nowhere", "freeze": 4}})
-    assert "freeze 4 is too many" in text
-    assert "training.start_from nowhere holds no exported model, so the default one was looked at" in text
-    assert "exported" not in message({**values, "model": own, "training": {"start_from": "no", "freeze": 4}})
-
-
 def test_one_cycle_cannot_rise_in_one_step():
     training = {"tokens": 8192, "batch_tokens": 4096, "schedule": "one_cycle", "warmup": 0.5}
     assert "training.warmup 0.5 is one of 2 steps" in message({**BASE, "training": training})

@@ -76,3 +76,24 @@ def test_what_just_fits_is_taken(training):
 )
 def test_where_a_run_diverges_what_may_be_too_high_is_named(training, named):
     assert parsed(**training).training.too_high == named
+
+
+def test_a_model_that_is_left_out_is_that_of_the_start(tmp_path):
+    (tmp_path / "config.json").write_text('{"model": {"kind": "resnet_bk", "d_model": 48, "n_layers": 3}}')
+    values = {
+        "name": "t",
+        "corpus": {"kind": "docstrings"},
+        "training": {"start_from": str(tmp_path), "freeze": 2},
+    }
+    assert parse_recipe(values).model.d_model == 48
+    assert parse_recipe({**values, "model": None}).model.n_layers == 3
+    own = {"kind": "resnet_bk", "d_model": 32, "n_layers": 4}
+    assert parse_recipe({**values, "model": own}).model.d_model == 32
+    (tmp_path / "config.json").write_text("{")
+    assert parse_recipe({**values, "training": {"start_from": str(tmp_path)}}).model.d_model == 192
+    with pytest.raises(UserError, match=r"freeze 4 is too many") as caught:
+        parse_recipe({**values, "training": {"start_from": "nowhere", "freeze": 4}})
+    assert "start_from nowhere holds no exported model, so the default one was looked at" in str(caught.value)
+    with pytest.raises(UserError, match=r"freeze 4 is too many") as caught:
+        parse_recipe({**values, "model": own, "training": {"start_from": "nowhere", "freeze": 4}})
+    assert "exported" not in str(caught.value)
