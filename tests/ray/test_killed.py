@@ -38,9 +38,13 @@ def prepared(recipe, out):
 
 
 def contents(artifacts):
-    """The bytes of every artifact, by path, without the files that hold times."""
-    files = [path for made in artifacts.values() for path in made.path.iterdir()]
-    kept = [path for path in files if path.name not in {"manifest.json", "config.json"}]
+    """The bytes of every file that the stages wrote, by path; trained models' config.json holds times.
+
+    What later ones put beside them, a copy of the tokens to read by position, is left out: it is not made
+    again where they are done.
+    """
+    files = [made.path / name for made in artifacts.values() for name in made.manifest["files"]]
+    kept = [path for path in files if path.name != "config.json"]
     return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in kept}
 
 
