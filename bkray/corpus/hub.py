@@ -2,6 +2,8 @@
 
 name, config, revision ─► one shard a split ─► rows, or documents of several rows (document_start)
 
+Where `datasets` cannot parse a row, hub_files.py reads the split's files, if it can, and sets that row aside.
+
 All rows are downloaded once and memory-mapped; the first `rows` of a split come as a stream, one at a time.
 `datasets` itself holds a piece of a stream: 10 MB of JSON Lines, but a row group of Parquet.
 """
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +21,7 @@ import pyarrow as pa
 from bkray.config import UserError
 from bkray.config.corpus import HubCorpus
 from bkray.corpus.columns import cells, check_column
+from bkray.corpus.hub_files import Content, read_files
 from bkray.corpus.lines import UTF8_MAX_BYTES, group, opens_at
 from bkray.corpus.shard import Fault, Record, Shard, own_splits, split_named
 
@@ -49,22 +52,41 @@ def list_hub(corpus: HubCorpus) -> list[Shard]:
 
 def read_hub(shard: Shard, corpus: HubCorpus, max_chars: int) -> Iterator[Record]:
     """The texts of one split, row by row or gathered at `corpus.document_start`."""
-    import datasets
-
-    name = shard.source.rsplit("/", 1)[-1]
-    chosen = {"split": name, "revision": corpus.revision, "streaming": corpus.rows is not None}
-    rows = _load(corpus, datasets.load_dataset, shard.location, corpus.config, **chosen)
-    rows = rows if corpus.rows is None else rows.take(corpus.rows)
-    cells_of_rows = _contents(_tables(corpus, rows), shard.source, corpus.text_field)
-    contents: Iterator[bytes | bytearray | Fault] = cells_of_rows
+    contents: Iterator[Content] = _rows(shard, corpus, max_chars)
     if corpus.document_start is not None:
-        nulls: list[bytes | bytearray | Fault] = []
-        lines = _lines(cells_of_rows, nulls)
+        faults: list[Content] = []
+        lines = _lines(contents, faults)
         opens = opens_at(corpus.document_start, shard.source)
         documents = group(lines, opens, max_chars * UTF8_MAX_BYTES)
-        contents = chain(documents, nulls)
+        contents = chain(documents, faults)
     for ordinal, content in enumerate(contents):
         yield Record(shard.source, ordinal, content)
+
+
+def _rows(shard: Shard, corpus: HubCorpus, max_chars: int) -> Iterator[Content]:
+    """Each row's text: of `datasets`, from a row that it cannot parse on of the files themselves."""
+    import datasets
+
+    split, read = shard.source.rsplit("/", 1)[-1], 0
+    asked = (shard.location, corpus.config)
+    chosen = {"split": split, "revision": corpus.revision, "streaming": corpus.rows is not None}
+    try:
+        rows = _load(corpus, datasets.load_dataset, *asked, **chosen)
+        rows = rows if corpus.rows is None else rows.take(corpus.rows)
+        for cell in _contents(_tables(corpus, rows), shard.source, corpus.text_field):
+            yield cell
+            read += 1
+    except _CannotLoadError as error:
+        builder = _load(corpus, datasets.load_dataset_builder, *asked, revision=corpus.revision)
+        contents = read_files(builder, split, shard, corpus, max_chars)
+        if contents is None:
+            raise
+        texts = read
+        for content in islice(contents, read, corpus.rows):
+            texts += not isinstance(content, Fault)
+            yield content
+        if not texts:
+            raise error
 
 
 def _size(info: Any, rows: int | None) -> int:
@@ -83,18 +105,25 @@ def _tables(corpus: HubCorpus, rows: Any) -> Iterator[pa.Table]:
 def _contents(tables: Iterable[pa.Table], source: str, column: str) -> Iterator[bytes | Fault]:
     for number, table in enumerate(tables):
         if number == 0:
+            if column in table.schema.names and isinstance(table.schema.field(column).type, pa.JsonType):
+                raise _CannotLoadError(f"{source}: text_field {column!r} holds values of several types")
             check_column(source, column, table.schema)
         for chunk in table[column].chunks:
             yield from cells(chunk)
 
 
-def _lines(contents: Iterable[bytes | Fault], nulls: list[bytes | bytearray | Fault]) -> Iterator[bytes]:
-    """Rows as the lines of longer documents; null ones are none and go to `nulls`, each with its number."""
+def _lines(contents: Iterable[Content], faults: list[Content]) -> Iterator[bytes]:
+    """Rows as the lines of longer documents; those without text go to `faults`, each with its number."""
     for number, content in enumerate(contents):
         if isinstance(content, Fault):
-            nulls.append(Fault(content.reason, f"{content.detail}, row {number}"))
+            faults.append(Fault(content.reason, f"{content.detail}, row {number}"))
         else:
-            yield content if content.endswith(b"\n") else content + b"\n"
+            line = content.encode(errors="surrogatepass") if isinstance(content, str) else bytes(content)
+            yield line if line.endswith(b"\n") else line + b"\n"
+
+
+class _CannotLoadError(UserError):
+    """`datasets` cannot load the data set, or not to its end."""
 
 
 def _load(corpus: HubCorpus, load: Callable[..., T], *arguments: Any, **options: Any) -> T:
@@ -102,9 +131,8 @@ def _load(corpus: HubCorpus, load: Callable[..., T], *arguments: Any, **options:
         return load(*arguments, **options)
     except Exception as error:  # whatever the library, the network or the files raise, the mend is the user's
         cause = f" ({error.__cause__})" if error.__cause__ else ""
-        raise UserError(
+        raise _CannotLoadError(
             f"corpus.name {corpus.name!r} (config {corpus.config!r}): datasets cannot load it: {error}{cause}"
             "\nCheck the name, the configuration and the network; without a network use a file: "
-            "corpus={kind: text, path: ...}; where a row is malformed corpus={kind: jsonl, path: ...}, which "
-            "sets it aside"
+            "corpus={kind: text, path: ...}"
         ) from error

@@ -119,16 +119,81 @@ def test_name_that_cannot_be_loaded_says_what_to_do(tmp_path):
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     assert run.returncode == 1
-    message = run.stderr.rsplit("UserError:", 1)[1]
+    message = run.stderr.rsplit("LoadError:", 1)[1]
     for part in ("'nobody/nothing'", "'raw'", "network", "corpus={kind: text, path: ...}"):
         assert part in message
 
 
-def test_a_malformed_row_is_named_with_the_kind_that_sets_it_aside(folder):
+MALFORMED = {
+    "broken.jsonl": (b'{"text": "a"}\n{broken\n\n{"text": "c"}\n', "malformed JSON"),
+    "of several types.jsonl": (b'{"text": "a"}\n{"text": 5}\n{"text": "c"}\n', "text is not a string"),
+    "no object.jsonl": (b'{"text": "a"}\n[1]\n{"text": "c"}\n', "malformed JSON"),
+    "no UTF-8.jsonl": (b'{"text": "a"}\n{"text": "\xff"}\n{"text": "c"}\n', "not UTF-8"),
+    "no UTF-8.txt": (b"a\n\xff\nc\n", "not UTF-8"),
+    "too many cells.csv": (b"n,text\n1,a\n2,b,3\n\n3,c\n", "malformed CSV"),
+    "too many cells.tsv": (b"n\ttext\n1\ta\n2\tb\t3\n3\tc\n", "malformed CSV"),
+    "no UTF-8.csv": (b"text,n\na,1\n\xff,2\nc,3\n", "not Unicode"),
+}
+
+
+@pytest.fixture
+def only(folder):
+    """A data set of one file: call with its name and content."""
     for path in folder.glob("*.parquet"):
         path.unlink()
-    (folder / "train.jsonl").write_text('{"text": "a"}\n{broken')
-    with pytest.raises(
-        UserError, match=r"(?s)JSON parse error: .* in row 1\).*corpus=\{kind: jsonl, path: \.\.\.\}"
-    ):
-        read(HubCorpus(kind="hub", name=str(folder)))
+
+    def write(name, content):
+        (folder / name).write_bytes(content)
+        return str(folder)
+
+    return write
+
+
+@pytest.mark.parametrize("rows", [None, 3])
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_row_that_datasets_cannot_parse_is_set_aside(only, name, rows):
+    content, reason = MALFORMED[name]
+    corpus = HubCorpus(kind="hub", name=only(f"train-{name}", content), rows=rows)
+    documents, rejects = read(corpus)
+    assert [row["text"] for row in documents] == ["a", "c"]
+    assert [(row["source"], row["ordinal"], row["reason"]) for row in rejects] == [
+        ("sample/train", 1, reason)
+    ]
+
+
+@pytest.mark.parametrize("rows", [None, 1000])
+def test_what_datasets_read_before_a_malformed_row_is_not_read_twice(only, rows):
+    """It parses 10 MB at a time."""
+    lines = [f'{{"text": "{number} {"x" * 100_000}"}}' for number in range(300)]
+    name = only("train.jsonl", "\n".join([*lines[:250], "{broken", *lines[251:]]).encode())
+    documents, rejects = read(HubCorpus(kind="hub", name=name, rows=rows))
+    assert sorted(int(row["text"].split()[0]) for row in documents) == [*range(250), *range(251, 300)]
+    assert [row["ordinal"] for row in rejects] == [250]
+
+
+def test_a_malformed_row_is_no_line_of_the_document_that_it_lies_in(only):
+    content = b'{"text": "= A ="}\n{broken\n{"text": "more"}\n{"text": "= B ="}\n'
+    corpus = HubCorpus(kind="hub", name=only("train.jsonl", content), document_start="^= .* =$")
+    documents, rejects = read(corpus)
+    assert [row["text"] for row in documents] == ["= A =\nmore", "= B ="]
+    assert [row["detail"][-7:] for row in rejects] == [", row 1"]
+
+
+def test_a_quote_that_is_not_closed_takes_the_rest_with_it_and_says_which_lines(only):
+    documents, rejects = read(HubCorpus(kind="hub", name=only("train.csv", b'text,n\na,1\n"b,2\nc,3\n')))
+    assert [row["text"] for row in documents] == ["a"]
+    assert [row["detail"] for row in rejects] == ["lines 3 to 4: unexpected end of data"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("train.json", b'[{"text": "a"},\n{"text": "b"}', "datasets cannot load it"),
+        ("train.json", b'{"data":\n[{"text": "b"}]', "datasets cannot load it"),
+        ("train.jsonl", b'{"txt": "a"}\n{broken\n', "no text_field 'text'; there are txt"),
+        ("train.csv", b"txt,n\na,1\nb,2,3\n", "no text_field 'text'; there are txt, n"),
+    ],
+)
+def test_a_file_without_any_text_is_an_error(only, name, content, said):
+    with pytest.raises(UserError, match=said):
+        read(HubCorpus(kind="hub", name=only(name, content)))
