@@ -1,6 +1,7 @@
 """Leakage, near-duplicates, quality, nearness to a target: as stages, whatever the blocks and splits."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from bkray.config import parse_recipe
 from bkray.reporting.progress import Progress
-from bkray.runtime import cleaning, leakage, nearest, stages
+from bkray.runtime import cleaning, leakage, nearest, prepare, stages
 from bkray.runtime.exits import find_user_error
 from bkray.runtime.pipeline import run_pipeline
 
@@ -150,6 +151,23 @@ def test_words_in_no_order_go_and_held_out_text_stays(corpus, usual):
     details = found.manifest["details"]
     assert details["sample"] == 400
     assert sum(details["reasons"].values()) == found.manifest["removed"] == removed.num_rows
+
+
+def test_words_in_no_order_go_where_a_part_of_the_pool_is_counted(corpus, usual, tmp_path, monkeypatch):
+    in_parts = partial(stages.write_parts, rows_per_part=50)
+    for module in (prepare, cleaning):
+        monkeypatch.setattr(module, "write_parts", in_parts)
+    monkeypatch.setattr(cleaning, "_UNIGRAM_PARTS", 2)
+    asked = recipe(corpus, leakage=None, nearest=None, near=None)
+    counted = prepared(asked, tmp_path / "some", until="filtered").artifacts["filtered"]
+    assert len(counted.parts) > 4
+    texts = {row["text"] for row in rows(counted).values()}
+    assert not texts & set(corpus["shuffled"])
+    assert len(texts & set(corpus["clean"])) >= 0.95 * 270
+    monkeypatch.setattr(cleaning, "_UNIGRAM_PARTS", 99)
+    whole = prepared(asked, tmp_path / "whole", until="filtered").artifacts["filtered"]
+    thresholds = [found.manifest["details"]["threshold"] for found in (counted, whole)]
+    assert thresholds[0] != thresholds[1], "the pool is counted as a whole"
 
 
 def test_the_share_nearest_to_what_a_target_trains_on_stays(usual):
