@@ -47,6 +47,7 @@ _ENDINGS = {"VBZ": "s", "VBG": "ing"}
 _REGULAR = re.compile(r"\b[a-z]+(?:s|ed|ing)\b")
 _PARTICIPLES, _PASTS = ("en", "wn"), ("came", "ran")  # WordNet lists one form where there are two
 _VOWELS = "aeiou"
+_NUMBER = re.compile(r"\d+(?:st|nd|rd|th)?")
 _KNOWN_WORDS = 1 << 15
 """Entries of each cache; a document's words mostly come from fewer."""
 
@@ -172,10 +173,21 @@ class Thesaurus:
         return tuple(dict.fromkeys([word, *filter(None, bases)]))
 
     def _sense(self, word: str, part: str) -> tuple[str | None, list[str]]:
-        """The lemma of `word`, and the other single-word lemmas of its most frequent sense, the one read."""
+        """The lemma of `word`, and the other single-word lemmas of its most frequent sense, the one read.
+
+        A number has none, be it a cardinal or an ordinal.
+        """
         lemma = self._wordnet.morphy(word, part)
-        names = self._wordnet.synset(f"{lemma}.{part}.1").lemma_names() if lemma else []
+        names = [] if lemma is None or self._is_number(lemma) else self._names(lemma, part)
         return lemma, [name for name in names if name.isalpha() and name.islower() and name != lemma]
+
+    def _names(self, lemma: str, part: str) -> list[str]:
+        """All lemmas of the most frequent sense of `lemma` as this part of speech."""
+        return [name for sense in self._wordnet.synsets(lemma, part)[:1] for name in sense.lemma_names()]
+
+    def _is_number(self, lemma: str) -> bool:
+        """Whether digits stand for the noun or the adjective: "ten" is "10", "third" is "3rd"."""
+        return any(_NUMBER.fullmatch(name) for part in ("n", "a") for name in self._names(lemma, part))
 
     def _inflected(self, lemma: str, tag: str, part: str) -> str | None:
         """`lemma` in the form that `tag` names, or None where it is not known for sure."""

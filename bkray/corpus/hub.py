@@ -2,10 +2,9 @@
 
 name, config, revision ─► one shard a split ─► rows, or documents of several rows (document_start)
 
-Where `datasets` cannot parse a row, hub_files.py reads the split's files, if it can, and sets that row aside.
-
-All rows are downloaded once and memory-mapped; the first `rows` of a split come as a stream, one at a time.
-`datasets` itself holds a piece of a stream: 10 MB of JSON Lines, but a row group of Parquet.
+Everything is downloaded once; the first `rows` of a split come as a stream. JSON Lines, CSV and text are
+parsed by hub_files.py; of all else `datasets` makes tables, memory-mapped, or of a stream one row at a time,
+where it holds a piece itself: a row group of Parquet.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import pyarrow as pa
 from bkray.config import UserError
 from bkray.config.corpus import HubCorpus
 from bkray.corpus.columns import cells, check_column
-from bkray.corpus.hub_files import Content, read_files
+from bkray.corpus.hub_files import Content, parsed_here, read_files
 from bkray.corpus.lines import UTF8_MAX_BYTES, group, opens_at
 from bkray.corpus.shard import Fault, Record, Shard, own_splits, split_named
 
@@ -52,7 +51,7 @@ def list_hub(corpus: HubCorpus) -> list[Shard]:
 
 def read_hub(shard: Shard, corpus: HubCorpus, max_chars: int) -> Iterator[Record]:
     """The texts of one split, row by row or gathered at `corpus.document_start`."""
-    contents: Iterator[Content] = _rows(shard, corpus, max_chars)
+    contents: Iterator[Content] = islice(_rows(shard, corpus, max_chars), corpus.rows)
     if corpus.document_start is not None:
         faults: list[Content] = []
         lines = _lines(contents, faults)
@@ -64,29 +63,23 @@ def read_hub(shard: Shard, corpus: HubCorpus, max_chars: int) -> Iterator[Record
 
 
 def _rows(shard: Shard, corpus: HubCorpus, max_chars: int) -> Iterator[Content]:
-    """Each row's text: of `datasets`, from a row that it cannot parse on of the files themselves."""
+    """The text of each row of a split, or why it has none."""
     import datasets
 
-    split, read = shard.source.rsplit("/", 1)[-1], 0
+    split, streamed = shard.source.rsplit("/", 1)[-1], corpus.rows is not None
     asked = (shard.location, corpus.config)
-    chosen = {"split": split, "revision": corpus.revision, "streaming": corpus.rows is not None}
-    try:
-        rows = _load(corpus, datasets.load_dataset, *asked, **chosen)
-        rows = rows if corpus.rows is None else rows.take(corpus.rows)
-        for cell in _contents(_tables(corpus, rows), shard.source, corpus.text_field):
-            yield cell
-            read += 1
-    except _CannotLoadError as error:
-        builder = _load(corpus, datasets.load_dataset_builder, *asked, revision=corpus.revision)
-        contents = read_files(builder, split, shard, corpus, max_chars)
-        if contents is None:
-            raise
-        texts = read
-        for content in islice(contents, read, corpus.rows):
-            texts += not isinstance(content, Fault)
-            yield content
-        if not texts:
-            raise error
+    builder = _load(corpus, datasets.load_dataset_builder, *asked, revision=corpus.revision)
+    if parsed_here(builder, corpus.text_field):
+        fields = (shard.source, corpus.text_field, max_chars)
+        contents = _load(corpus, read_files, builder, split, *fields, streamed)
+        if contents is not None:
+            while (content := _load(corpus, next, contents, None)) is not None:
+                yield content
+            return
+    chosen = {"split": split, "revision": corpus.revision, "streaming": streamed}
+    rows = _load(corpus, datasets.load_dataset, *asked, **chosen)
+    rows = rows.take(corpus.rows) if streamed else rows
+    yield from _cells(_tables(corpus, rows), shard.source, corpus.text_field)
 
 
 def _size(info: Any, rows: int | None) -> int:
@@ -102,11 +95,9 @@ def _tables(corpus: HubCorpus, rows: Any) -> Iterator[pa.Table]:
         yield table
 
 
-def _contents(tables: Iterable[pa.Table], source: str, column: str) -> Iterator[bytes | Fault]:
+def _cells(tables: Iterable[pa.Table], source: str, column: str) -> Iterator[bytes | Fault]:
     for number, table in enumerate(tables):
         if number == 0:
-            if column in table.schema.names and isinstance(table.schema.field(column).type, pa.JsonType):
-                raise _CannotLoadError(f"{source}: text_field {column!r} holds values of several types")
             check_column(source, column, table.schema)
         for chunk in table[column].chunks:
             yield from cells(chunk)
@@ -122,16 +113,14 @@ def _lines(contents: Iterable[Content], faults: list[Content]) -> Iterator[bytes
             yield line if line.endswith(b"\n") else line + b"\n"
 
 
-class _CannotLoadError(UserError):
-    """`datasets` cannot load the data set, or not to its end."""
-
-
 def _load(corpus: HubCorpus, load: Callable[..., T], *arguments: Any, **options: Any) -> T:
     try:
         return load(*arguments, **options)
+    except UserError:
+        raise
     except Exception as error:  # whatever the library, the network or the files raise, the mend is the user's
         cause = f" ({error.__cause__})" if error.__cause__ else ""
-        raise _CannotLoadError(
+        raise UserError(
             f"corpus.name {corpus.name!r} (config {corpus.config!r}): datasets cannot load it: {error}{cause}"
             "\nCheck the name, the configuration and the network; without a network use a file: "
             "corpus={kind: text, path: ...}"

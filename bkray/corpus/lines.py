@@ -49,33 +49,35 @@ def read_text(shard: Shard, corpus: TextCorpus, max_chars: int) -> Iterator[Reco
 
 def read_jsonl(shard: Shard, corpus: JsonlCorpus, max_chars: int) -> Iterator[Record]:
     """The texts of a JSON Lines file; UserError where no row at all has the field."""
+    rows = json_texts(read_pieces(shard.location), shard.source, corpus.text_field, max_chars)
+    return (Record(shard.source, ordinal, text) for ordinal, text in rows)
+
+
+def json_texts(
+    pieces: Iterable[bytes], source: str, text_field: str, max_chars: int
+) -> Iterator[tuple[int, str | Fault]]:
+    """The number of each line that is not empty, and its text; UserError where none has the field."""
     other_fields: dict[str, bool] = {}  # in the order in which they appear: whether a row has text there
     field_found = False
     limit = max_chars * _JSON_MAX_BYTES + _JSON_OTHER_BYTES
-    for ordinal, line in enumerate(group(read_pieces(shard.location), _always, limit)):
+    for ordinal, line in enumerate(whole_lines(pieces, limit)):
         row = line if isinstance(line, Fault) else _parse(line)
         if isinstance(row, dict):
-            field_found |= corpus.text_field in row
+            field_found |= text_field in row
             for name, value in () if field_found else row.items():
                 other_fields[name] = other_fields.get(name, False) or isinstance(value, str)
         if row is not None:
-            yield Record(
-                shard.source, ordinal, row if isinstance(row, Fault) else _field(row, corpus.text_field)
-            )
+            yield ordinal, row if isinstance(row, Fault) else _field(row, text_field)
     if other_fields and not field_found:
         texts = [name for name, holds_text in other_fields.items() if holds_text]
-        raise no_such_column(shard.source, corpus.text_field, list(other_fields), texts)
+        raise no_such_column(source, text_field, list(other_fields), texts)
 
 
 def read_pieces(url: str) -> Iterator[bytes]:
     """The lines of a file, uncompressed; those over 1 MiB in several pieces, of which the last ends in LF."""
     try:
         with fsspec.open(url, "rb", **({"block_size": 0} if _on_the_web(url) else {})) as file:
-            stream = _uncompressed(_readable(file), url)
-            first = stream.readline(_PIECE_BYTES).removeprefix(_BYTE_ORDER_MARK)
-            if first:
-                yield first
-            yield from iter(lambda: stream.readline(_PIECE_BYTES), b"")
+            yield from pieces_of(_uncompressed(readable(file), url))
     except OSError as error:
         if "Truncated compressed stream" in str(error):
             raise UserError(
@@ -86,12 +88,20 @@ def read_pieces(url: str) -> Iterator[bytes]:
         raise UserError(f"{url}: cannot be read: {type(error).__name__}: {error}") from error
 
 
+def pieces_of(stream: BinaryIO) -> Iterator[bytes]:
+    """`read_pieces` of an open file."""
+    first = stream.readline(_PIECE_BYTES).removeprefix(_BYTE_ORDER_MARK)
+    if first:
+        yield first
+    yield from iter(lambda: stream.readline(_PIECE_BYTES), b"")
+
+
 def _on_the_web(url: str) -> bool:
     """Whether a web server sends the file: as a stream (block size 0), as many send no parts of one."""
     return url.startswith(("http://", "https://"))
 
 
-def _readable(file: Any) -> BinaryIO:
+def readable(file: Any) -> BinaryIO:
     """`readline` of fsspec's own files goes back in them, which a stream cannot."""
     return io.BufferedReader(file, _PIECE_BYTES) if isinstance(file, AbstractBufferedFile) else file
 
@@ -160,6 +170,11 @@ def group(pieces: Iterable[bytes], opens: Callable[[bytes], bool], limit: int) -
         line_starts = piece.endswith(b"\n")
     if document.begun:
         yield document.take()
+
+
+def whole_lines(pieces: Iterable[bytes], limit: int) -> Iterator[bytearray | Fault]:
+    """`group` of which every line is a document."""
+    return group(pieces, _always, limit)
 
 
 class _Document:

@@ -72,6 +72,8 @@ def test_what_is_left_alone():
     pairs = replaced(TEXT, max_share=1.0)
     for word in ("The", "were", "to", ",", "of", "FILM", "film2", "don't", "e-mail", "1,000", "Mr.", "Brown"):
         assert pairs[word] == {word}, word
+    numbers = "ten cats , a hundred men , two dozen eggs , thousands of them , zero , the third man"
+    assert all(made == {word} for word, made in replaced(numbers, max_share=1.0).items() if word != "men")
     assert thesaurus().synonyms("film", "NNP") == ()
     assert thesaurus().synonyms("larger", "JJR") == (), "no comparative is made up"
 

@@ -1,7 +1,12 @@
 """Data sets read with `datasets`: local folders in its formats, and a name that cannot be loaded."""
 
+import bz2
+import gzip
+import io
+import lzma
 import subprocess
 import sys
+import zipfile
 from collections import Counter
 
 import datasets
@@ -10,7 +15,7 @@ import pytest
 
 from bkray.config import UserError
 from bkray.config.corpus import Cleaning, HubCorpus
-from bkray.corpus import list_shards, read_shard
+from bkray.corpus import hub_files, list_shards, read_shard
 from bkray.corpus.hub import read_hub
 
 
@@ -119,7 +124,7 @@ def test_name_that_cannot_be_loaded_says_what_to_do(tmp_path):
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     assert run.returncode == 1
-    message = run.stderr.rsplit("LoadError:", 1)[1]
+    message = run.stderr.rsplit("UserError:", 1)[1]
     for part in ("'nobody/nothing'", "'raw'", "network", "corpus={kind: text, path: ...}"):
         assert part in message
 
@@ -131,19 +136,23 @@ MALFORMED = {
     "no UTF-8.jsonl": (b'{"text": "a"}\n{"text": "\xff"}\n{"text": "c"}\n', "not UTF-8"),
     "no UTF-8.txt": (b"a\n\xff\nc\n", "not UTF-8"),
     "too many cells.csv": (b"n,text\n1,a\n2,b,3\n\n3,c\n", "malformed CSV"),
+    "too few cells.csv": (b"n,text\n1,a\n2\n\n3,c\n", "text is not a string"),
     "too many cells.tsv": (b"n\ttext\n1\ta\n2\tb\t3\n3\tc\n", "malformed CSV"),
+    "stray quote.csv": (b'text\na\n"b"b\nc\n', "malformed CSV"),
     "no UTF-8.csv": (b"text,n\na,1\n\xff,2\nc,3\n", "not Unicode"),
 }
+PACKED = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, "": bytes}
 
 
 @pytest.fixture
 def only(folder):
-    """A data set of one file: call with its name and content."""
+    """A data set of these files: call with the content of each by name."""
     for path in folder.glob("*.parquet"):
         path.unlink()
 
-    def write(name, content):
-        (folder / name).write_bytes(content)
+    def write(**files):
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
         return str(folder)
 
     return write
@@ -151,9 +160,9 @@ def only(folder):
 
 @pytest.mark.parametrize("rows", [None, 3])
 @pytest.mark.parametrize("name", MALFORMED)
-def test_a_row_that_datasets_cannot_parse_is_set_aside(only, name, rows):
+def test_a_malformed_row_is_set_aside(only, name, rows):
     content, reason = MALFORMED[name]
-    corpus = HubCorpus(kind="hub", name=only(f"train-{name}", content), rows=rows)
+    corpus = HubCorpus(kind="hub", name=only(**{f"train-{name}": content}), rows=rows)
     documents, rejects = read(corpus)
     assert [row["text"] for row in documents] == ["a", "c"]
     assert [(row["source"], row["ordinal"], row["reason"]) for row in rejects] == [
@@ -161,39 +170,107 @@ def test_a_row_that_datasets_cannot_parse_is_set_aside(only, name, rows):
     ]
 
 
-@pytest.mark.parametrize("rows", [None, 1000])
-def test_what_datasets_read_before_a_malformed_row_is_not_read_twice(only, rows):
-    """It parses 10 MB at a time."""
-    lines = [f'{{"text": "{number} {"x" * 100_000}"}}' for number in range(300)]
-    name = only("train.jsonl", "\n".join([*lines[:250], "{broken", *lines[251:]]).encode())
-    documents, rejects = read(HubCorpus(kind="hub", name=name, rows=rows))
-    assert sorted(int(row["text"].split()[0]) for row in documents) == [*range(250), *range(251, 300)]
-    assert [row["ordinal"] for row in rejects] == [250]
+@pytest.mark.parametrize("rows", [None, 3])
+@pytest.mark.parametrize("packed", PACKED)
+@pytest.mark.parametrize("name", ["no UTF-8.txt", "broken.jsonl", "too many cells.csv"])
+def test_the_files_of_a_split_are_one_list_of_rows_whatever_they_are_packed_in(only, name, packed, rows):
+    """The first ends without a line feed, and both begin with a byte order mark."""
+    content = PACKED[packed](b"\xef\xbb\xbf" + MALFORMED[name][0].strip())
+    kind = name[name.index(".") :]
+    corpus = HubCorpus(
+        kind="hub", name=only(**{f"train-{n}{kind}{packed}": content for n in (1, 2)}), rows=rows
+    )
+    documents, rejects = read(corpus)
+    assert [row["text"] for row in documents] == (["a", "c", "a", "c"] if rows is None else ["a", "c"])
+    assert [row["ordinal"] for row in rejects] == ([1, 4] if rows is None else [1])
+
+
+def test_every_file_of_an_archive_is_read(only):
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as members:
+        for text in "ab":
+            members.writestr(f"{text}.jsonl", f'{{"text": "{text}"}}')
+    documents, _ = read(HubCorpus(kind="hub", name=only(**{"train.zip": archive.getvalue()})))
+    assert [row["text"] for row in documents] == ["a", "b"]
+
+
+@pytest.mark.parametrize("rows", [None, 9])
+def test_what_is_no_text_leaves_the_others_as_they_are(only, rows):
+    """`datasets` writes all texts of such a column as JSON: quotes, backslashes and all."""
+    files = {
+        "train.jsonl": b'{"text": "a"}\n',
+        "test.jsonl": b'{"text": "x"}\n{"text": 5}\n{"text": "y \\"q\\""}\n',
+    }
+    documents, rejects = read(HubCorpus(kind="hub", name=only(**files), rows=rows))
+    assert [row["text"] for row in documents] == ["x", 'y "q"', "a"]
+    assert [(row["source"], row["detail"]) for row in rejects] == [("sample/test", "'text' is 5")]
 
 
 def test_a_malformed_row_is_no_line_of_the_document_that_it_lies_in(only):
     content = b'{"text": "= A ="}\n{broken\n{"text": "more"}\n{"text": "= B ="}\n'
-    corpus = HubCorpus(kind="hub", name=only("train.jsonl", content), document_start="^= .* =$")
-    documents, rejects = read(corpus)
+    name = only(**{"train.jsonl": content})
+    documents, rejects = read(HubCorpus(kind="hub", name=name, document_start="^= .* =$"))
     assert [row["text"] for row in documents] == ["= A =\nmore", "= B ="]
     assert [row["detail"][-7:] for row in rejects] == [", row 1"]
 
 
-def test_a_quote_that_is_not_closed_takes_the_rest_with_it_and_says_which_lines(only):
-    documents, rejects = read(HubCorpus(kind="hub", name=only("train.csv", b'text,n\na,1\n"b,2\nc,3\n')))
+def test_a_quote_that_is_not_closed_takes_the_rest_with_it_and_says_which_lines(only, monkeypatch):
+    name = only(**{"train.csv": b'text,n\na,1\n"b,2\nc,3\n'})
+    documents, rejects = read(HubCorpus(kind="hub", name=name))
     assert [row["text"] for row in documents] == ["a"]
-    assert [row["detail"] for row in rejects] == ["lines 3 to 4: unexpected end of data"]
+    assert [row["detail"] for row in rejects] == ["train.csv, lines 3 to 4: unexpected end of data"]
+    monkeypatch.setattr(hub_files, "_CELL_CHARS", 5)
+    with pytest.raises(UserError, match=r"train\.csv, lines 3 to 4: a quote that opens there is not closed"):
+        read(HubCorpus(kind="hub", name=name))
+
+
+def test_a_cell_of_many_lines_is_one_text_and_too_long_as_such(only):
+    content = b'n,text\n1,a\n2,"' + b"long line\n" * 20 + b'end"\n"' + b"other\n" * 50 + b'",c\n'
+    corpus = HubCorpus(kind="hub", name=only(**{"train.csv": content}))
+    tables = [read_shard(shard, corpus, Cleaning(max_chars=100), 0) for shard in list_shards(corpus)]
+    ((documents, rejects),) = (table for each in tables for table in each)
+    assert documents["text"].to_pylist() == ["a", "c"]
+    assert rejects["reason"].to_pylist() == ["too long"]
+
+
+@pytest.mark.parametrize("rows", [None, 500])
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"train.json": b'[{"text": "a"},\n{"text": "b"}'}, "datasets cannot load it"),
+        ({"train.jsonl": b'{"txt": "a"}\n{broken\n'}, "no text_field 'text'; there are txt"),
+        ({"train.csv": b"txt,n\na,1\nb,2,3\n"}, "no text_field 'text'; there are txt, n"),
+        (
+            {"train-1.csv": b"text\na\n", "train-2.csv": b"txt,n\na,1\n"},
+            "no text_field 'text'; there are txt, n",
+        ),
+        ({"train.csv.gz": gzip.compress(b"text\na\n" * 99)[:-9]}, r"train\.csv\.gz: cannot be read"),
+        (
+            {"train.jsonl.gz": gzip.compress(b'{"text": "a"}\n' * 99)[:-9]},
+            r"train\.jsonl\.gz: cannot be read",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_an_error(only, files, said, rows):
+    with pytest.raises(UserError, match=said):
+        read(HubCorpus(kind="hub", name=only(**files), rows=rows))
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "settings"),
     [
-        ("train.json", b'[{"text": "a"},\n{"text": "b"}', "datasets cannot load it"),
-        ("train.json", b'{"data":\n[{"text": "b"}]', "datasets cannot load it"),
-        ("train.jsonl", b'{"txt": "a"}\n{broken\n', "no text_field 'text'; there are txt"),
-        ("train.csv", b"txt,n\na,1\nb,2,3\n", "no text_field 'text'; there are txt, n"),
+        ("train.csv", b"text\n\xe4\nb\n", "encoding: latin-1"),
+        ("train.txt", b"\xe4\nb\n", "encoding: latin-1"),
+        ("train.csv", b"n  text\n1    \xc3\xa4\n2 b\n", "sep: '\\s+'"),
+        ("train.csv", b"of 2026\ntext\n\xc3\xa4\nb\n", "skiprows: 1"),
+        ("train.json", b'{"data": [{"text": "\xc3\xa4"}, {"text": "b"}]}', "field: data"),
+        ("train.json", b'[{"text": "\xc3\xa4"}, {"text": "b"}]', ""),
     ],
 )
-def test_a_file_without_any_text_is_an_error(only, name, content, said):
-    with pytest.raises(UserError, match=said):
-        read(HubCorpus(kind="hub", name=only(name, content)))
+def test_what_is_read_otherwise_is_left_to_datasets(only, folder, name, content, settings):
+    extra = f", {settings}" if settings else ""
+    (folder / "README.md").write_text(
+        f"---\nconfigs:\n- {{config_name: it, data_files: {name}{extra}}}\n---\n"
+    )
+    documents, rejects = read(HubCorpus(kind="hub", name=only(**{name: content}), config="it"))
+    assert ([row["text"] for row in documents], rejects) == (["ä", "b"], [])

@@ -1,0 +1,137 @@
+"""Data sets by name, from a server of this machine that answers as the Hugging Face hub does."""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+COMMIT = "0" * 39 + "1"
+ASKED = []
+CODE = """
+import json, sys
+from bkray.config.corpus import Cleaning, HubCorpus
+from bkray.corpus import list_shards, read_shard
+
+found = []
+for rows in json.loads(sys.argv[2]):
+    corpus = HubCorpus(kind="hub", name=sys.argv[1], rows=rows)
+    tables = [table for shard in list_shards(corpus) for table in read_shard(shard, corpus, Cleaning(), 0)]
+    found.append([[row for each in tables for row in each[n].to_pylist()] for n in (0, 1)])
+print(json.dumps(found))
+"""
+
+
+def parquet(texts):
+    file = io.BytesIO()
+    pq.write_table(pa.table({"text": texts}), file)
+    return file.getvalue()
+
+
+DATA_SETS = {
+    "org/lines": {"train.jsonl.gz": gzip.compress(b'{"text": "a"}\n{broken\n{"text": "c"}\n')},
+    "org/table": {"train.parquet": parquet(["a", None, "c"]), "test.parquet": parquet(["t"])},
+}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What `datasets` asks of a hub: a data set's commit, the files of a commit, and their content."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        path = self.path.split("?")[0].strip("/")
+        ASKED.append(path)
+        for name, files in DATA_SETS.items():
+            if path.startswith(f"api/datasets/{name}/tree/{COMMIT}"):
+                folder = path.removeprefix(f"api/datasets/{name}/tree/{COMMIT}")
+                return self.answer(
+                    json.dumps([] if folder else [entry(file, files) for file in files]).encode()
+                )
+            if path in (f"api/datasets/{name}", f"api/datasets/{name}/revision/{COMMIT}"):
+                return self.answer(json.dumps({"id": name, "sha": COMMIT, "siblings": []}).encode())
+            file = path.removeprefix(f"datasets/{name}/resolve/{COMMIT}/")
+            if file in files:
+                return self.content(files[file])
+        return self.answer(b"{}", 404, {"X-Error-Code": "EntryNotFound"})
+
+    do_HEAD = do_GET
+
+    def content(self, content):
+        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        wanted = self.headers.get("Range")
+        if not wanted:
+            return self.answer(content, 200, headers)
+        first, last = (int(at) for at in wanted.removeprefix("bytes=").split("-"))
+        headers["Content-Range"] = f"bytes {first}-{min(last, len(content) - 1)}/{len(content)}"
+        return self.answer(content[first : last + 1], 206, headers)
+
+    def answer(self, content, code=200, headers=()):
+        self.send_response(code)
+        for name, value in {"Content-Length": str(len(content)), **dict(headers)}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+def entry(name, files):
+    oid = hashlib.sha1(files[name]).hexdigest()
+    return {"type": "file", "path": name, "size": len(files[name]), "oid": oid}
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Documents and rejects of a data set, for each number of rows; and what the hub was asked."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    settings = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_OFFLINE": "0",
+    }
+
+    def call(name, *rows):
+        ASKED.clear()
+        command = [sys.executable, "-c", CODE, name, json.dumps(rows)]
+        run = subprocess.run(
+            command, env=os.environ | settings, stdout=subprocess.PIPE, text=True, check=True, timeout=120
+        )
+        return json.loads(run.stdout.splitlines()[-1]), list(ASKED)
+
+    yield call
+    server.shutdown()
+    server.server_close()
+
+
+def shown(tables):
+    documents, rejects = tables
+    return [row["text"] for row in documents], [(row["ordinal"], row["reason"]) for row in rejects]
+
+
+def test_lines_are_downloaded_once_or_streamed(read):
+    found, asked = read("org/lines", None, None, 3, 1)
+    malformed = (1, "malformed JSON")
+    assert list(map(shown, found)) == [*[(["a", "c"], [malformed])] * 3, (["a"], [])]
+    downloads = [path for path in asked if path.endswith("resolve/" + COMMIT + "/train.jsonl.gz")]
+    assert len(downloads) >= 2, "the streams ask for it too"
+    _, asked = read("org/lines", None)
+    assert not [path for path in asked if path in downloads], "what was downloaded is downloaded again"
+
+
+def test_tables_are_downloaded_or_streamed_with_their_splits(read):
+    (whole, streamed), _ = read("org/table", None, 3)
+    assert shown(whole) == shown(streamed) == (["t", "a", "c"], [(1, "text is not a string")])
+    assert [row["split"] for row in whole[0]] == [row["split"] for row in streamed[0]]
+    assert {(row["source"], row["split"]) for row in whole[0]} >= {("org/table/test", "test")}
