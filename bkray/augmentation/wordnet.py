@@ -178,12 +178,21 @@ class Thesaurus:
         A number has none, be it a cardinal or an ordinal.
         """
         lemma = self._wordnet.morphy(word, part)
-        names = [] if lemma is None or self._is_number(lemma) else self._names(lemma, part)
-        return lemma, [name for name in names if name.isalpha() and name.islower() and name != lemma]
+        if lemma is None:
+            return None, []
+        names = self._names(lemma, part)
+        others = [name for name in names if name.isalpha() and name.islower() and name != lemma]
+        return lemma, [] if others and self._is_number(lemma) else others
 
     def _names(self, lemma: str, part: str) -> list[str]:
-        """All lemmas of the most frequent sense of `lemma` as this part of speech."""
-        return [name for sense in self._wordnet.synsets(lemma, part)[:1] for name in sense.lemma_names()]
+        """All lemmas of the most frequent sense of `lemma` as this part of speech, none where it is none."""
+        from nltk.corpus.reader.wordnet import WordNetError
+
+        try:
+            names: list[str] = self._wordnet.synset(f"{lemma}.{part}.1").lemma_names()
+        except WordNetError:
+            return []
+        return names
 
     def _is_number(self, lemma: str) -> bool:
         """Whether digits stand for the noun or the adjective: "ten" is "10", "third" is "3rd"."""
