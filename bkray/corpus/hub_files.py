@@ -29,7 +29,7 @@ Content = str | bytes | bytearray | Fault
 Files = Iterator[tuple[str, str]]
 """Name of each in the data set, and the path or URL of what is unpacked."""
 
-_CELL_CHARS = 1 << 26
+_CELL_CHARS = 1 << 28
 
 
 def parsed_here(builder: DatasetBuilder, text_field: str) -> bool:

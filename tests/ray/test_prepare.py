@@ -81,7 +81,7 @@ def test_a_malformed_row_of_every_kind_of_source_is_set_aside(texts, tmp_path, m
 
     monkeypatch.setattr(prepare, "_ReadShards", Reading)
     monkeypatch.syspath_prepend(tmp_path)
-    for folder in ("bkray_sample", "hub"):
+    for folder in ("bkray_sample", "hub", "lines"):
         (tmp_path / folder).mkdir()
     first, *others = (texts / "a.jsonl").read_bytes().splitlines()
     (tmp_path / "a.jsonl").write_bytes(b"\n".join([first, b"{broken", *others]))
@@ -89,6 +89,7 @@ def test_a_malformed_row_of_every_kind_of_source_is_set_aside(texts, tmp_path, m
     (tmp_path / "a.txt").write_bytes(b"three\n\ncaf\xff\n\nfour")
     (tmp_path / "bkray_sample" / "broken.py").write_text('"""doc"""\ndef f(:')
     pq.write_table(pa.table({"text": [None, "five"]}), tmp_path / "hub" / "train.parquet")
+    (tmp_path / "lines" / "train.jsonl").write_bytes(b'{"text": "six"}\n{broken')
     shares = {"validation": 0.2, "test": 0.2}
     sources = [
         {"kind": "jsonl", "path": str(tmp_path / "a.jsonl"), **shares},
@@ -96,6 +97,7 @@ def test_a_malformed_row_of_every_kind_of_source_is_set_aside(texts, tmp_path, m
         {"kind": "text", "path": str(tmp_path / "a.txt")},
         {"kind": "docstrings", "packages": ["bkray_sample"]},
         {"kind": "hub", "name": str(tmp_path / "hub"), "rows": 9},
+        {"kind": "hub", "name": str(tmp_path / "lines")},
     ]
     corpus = {"kind": "mixed", "sources": sources}
     made = prepared(corpus, tmp_path / "out", until="documents", max_rejects=0.2).artifacts["documents"]
@@ -106,8 +108,9 @@ def test_a_malformed_row_of_every_kind_of_source_is_set_aside(texts, tmp_path, m
         ("2/a.txt", 1, "not UTF-8"),
         ("3/bkray_sample/broken.py", 0, "not Python"),
         ("4/hub/train", 0, "text is not a string"),
+        ("5/lines/train", 1, "malformed JSON"),
     ]
-    assert len(pq.read_table(made.parts)) == 1 + len(others) + 5
+    assert len(pq.read_table(made.parts)) == 1 + len(others) + 6
 
 
 def test_a_line_that_takes_a_pattern_too_long_is_named_by_a_worker(tmp_path):

@@ -6,6 +6,7 @@ import io
 import lzma
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections import Counter
 
@@ -231,6 +232,29 @@ def test_a_cell_of_many_lines_is_one_text_and_too_long_as_such(only):
     ((documents, rejects),) = (table for each in tables for table in each)
     assert documents["text"].to_pylist() == ["a", "c"]
     assert rejects["reason"].to_pylist() == ["too long"]
+
+
+@pytest.mark.parametrize("rows", [None, 9])
+@pytest.mark.parametrize(
+    ("name", "before", "after", "bytes_held"),
+    [
+        ("train.txt", b"first\n", b"\nlast", 40e6),
+        ("train.jsonl", b'{"text": "first"}\n{"text": "', b'"}\n{"text": "last"}', 40e6),
+        ("train.csv", b'text\nfirst\n"', b'"\nlast', 500e6),
+    ],
+)
+def test_a_line_of_100_mb(only, name, before, after, bytes_held, rows):
+    """Of CSV it is held, which other lines of the cell may follow."""
+    corpus = HubCorpus(kind="hub", name=only(**{name: before + b"x" * 100_000_000 + after}), rows=rows)
+    tracemalloc.start()
+    try:
+        documents, (reject,) = read(corpus)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [row["text"] for row in documents] == ["first", "last"]
+    assert reject["reason"] == "too long"
+    assert peak < bytes_held
 
 
 @pytest.mark.parametrize("rows", [None, 500])

@@ -8,6 +8,7 @@ import pytest
 from bkray.corpus.cleaning import QualityFilter, count, count_unigrams, likeness
 from bkray.corpus.cleaning.hashing import tokens
 from bkray.corpus.cleaning.quality import scores
+from bkray.corpus.contamination import boilerplate
 
 
 def prose(rng, words=60, offset=0):
@@ -31,12 +32,13 @@ def texts():
         "clean": [prose(rng) for _ in range(200)],
         "shuffled": [shuffled(prose(rng), rng) for _ in range(100)],
         "elsewhere": [prose(rng, offset=150) for _ in range(100)],
+        "boilerplate": [boilerplate(rng) for _ in range(50)],
     }
 
 
 @pytest.fixture(scope="module")
 def fitted(texts):
-    pool = [text for name in ("clean", "shuffled", "elsewhere") for text in texts[name]]
+    pool = [text for name in ("clean", "shuffled", "elsewhere", "boilerplate") for text in texts[name]]
     return QualityFilter.fit(texts["sample"], count_unigrams(pool), 0.05)
 
 
@@ -57,11 +59,13 @@ def test_scores_by_their_definition():
     assert order == pytest.approx(np.mean([np.log(conditional[s] / p[s[1]]) for s in steps]))
 
 
-def test_shuffled_words_fall_by_order_and_other_words_by_domain(texts, fitted):
+def test_shuffled_words_fall_by_order_other_words_and_boilerplate_by_domain(texts, fitted):
     z = {name: fitted.z(texts[name]) for name in texts}
     assert (z["shuffled"].min(axis=1) < fitted.threshold).mean() >= 0.98
     assert (z["shuffled"].argmin(axis=1) == 1).all()
-    assert (z["elsewhere"].min(axis=1) < fitted.threshold).mean() >= 0.98
+    for name in ("elsewhere", "boilerplate"):
+        assert (z[name].min(axis=1) < fitted.threshold).mean() >= 0.98
+        assert (z[name][:, 0] < fitted.threshold).mean() >= 0.98
     assert (z["clean"].min(axis=1) >= fitted.threshold).mean() >= 0.85
 
 
