@@ -66,7 +66,7 @@ def test_a_killed_actor_is_replaced_and_the_scores_are_the_same(small, prepared,
     usual = prepared(recipe)
     ignored = shutil.ignore_patterns("scored-*", "selected-*", "training_set-*")
     shutil.copytree(usual, tmp_path / "small", ignore=ignored)
-    monkeypatch.setattr(scoring, "windows_a_block", lambda *_: 1)  # so that it takes long enough to be killed
+    monkeypatch.setattr(scoring, "windows_a_block", lambda *_: 4)  # so that it takes long enough to be killed
     with killing(lambda killed: [] if killed else ["ray::MapWorker(MapBatches(_Score)).submit"]) as killed:
         other = run(recipe, tmp_path, "training_set").folder
     assert killed
