@@ -81,6 +81,8 @@ class ComparisonArm:
     step_seconds: float
     relative_time: float
     """A step's time over that of the reference's, in the same round."""
+    data_seconds: float
+    """What its data stages took, all of them."""
 
     @property
     def at_the_edge(self) -> bool:
@@ -95,7 +97,7 @@ class ComparisonRow:
     kind: str  # "steps" or "seconds": what is equal
     reference_steps: int
     arm: str
-    steps: int
+    steps: int = 0
     bits_per_byte: float | None = None  # mean over the seeds
     by_seed: Sequence[float] = ()
     difference: tuple[float, float, float] | None = None  # less the reference's: mean, low, high

@@ -77,6 +77,18 @@ class Run:
         return read_result(self.plan, self.recipe)
 
 
+@dataclass(frozen=True)
+class Budget:
+    """The runs of an arm, one a seed, that get what so many steps of the reference take."""
+
+    kind: str  # "steps" or "seconds": what is equal
+    steps: int  # of the reference
+    arm: str
+    runs: list[Run]
+    error: str = ""
+    """Why there are none."""
+
+
 class Runs:
     """Makes the runs of a comparison: same shards, same artifacts, a folder for each."""
 
@@ -139,14 +151,14 @@ def run_comparison(
     with locked(folder), cluster(cpus) as there:
         check_budget(recipe, there, out, corpus_bytes)
         with claimed(folder / COMPARISON, identity, folder / "runs"):
-            data = {run.arm: spent(prepare_data(run.plan, there, progress).values())[0] for run in tuning}
+            data = {run.arm: spent(prepare_data(run.plan, there, progress).values()) for run in tuning}
         if len(comparison.learning_rates) > 1:
             _execute("tuning", tuning, progress)
         rates = {arm: _best_rate([run for run in tuning if run.arm == arm]) for arm in recipes}
         seconds = _step_seconds(comparison, runs, rates, folder, progress)
-        planned = _planned(comparison, runs, rates, seconds)
-        _execute("runs", list({run.folder: run for _, _, run in planned}.values()), progress)
-    report = _report(comparison, planned, tuning, rates, seconds, data)
+        budgets = _budgets(comparison, runs, rates, seconds, {arm: wall for arm, (_, wall) in data.items()})
+        _execute("runs", list({run.folder: run for run in _in_order(budgets)}.values()), progress)
+    report = _report(comparison, budgets, tuning, rates, seconds, data)
     write_atomically(folder / "results.json", json.dumps(report.as_dict(), indent=2))
     write_comparison_report(folder / "report.html", report)
     for kind in dict.fromkeys(row.kind for row in report.rows):
@@ -296,20 +308,46 @@ def _relative_time(seconds: dict[str, list[float]], arm: str, reference: str) ->
     return statistics.median(a / b for a, b in zip(seconds[arm], seconds[reference], strict=True))
 
 
-def _planned(
-    comparison: Comparison, runs: Runs, rates: dict[str, float], seconds: dict[str, list[float]]
-) -> list[tuple[str, int, Run]]:
-    """(kind, the reference's steps, run): cheapest budgets first, then seed by seed."""
-    planned = []
-    for steps in sorted(comparison.steps):
-        for kind in ("steps", "seconds") if comparison.equal_seconds else ("steps",):
-            for seed in comparison.seeds:
-                for arm, lr in rates.items():
-                    relative = _relative_time(seconds, arm, comparison.reference)
-                    same = kind == "steps" or abs(relative - 1) < _SAME_TIME
-                    taken = steps if same else max(1, round(steps / relative))
-                    planned.append((kind, steps, runs.run(arm, lr, taken, seed, "test")))
-    return planned
+def _budgets(
+    comparison: Comparison,
+    runs: Runs,
+    rates: dict[str, float],
+    seconds: dict[str, list[float]],
+    data: dict[str, float],
+) -> list[Budget]:
+    """What is compared, cheapest first; `data`: seconds of the data stages by arm."""
+    budgets = []
+    kinds = ("steps", "seconds") if comparison.equal_seconds else ("steps",)
+    for steps, kind, (arm, lr) in product(sorted(comparison.steps), kinds, rates.items()):
+        taken = steps
+        if kind == "seconds":
+            taken = _steps_in_equal_time(steps, arm, comparison.reference, seconds, data)
+        try:
+            seeded = [runs.run(arm, lr, taken, seed, "test") for seed in comparison.seeds]
+            budgets.append(Budget(kind, steps, arm, seeded))
+        except UserError as error:
+            more = data[arm] - data[comparison.reference]
+            left = f"its data stages take {more:+,.1f} s: {max(taken, 0):,} steps are left to train"
+            budgets.append(Budget(kind, steps, arm, [], left + (f": {error}" if taken > 0 else "")))
+    return budgets
+
+
+def _in_order(budgets: list[Budget]) -> list[Run]:
+    """Their runs, cheapest budgets first, and seed by seed."""
+    found = [(budget, run) for budget in budgets for run in budget.runs]
+    return [run for _, run in sorted(found, key=lambda p: (p[0].steps, p[0].kind == "seconds", p[1].seed))]
+
+
+def _steps_in_equal_time(
+    steps: int, arm: str, reference: str, seconds: dict[str, list[float]], data: dict[str, float]
+) -> int:
+    """How many steps of `arm` take, with its data stages, as long as `steps` of the reference with its own.
+
+    `data`: seconds of the data stages by arm. 0 or less where those of `arm` leave no time.
+    """
+    sooner = (data[reference] - data[arm]) / statistics.median(seconds[reference])
+    taken = round((steps + sooner) / _relative_time(seconds, arm, reference))
+    return steps if abs(taken / steps - 1) < _SAME_TIME else taken
 
 
 # --- results ---------------------------------------------------------------------------------------
@@ -317,11 +355,11 @@ def _planned(
 
 def _report(
     comparison: Comparison,
-    planned: list[tuple[str, int, Run]],
+    budgets: list[Budget],
     tuning: list[Run],
     rates: dict[str, float],
     seconds: dict[str, list[float]],
-    data: dict[str, Ledger],
+    data: dict[str, tuple[Ledger, float]],
 ) -> ComparisonReport:
     arms = []
     for arm, lr in rates.items():
@@ -334,19 +372,15 @@ def _report(
                 tried=_tried(mine),
                 step_seconds=statistics.median(seconds[arm]),
                 relative_time=_relative_time(seconds, arm, comparison.reference),
+                data_seconds=data[arm][1],
             )
         )
-    rows: list[ComparisonRow] = []
-    for kind, steps in dict.fromkeys((kind, steps) for kind, steps, _ in planned):
-        group = [run for k, s, run in planned if (k, s) == (kind, steps)]
-        reference = [run for run in group if run.arm == comparison.reference]
-        rows += [
-            _row(kind, steps, [run for run in group if run.arm == arm], reference, data[arm]) for arm in rates
-        ]
+    of_reference = {(b.kind, b.steps): b.runs for b in budgets if b.arm == comparison.reference}
+    rows = [_row(budget, of_reference[budget.kind, budget.steps], data[budget.arm][0]) for budget in budgets]
     curves = {
-        f"{run.arm}": RunLog.read(run.folder / "metrics.jsonl")
-        for kind, steps, run in planned
-        if (kind, steps, run.seed) == ("steps", max(comparison.steps), comparison.seeds[0])
+        budget.arm: RunLog.read(budget.runs[0].folder / "metrics.jsonl")
+        for budget in budgets
+        if (budget.kind, budget.steps) == ("steps", max(comparison.steps))
     }
     return ComparisonReport(comparison.name, comparison.reference, arms, rows, curves)
 
@@ -357,10 +391,13 @@ def _parameters(recipe: Recipe) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _row(kind: str, steps: int, runs: list[Run], reference: list[Run], data: Ledger) -> ComparisonRow:
+def _row(budget: Budget, reference: list[Run], data: Ledger) -> ComparisonRow:
     """A line of the table; `data` is what the stages before the arm's models spent, which each run pays."""
-    results, others = [_read(run) for run in runs], [_read(run) for run in reference]
-    row = ComparisonRow(kind=kind, reference_steps=steps, arm=runs[0].arm, steps=runs[0].steps)
+    row = ComparisonRow(kind=budget.kind, reference_steps=budget.steps, arm=budget.arm)
+    if budget.error:
+        return replace(row, error=budget.error)
+    results, others = [_read(run) for run in budget.runs], [_read(run) for run in reference]
+    row = replace(row, steps=budget.runs[0].steps)
     failed = next((result["error"] for result in (*results, *others) if "error" in result), "")
     if failed:
         return replace(row, error=failed)
@@ -372,7 +409,7 @@ def _row(kind: str, steps: int, runs: list[Run], reference: list[Run], data: Led
         seconds=statistics.fmean(result["training_seconds"] for result in results),
         flops=data.total_flops + statistics.fmean(result["flops"] for result in results),
     )
-    if runs[0].arm == reference[0].arm:
+    if budget.runs == reference:
         return row
     return replace(row, difference=_difference(results, others))
 

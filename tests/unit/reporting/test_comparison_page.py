@@ -10,8 +10,8 @@ COMPARISON = ComparisonReport(
     name="models & more",
     reference="bk",
     arms=[
-        ComparisonArm("bk", 2_430_000, 0.01, {0.005: 1.9, 0.01: 1.8, 0.02: 1.85}, 0.4, 1.0),
-        ComparisonArm("gru", 2_440_000, 0.02, {0.005: math.inf, 0.02: 1.9}, 0.6, 1.5),
+        ComparisonArm("bk", 2_430_000, 0.01, {0.005: 1.9, 0.01: 1.8, 0.02: 1.85}, 0.4, 1.0, 12.0),
+        ComparisonArm("gru", 2_440_000, 0.02, {0.005: math.inf, 0.02: 1.9}, 0.6, 1.5, 75.0),
     ],
     rows=[
         ComparisonRow("steps", 400, "bk", 400, 1.8, [1.79, 1.81], None, 160.0, 1e13),
