@@ -24,7 +24,7 @@ needs_data = pytest.mark.skipif(bool(missing_data()), reason=f"nltk's {' and '.j
 
 FILES = {
     "wordnet": [
-        *("lexnames", "index.sense", "index.noun", "index.verb", "index.adj", "index.adv"),
+        *("lexnames", "index.noun", "index.verb", "index.adj", "index.adv"),
         *("data.noun", "data.verb", "data.adj", "data.adv", "noun.exc", "verb.exc", "adj.exc", "adv.exc"),
     ],
     "averaged_perceptron_tagger_eng": [
@@ -156,7 +156,7 @@ def pack(folder):
     ("package", "name"),
     [
         ("wordnet", "lexnames"),
-        ("wordnet", "index.sense"),
+        ("wordnet", "data.adv"),
         ("averaged_perceptron_tagger_eng", "averaged_perceptron_tagger_eng.tagdict.json"),
     ],
 )
