@@ -116,11 +116,13 @@ def compress(
     folder: RunFolder,
     methods: Annotated[
         list[str] | None,
-        typer.Argument(metavar="METHOD", help="int8, int4, int4:32, prune:SHARE, or as prune:0.25+int8"),
+        typer.Argument(
+            metavar="METHOD", help="int8, int4, int4:32, prune:SHARE, layers:NUMBER, or as prune:0.25+int8"
+        ),
     ] = None,
     cpus: Cpus = None,
 ) -> None:
-    """Quantize or prune the model of a finished run; leaves smaller copies and a table."""
+    """Quantize, prune or shorten the model of a finished run; leaves smaller copies and a table."""
     with _importing():
         from bkray.runtime.compression import compress
 

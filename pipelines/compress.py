@@ -9,7 +9,9 @@ from bkray.runtime.exits import exit_codes
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of a finished run, on a disk all nodes reach")
-    parser.add_argument("methods", nargs="*", help="int8, int4, int4:32, prune:SHARE, prune:SHARE+int8")
+    parser.add_argument(
+        "methods", nargs="*", help="int8, int4, int4:32, prune:SHARE, layers:N, prune:SHARE+int8"
+    )
     parser.add_argument("--cpus", type=int, help="logical CPUs of a local cluster")
     given = parser.parse_args()
     with exit_codes():

@@ -1,6 +1,6 @@
 """Smaller copies of a finished run's model, each with held-out quality and size before and after.
 
-    run ─► its model ─► prune / int8 / int4 ─► <run>/compressed/<method>/ ─► test split ─► table, JSON
+    run ─► its model ─► layers / prune / int8 / int4 ─► <run>/compressed/<method>/ ─► test split ─► table
 
 A copy is an exported model like the run's own: it can be loaded, generated from and trained on.
 """
@@ -20,13 +20,13 @@ from bkray.config import UserError
 from bkray.config.loading import parse_section
 from bkray.corpus.windows import read_columns, tokens_array
 from bkray.model import build_model
-from bkray.model.compression import prune_feed_forward, quantize_model, unit_importance
+from bkray.model.compression import keep_layers, prune_feed_forward, quantize_model, unit_importance
 from bkray.reporting.files import write_atomically
 from bkray.reporting.progress import Progress
 from bkray.runtime.artifacts import Artifact, key_of, write_manifest, writing
 from bkray.runtime.cluster import cluster
 from bkray.runtime.evaluation import held_out_windows
-from bkray.runtime.folder import locked
+from bkray.runtime.folder import COMPRESSED, locked
 from bkray.runtime.pipeline import finished_run
 from bkray.runtime.results import versions
 from bkray.training import load_model
@@ -40,9 +40,10 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Method:
-    """Prune a share of the feed-forward channels, then quantize; either may be left out."""
+    """Keep some layers, prune a share of the feed-forward channels, quantize; each may be left out."""
 
     name: str
+    layers: int | None = None
     prune: float | None = None
     bits: int | None = None
     group: int | None = None
@@ -52,8 +53,11 @@ class Method:
         return self.name.replace(":", "-")
 
 
+_ORDER = ("layers", "prune", "bits")
+
+
 def parse_method(text: str) -> Method:
-    """`int8`, `int4`, `int4:32`, `prune:0.25`, or a pruning and a quantization joined by +."""
+    """`layers:2`, `prune:0.25`, `int8`, `int4`, `int4:32`, or several of these in this order joined by +."""
     given: dict[str, Any] = {}
     for part in text.split("+"):
         found: dict[str, Any]
@@ -62,6 +66,8 @@ def parse_method(text: str) -> Method:
             if bits == 8 and match[2]:
                 raise UserError(f"{text}: int8 has one scale an output channel: leave out :{match[2]}")
             found = {"bits": bits, "group": int(match[2] or _GROUP) if bits == 4 else None}
+        elif match := re.fullmatch(r"layers:(\d+)", part):
+            found = {"layers": int(match[1])}
         elif match := re.fullmatch(r"prune:(\d*\.?\d+)", part):
             found = {"prune": float(match[1])}
             if not 0 < found["prune"] < 1:
@@ -69,10 +75,12 @@ def parse_method(text: str) -> Method:
         else:
             raise UserError(
                 f"{text!r} is no way to compress: choose from int8, int4, int4:32, prune:SHARE such as "
-                "prune:0.25, or two of them as prune:0.25+int8"
+                "prune:0.25, layers:NUMBER such as layers:2, or several as prune:0.25+int8"
             )
-        if found.keys() & given.keys() or (given and "prune" in found):
-            raise UserError(f"{text}: give at most one pruning, first, and at most one quantization")
+        if any(_ORDER.index(key) >= _ORDER.index(next(iter(found))) for key in given.keys() & set(_ORDER)):
+            raise UserError(
+                f"{text}: give at most one of each, in this order: layers, a pruning, a quantization"
+            )
         given |= found
     return Method(text, **given)
 
@@ -87,7 +95,7 @@ def compress(
     progress = progress or Progress()
     chosen = [parse_method(text) for text in dict.fromkeys(methods or DEFAULT_METHODS)]
     plan, built = finished_run(run)
-    folder = run / "compressed"
+    folder = run / COMPRESSED
     keys = {one.name: key_of(_FORMAT, one.name, plan.stages["evaluation"].key) for one in chosen}
     found = {one.name: Artifact.find(folder / one.folder, keys[one.name]) for one in chosen}
     missing = [one for one in chosen if found[one.name] is None]
@@ -117,6 +125,10 @@ def _smaller(method: Method, built: dict[str, Artifact]) -> tuple[dict[str, torc
     tensors = unique_tensors(network)
     config = json.loads((source / "config.json").read_text())
     config = {key: config[key] for key in ("model", "vocab_size", "window")} | {"compression": method.name}
+    if method.layers:
+        tensors, changes = keep_layers(network, config["model"], tensors, method.layers)
+        network = _changed(config, changes)
+        network.load_state_dict(tensors, strict=False)  # tied tensors are there once
     if method.prune:
         windows = tokens_array(read_columns(built["training_set"].parts[:1], ["tokens"]))
         sample = torch.from_numpy(windows[:_IMPORTANCE_WINDOWS, :-1]).long()
@@ -124,12 +136,17 @@ def _smaller(method: Method, built: dict[str, Artifact]) -> tuple[dict[str, torc
         tensors, changes = prune_feed_forward(network, tensors, importance, method.prune)
         if "experts" in changes:
             changes["experts"] = {**config["model"]["experts"], **changes["experts"]}
-        config["model"] |= changes
-        section = parse_section(Exported, {"model": config["model"]}, "compressed").model
-        network = build_model(section, config["vocab_size"])
+        network = _changed(config, changes)
     if method.bits:
         tensors = quantize_model(network, tensors, method.bits, method.group)
     return tensors, config
+
+
+def _changed(config: dict[str, Any], changes: dict[str, Any]) -> torch.nn.Module:
+    """The model, not yet with its weights, that `config` names once these keys of it are others."""
+    config["model"] |= changes
+    section = parse_section(Exported, {"model": config["model"]}, "compressed").model
+    return build_model(section, config["vocab_size"])
 
 
 def _make(

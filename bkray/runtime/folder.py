@@ -19,6 +19,8 @@ from bkray.runtime.exits import find_user_error
 RUN, SWEEP, COMPARISON, LOOP = "resolved.yaml", "sweep.json", "comparison.json", "active.json"
 _KINDS = {RUN: "run", SWEEP: "sweep", COMPARISON: "comparison", LOOP: "loop"}
 """What a folder holds, by the file in it that says of which recipe or specification it is."""
+COMPRESSED = "compressed"
+"""Where a run has the smaller copies of its model."""
 
 
 def check_out(out: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bkray.config import Recipe, UserError
 from bkray.runtime.artifacts import Artifact
+from bkray.runtime.folder import COMPRESSED
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,16 @@ def find_learnt(*models: Path) -> Learnt:
 
 
 def models_before(start_from: str | None, replayed_run: str | None) -> list[Path]:
-    """The exported models whose text a run learns from beside its own, by what its recipe names."""
+    """The exported models whose text a run learns from beside its own, by what its recipe names.
+
+    In place of a compressed copy it is the one that it was made of.
+    """
     named = [start_from and Path(start_from), replayed_run and Path(replayed_run) / "model"]
-    return [folder.absolute() for folder in named if folder]
+    return [_original(folder.absolute()) for folder in named if folder]
+
+
+def _original(model: Path) -> Path:
+    return model.parents[1] / "model" if model.parent.name == COMPRESSED else model
 
 
 def find_pool(recipe: Recipe) -> Pool | None:

@@ -11,6 +11,8 @@ from bkray.runtime.compression import Method, compress, parse_method
         ("int4", Method("int4", bits=4, group=64)),
         ("int4:32", Method("int4:32", bits=4, group=32)),
         ("prune:0.25", Method("prune:0.25", prune=0.25)),
+        ("layers:2", Method("layers:2", layers=2)),
+        ("layers:2+prune:0.5+int8", Method("layers:2+prune:0.5+int8", layers=2, prune=0.5, bits=8)),
         ("prune:.5+int4:32", Method("prune:.5+int4:32", prune=0.5, bits=4, group=32)),
     ],
 )
@@ -27,8 +29,11 @@ def test_methods_are_read(text, method):
         ("prune:1", "between 0 and 1"),
         ("prune:0.0", "between 0 and 1"),
         ("prune", "no way to compress"),
-        ("int8+int4", "at most one quantization"),
-        ("int8+prune:0.5", "one pruning, first"),
+        ("int8+int4", "at most one of each"),
+        ("int8+prune:0.5", "in this order: layers, a pruning, a quantization"),
+        ("int8+layers:2", "in this order"),
+        ("prune:0.5+prune:0.1", "at most one of each"),
+        ("layers", "no way to compress: .*layers:NUMBER"),
         ("", "no way to compress"),
     ],
 )
