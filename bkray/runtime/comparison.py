@@ -327,8 +327,8 @@ def _budgets(
             budgets.append(Budget(kind, steps, arm, seeded))
         except UserError as error:
             more = data[arm] - data[comparison.reference]
-            left = f"its data stages take {more:+,.1f} s: {max(taken, 0):,} steps are left to train"
-            budgets.append(Budget(kind, steps, arm, [], left + (f": {error}" if taken > 0 else "")))
+            why = f"{error}" if taken > 0 else f"no time left: data stages take {more:+,.1f} s"
+            budgets.append(Budget(kind, steps, arm, [], why))
     return budgets
 
 
