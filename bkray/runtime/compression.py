@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,9 @@ def compress(
     found = {one.name: Artifact.find(folder / one.folder, keys[one.name]) for one in chosen}
     missing = [one for one in chosen if found[one.name] is None]
     if missing:
-        states = {one.name: _smaller(one, built) for one in missing}  # refused before anything is written
+        source, parts = built["model"].path, built["training_set"].parts
+        # refused before anything is written
+        states = {one.name: smaller(one, source, parts) for one in missing}
         with locked(run), cluster(cpus) as there:
             for one in missing:
                 with progress.stage(one.name) as line:
@@ -118,9 +121,14 @@ def compress(
     return folder / "compression.json"
 
 
-def _smaller(method: Method, built: dict[str, Artifact]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The tensors and config.json of the compressed model."""
-    source = built["model"].path
+def smaller(
+    method: Method, source: Path, training_parts: Sequence[Path]
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors and config.json of the exported model `source`, compressed.
+
+    `training_parts` hold windows that channels are weighed on, where some are pruned. Raises UserError for
+    what cannot be compressed that way.
+    """
     network = load_model(source)
     tensors = unique_tensors(network)
     config = json.loads((source / "config.json").read_text())
@@ -130,7 +138,7 @@ def _smaller(method: Method, built: dict[str, Artifact]) -> tuple[dict[str, torc
         network = _changed(config, changes)
         network.load_state_dict(tensors, strict=False)  # tied tensors are there once
     if method.prune:
-        windows = tokens_array(read_columns(built["training_set"].parts[:1], ["tokens"]))
+        windows = tokens_array(read_columns(training_parts[:1], ["tokens"]))
         sample = torch.from_numpy(windows[:_IMPORTANCE_WINDOWS, :-1]).long()
         importance = unit_importance(network, sample)
         tensors, changes = prune_feed_forward(network, tensors, importance, method.prune)

@@ -1,12 +1,13 @@
 """What transfer saves: bench_transfer.py FILE [KEY=VALUE …] [--targets NAME=CORPUS …] [--epochs 0.25 …]
 [--budgets 0.03 …] [--seeds 0 …] [--scratch KEY=VALUE …] [--try SETTING …] [--scratch-try SETTING …]
-[--try-at 0.05 …] [--scratch-try-at 0.25 …] [--teacher KEY=VALUE …] [--cpus 2]
+[--try-at 0.05 …] [--scratch-try-at 0.25 …] [--teacher KEY=VALUE … [--student-layers 2]] [--cpus 2]
 
 Trains each target from scratch for some shares of an epoch of its text (the levels), and from the one
 pretrained model of a transfer file for others (the budgets), every run with a completed schedule. Prints what
 it cost to reach each level, with the interval of the saving over the seeds, and the same of all targets
 together, for which pretraining is paid once. With --teacher the other side is no tuned model but a student
-from scratch: it learns from the recipe from scratch with those overrides, trained first for each seed.
+from scratch: it learns from the recipe from scratch with those overrides, trained first for each seed; with
+--student-layers it does not start from scratch, but from so many layers of that teacher.
 
 settings to try, a side ─► short runs, first seed ─► best on validation ─► levels, budgets x seeds ─► test
 
@@ -43,11 +44,14 @@ from bkray.reporting import RunLog
 from bkray.reporting.progress import Progress
 from bkray.runtime.artifacts import key_of
 from bkray.runtime.cluster import cluster
+from bkray.runtime.compression import parse_method, smaller
 from bkray.runtime.exits import find_user_error
+from bkray.runtime.folder import COMPRESSED
 from bkray.runtime.pipeline import RunResult, run_pipeline
 from bkray.runtime.results import spent
 from bkray.runtime.transfer import plan_phases
 from bkray.training.divergence.recovery import Diverged
+from bkray.training.state.export import write_export
 
 OF_TUNING = (
     "start_from",
@@ -99,10 +103,16 @@ class Bench:
     """Runs of one target of a transfer file, found again by their names."""
 
     def __init__(
-        self, path: Path, out: Path, overrides: Setting, scratch: Setting = (), teacher: Setting = ()
+        self,
+        path: Path,
+        out: Path,
+        overrides: Setting,
+        scratch: Setting = (),
+        teacher: Setting = (),
+        student_layers: int | None = None,
     ) -> None:
         self.path, self.out, self.overrides = path, out, overrides
-        self.scratch, self.teacher = scratch, teacher
+        self.scratch, self.teacher, self.student_layers = scratch, teacher, student_layers
         self.progress, self.artifacts = Progress(), out / "shared-artifacts"
         self.transfer, self.values = load_transfer(path, self.overrides)
         self.name = self.transfer.name
@@ -131,10 +141,22 @@ class Bench:
         """The student of a teacher, which is trained first."""
         teacher = self._recipe(_named("teacher", self.teacher), seed, self.teacher)
         trained = self.run(Planned(teacher, self.out))
-        learning = f"training.distillation={{teachers: ['{trained.folder / 'model'}']}}"
-        given = ("tokenizer={}", learning, *setting, f"training.tokens={tokens}")
-        name = _named(f"distilled-{tokens}", (*self.teacher, *setting))
-        return Planned(self._recipe(name, seed, given), self.out, cost(trained, teacher))
+        given = ["tokenizer={}", f"training.distillation={{teachers: ['{trained.folder / 'model'}']}}"]
+        if self.student_layers:
+            given.append(f"training.start_from={self._shorter(trained.folder / 'model')}")
+        given += [*setting, f"training.tokens={tokens}"]
+        name = _named(f"distilled-{tokens}", (*self.teacher, f"{self.student_layers}", *setting))
+        return Planned(self._recipe(name, seed, tuple(given)), self.out, cost(trained, teacher))
+
+    def _shorter(self, model: Path) -> Path:
+        """The folder, in the place of `bkray compress`, of a copy with `student_layers` layers."""
+        method = parse_method(f"layers:{self.student_layers}")
+        folder = model.parent / COMPRESSED / method.folder
+        if not folder.exists():
+            folder.parent.mkdir(exist_ok=True)
+            tensors, config = smaller(method, model, [])
+            write_export(folder, tensors, model / "tokenizer.json", config)
+        return folder
 
     def run(self, planned: Planned, until: str = "evaluation") -> RunResult:
         return run_pipeline(
@@ -313,7 +335,7 @@ def sharing(phase: str, corpora: dict[str, str], seeds: list[int]) -> str:
 def main(given: argparse.Namespace) -> None:
     def bench(*overrides: str) -> Bench:
         own, sides = (*overrides, *given.overrides), (tuple(given.scratch), tuple(given.teacher))
-        return Bench(given.file, given.out.absolute(), own, *sides)
+        return Bench(given.file, given.out.absolute(), own, *sides, given.student_layers)
 
     def measured(one: Bench) -> list[Level]:
         arm = ("distilled", one.distilled) if given.teacher else ("tuned", one.tuned)
@@ -362,9 +384,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--scratch-try", dest="scratch_settings", nargs="+", type=setting, default=[()], metavar="SETTING")
     add("--try-at", type=float, nargs="+", default=[0.05], help="shares of an epoch")
     add("--scratch-try-at", type=float, nargs="+", default=[0.25], help="shares of an epoch")
+    add("--student-layers", type=int, metavar="N", help="start from so many of the teacher's layers")
     add("--cpus", type=int)
     add("--out", type=Path, default=Path("runs"))
     given = parser.parse_args(argv)
+    if given.student_layers and not given.teacher:
+        parser.error("--student-layers are those of a teacher: give --teacher as well")
     own, scratch = (given.settings, given.try_at), (given.scratch_settings, given.scratch_try_at)
     counts = [[len(set(values)) for values in side] for side in (own, scratch)]
     if counts[0] != counts[1]:
