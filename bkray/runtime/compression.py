@@ -133,7 +133,7 @@ def smaller(
     tensors = unique_tensors(network)
     config = json.loads((source / "config.json").read_text())
     config = {key: config[key] for key in ("model", "vocab_size", "window")} | {"compression": method.name}
-    if method.layers:
+    if method.layers is not None:
         tensors, changes = keep_layers(network, config["model"], tensors, method.layers)
         network = _changed(config, changes)
         network.load_state_dict(tensors, strict=False)  # tied tensors are there once

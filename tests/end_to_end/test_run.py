@@ -231,6 +231,9 @@ def test_compressed_copies_are_smaller_and_evaluated(bkray, bkray_here, small, r
     refused = bkray_here("compress", run, "prune:0.999")
     assert refused.returncode == 2
     assert "leaves 0 of 128 channels" in refused.stderr
+    refused = bkray_here("compress", run, "layers:1")
+    assert refused.returncode == 2
+    assert "layers:1: the model has a single layer" in refused.stderr
     assert not list(run.rglob(".partial-*"))
 
 

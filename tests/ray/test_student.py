@@ -6,7 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from bkray.config import load_recipe
+from bkray.config import UserError, load_recipe
 from bkray.reporting.progress import Progress
 from bkray.runtime.compression import compress
 from bkray.runtime.pipeline import run_pipeline
@@ -23,7 +23,12 @@ def test_a_student_has_the_layers_of_the_copy_and_its_teacher_is_asked(small, tm
     quiet, shown = Progress(Console(quiet=True)), Progress(Console(file=io.StringIO(), width=400))
     deep = [*PLAIN, "name=deep", "model={kind: resnet_bk, d_model: 16, n_layers: 3}"]
     deep = run_pipeline(load_recipe(small, deep), tmp_path, progress=quiet).folder
-    compress(deep, ("layers:2",), progress=quiet)
+    with pytest.raises(UserError, match="layers:0 of 3: give a number from 1 to 2"):
+        compress(deep, ("layers:0",), progress=quiet)
+    compress(deep, ("layers:2", "layers:2+prune:0.5+int8"), progress=quiet)
+    smallest = load_model(deep / "compressed" / "layers-2+prune-0.5+int8")
+    assert len(smallest.blocks) == 2
+    assert smallest.blocks[1].feed_forward.up.out_features == 2 * 16  # of 64
     copy = deep / "compressed" / "layers-2"
     taught = f"training.distillation={{teachers: ['{deep / 'model'}'], weight: 0.5}}"
     start = [f"training.start_from={copy}", "training.lr=1e-9", "model=null", "tokenizer={}"]
