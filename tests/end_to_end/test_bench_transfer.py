@@ -6,8 +6,10 @@ import random
 import re
 
 import pytest
+import torch
 import yaml
 
+from bkray.training import load_model
 from tests.benchmarks.bench_transfer import arguments, main
 
 pytestmark = [
@@ -103,3 +105,20 @@ def test_a_student_pays_for_the_predictions_of_a_teacher_that_is_given(bench, tm
     looks = sum(teacher["by_kind"][kind]["flops"] for kind in ("validation", "evaluation"))
     assert float(before) == pytest.approx(teacher["total_flops"] - looks, rel=0.01)
     assert not (out / "phases").exists(), "nothing is pretrained"
+
+
+def test_a_student_may_start_from_layers_of_its_teacher(bench, given, tmp_path):
+    out, deep = tmp_path / "out", "model={kind: resnet_bk, d_model: 16, n_layers: 2}"
+    tries = ["--try", "training.lr=1e-9 training.distillation=null", "--scratch-try", "training.lr=1e-2"]
+    bench("--out", str(out), *tries, "--teacher", deep, "training.tokens=8000", "--student-layers", "1")
+    (teacher,) = out.glob("it-teacher-*/model")
+    before = load_model(teacher).blocks[0].state_dict()
+    students = list(out.glob("it-distilled-*"))
+    assert len(students) == 2  # of two budgets
+    for student in students:
+        assert "teacher" not in json.loads((student / "summary.json").read_text())["ledger"]["by_kind"]
+        (block,) = load_model(student / "model").blocks
+        for name, value in block.state_dict().items():
+            torch.testing.assert_close(value, before[name], atol=1e-6, rtol=0)
+    with pytest.raises(SystemExit):
+        arguments([*given, "--student-layers", "1"])
