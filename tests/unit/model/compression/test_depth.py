@@ -13,7 +13,11 @@ TOKENS = torch.arange(120).remainder(37).view(4, 30)
 def built(**keys):
     section = ResNetBKModel(kind="resnet_bk", d_model=32, **keys)
     torch.manual_seed(0)
-    return build_model(section, 40).eval(), section.model_dump(mode="json")
+    model = build_model(section, 40).eval()
+    with torch.no_grad():  # at first every layer writes zeros
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model, section.model_dump(mode="json")
 
 
 def shortened(model, section, count):
