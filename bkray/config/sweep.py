@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -70,15 +71,22 @@ S = TypeVar("S", bound="OnRecipe")
 def load_on_recipe(kind: type[S], path: Path, overrides: tuple[str, ...]) -> tuple[S, dict[str, Any]]:
     """The section at `path` that works on a base recipe, and that recipe's values.
 
-    An override whose first key the section does not have belongs to the base recipe.
+    An override belongs to the section if that has its first key or, where neither has it, the nearest to it;
+    else to the base recipe.
     """
-    own = [given for given in overrides if re.split(r"[.=]", given, maxsplit=1)[0] in kind.model_fields]
+    own = [given for given in overrides if _is_own(kind, re.split(r"[.=]", given, maxsplit=1)[0])]
     shared = [given for given in overrides if given not in own]
     section = parse_section(kind, apply_overrides(read_yaml(path), own), str(path))
     section = section.model_copy(update={"overrides": (*section.overrides, *shared)})
     values = apply_overrides(read_recipe(path.parent / section.recipe), section.overrides)
     parse_recipe(values, f"{path}: the base recipe")
     return section, values
+
+
+def _is_own(kind: type[S], key: str) -> bool:
+    known = [*kind.model_fields, *Recipe.model_fields]
+    nearest = [key] if key in known else difflib.get_close_matches(key, known, n=1)
+    return bool(set(nearest) & kind.model_fields.keys())
 
 
 def trial_recipe(sweep: Sweep, values: dict[str, Any], point: dict[str, Any], name: str) -> Recipe:

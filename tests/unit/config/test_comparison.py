@@ -50,6 +50,20 @@ def test_overrides_find_the_comparison_or_its_base_recipe(load):
     assert recipes["gru"].corpus.path == "y.txt"
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("equal_second=true", r"equal_second: unknown key; did you mean equal_seconds\?"),
+        ("timing_round=5", r"timing_round: unknown key; did you mean timing_rounds\?"),
+        ("trainin.lr=1e-3", r"trainin: unknown key; did you mean training\?"),
+        ("modle.d_model=8", r"the base recipe:\n.*modle: unknown key; did you mean model\?"),
+    ],
+)
+def test_a_misspelt_override_is_told_the_nearest_key_of_either(load, override, message):
+    with pytest.raises(UserError, match=message):
+        load(override)
+
+
 def test_an_arm_may_be_a_recipe_of_its_own(load, tmp_path):
     own = {**BASE, "training": {"warmup": 0.3}, "model": {"kind": "gru", "d_model": 32}}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
