@@ -69,7 +69,8 @@ def models_before(start_from: str | None, replayed_run: str | None) -> list[Path
 
 
 def _original(model: Path) -> Path:
-    return model.parents[1] / "model" if model.parent.name == COMPRESSED else model
+    original = model.parents[1] / "model"
+    return original if model.parent.name == COMPRESSED and original.exists() else model
 
 
 def find_pool(recipe: Recipe) -> Pool | None:

@@ -142,7 +142,7 @@ class Bench:
         teacher = self._recipe(_named("teacher", self.teacher), seed, self.teacher)
         trained = self.run(Planned(teacher, self.out))
         given = ["tokenizer={}", f"training.distillation={{teachers: ['{trained.folder / 'model'}']}}"]
-        if self.student_layers:
+        if self.student_layers is not None:
             given.append(f"training.start_from={self._shorter(trained.folder / 'model')}")
         given += [*setting, f"training.tokens={tokens}"]
         name = _named(f"distilled-{tokens}", (*self.teacher, f"{self.student_layers}", *setting))
@@ -388,7 +388,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--cpus", type=int)
     add("--out", type=Path, default=Path("runs"))
     given = parser.parse_args(argv)
-    if given.student_layers and not given.teacher:
+    if given.student_layers is not None and not given.teacher:
         parser.error("--student-layers are those of a teacher: give --teacher as well")
     own, scratch = (given.settings, given.try_at), (given.scratch_settings, given.scratch_try_at)
     counts = [[len(set(values)) for values in side] for side in (own, scratch)]
