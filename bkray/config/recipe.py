@@ -402,9 +402,11 @@ class Recipe(Section):
                 "are held against the teachers': remove one"
             )
         if self.tokenizer_models and self.tokenizer.changed("vocab_size"):
+            alone = [*self.tokenizer_models] == ["training.start_from"]
+            own = ", or set training.start_vocabulary to overlap for a tokenizer of its own" if alone else ""
             faults.append(
                 f"tokenizer.vocab_size has no effect beside {next(iter(self.tokenizer_models))}, whose "
-                "tokenizer is taken: remove it"
+                f"tokenizer is taken: remove it{own}"
             )
         if training.unfreeze and self.batch_windows:
             try:

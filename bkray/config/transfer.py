@@ -169,7 +169,10 @@ def next_recipe(values: Mapping[str, Any], before: Recipe, run: Path, origin: st
         shown = ", ".join(
             f"model.{key} is {now.get(key)!r} here and {then.get(key)!r} there" for key in differing
         )
-        raise UserError(f"{origin}: the phase before trains another model: {shown}: set model to null here")
+        raise UserError(
+            f"{origin}: the phase before trains another model: {shown}: set model to null here. A smaller "
+            "one learns from it in a run of its own (training.distillation.teachers, or bkray compress)"
+        )
     return recipe
 
 

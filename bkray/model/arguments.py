@@ -75,8 +75,8 @@ def check_tokens(tokens: torch.Tensor, dimensions: int, vocab_size: int) -> None
     if tokens.dim() != dimensions or tokens.numel() == 0:
         names = "(B, N)" if dimensions == 2 else "(B,)"
         raise UserError(f"tokens must have shape {names} and not be empty, not {tuple(tokens.shape)}")
-    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
-        raise UserError(f"tokens must be integer ids, not {tokens.dtype}")
+    if tokens.dtype not in (torch.int64, torch.int32):  # what an embedding takes
+        raise UserError(f"tokens must be int64 or int32 ids, not {tokens.dtype}: convert them with .long()")
     low, high = (int(extreme) for extreme in tokens.aminmax())
     if low < 0 or high >= vocab_size:
         raise UserError(f"token id {low if low < 0 else high} is outside the vocabulary [0, {vocab_size})")

@@ -71,6 +71,11 @@ def _announce(backend: str, device: str, dtype: torch.dtype, why: str) -> None:
     _log.info("backend auto on %s %s: %s%s", device, dtype, backend, why)
 
 
+def forget_announced() -> None:
+    """Let the next choice be logged again: every run notes its own."""
+    _announce.cache_clear()
+
+
 def run_kernel(
     kernel: Callable[..., None],
     first: torch.Tensor,

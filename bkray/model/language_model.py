@@ -223,8 +223,12 @@ class LanguageModel(nn.Module):
 
 
 def check_config(config: Any, section: type[Section], kind: str) -> None:
-    """UserError where `config`, a dataclass, has what its section of a recipe refuses, or no vocabulary."""
+    """Give `config`, a dataclass, the values that its section of a recipe makes of its own: {} is an option
+    with its defaults, "32" is 32. UserError where the section refuses them, or there is no vocabulary."""
     values = {field.name: getattr(config, field.name) for field in fields(config)}
-    if (size := values.pop("vocab_size")) < 1:
-        raise UserError(f"vocab_size must be at least 1, not {size}")
-    parse_section(section, {"kind": kind, **values}, type(config).__name__)
+    size = values.pop("vocab_size")
+    if not isinstance(size, int) or size < 1:
+        raise UserError(f"vocab_size must be an integer, at least 1, not {size!r}")
+    parsed = parse_section(section, {"kind": kind, **values}, type(config).__name__)
+    for name in values:
+        object.__setattr__(config, name, getattr(parsed, name))  # it is frozen

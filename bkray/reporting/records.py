@@ -209,6 +209,8 @@ class TransferPhase:
     after: float
     pool: Mapping[str, Any] | None = None
     """Bits per byte on the held-out text of the phase before: `before` and `after` this one."""
+    leaked: Mapping[str, int] | None = None
+    """Training documents that went because another corpus holds them out, by reason; None: not looked for."""
 
 
 @dataclass(frozen=True)

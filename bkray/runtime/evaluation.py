@@ -168,7 +168,7 @@ def _samples(exported: Path, tokenizer: Path, recipe: Recipe) -> tuple[list[tupl
     network, bpe = load_model(exported), load_tokenizer(tokenizer)
     with FlopCounterMode(display=False) as counter:
         made = [
-            write(network, bpe, prompt, settings.tokens, settings.temperature, recipe.seed)
+            write(network, bpe, prompt, settings.tokens, settings.temperature, recipe.seed, recipe.window)
             for prompt in settings.prompts
         ]
     tokens = sum(written.prompt_tokens + written.tokens for written in made)
@@ -198,12 +198,17 @@ class Written:
 
 
 def write(
-    network: torch.nn.Module, bpe: Any, prompt: str, tokens: int, temperature: float, seed: int
+    network: torch.nn.Module, bpe: Any, prompt: str, tokens: int, temperature: float, seed: int, window: int
 ) -> Written:
-    """What the model writes after `prompt`: up to `tokens` tokens, ending early at the end of a document."""
+    """What the model writes after `prompt`: up to `tokens` tokens, ending early at the end of a document.
+
+    A model without `step`, which may have positions for no more, reads the last `window` tokens.
+    """
     ids = [0, *bpe.encode(prompt).ids]
     made, times = [], [time.perf_counter()]
-    for token in generate_each(network, ids, tokens, temperature=temperature, seed=seed, stop_id=0):
+    for token in generate_each(
+        network, ids, tokens, temperature=temperature, seed=seed, stop_id=0, context=window
+    ):
         made.append(token)
         times.append(time.perf_counter())
     return Written(bpe.decode(made), len(ids), len(made), times[1] - times[0], times[-1] - times[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def print_text(folder: Path, prompt: str, tokens: int, temperature: float, seed:
             f"{folder} holds no trained model: name the folder of a finished run, for example runs/quickstart"
         )
     network, bpe = load_model(exported), load_tokenizer(exported / "tokenizer.json")
-    written = write(network, bpe, prompt, tokens, temperature, seed)
+    window = json.loads((exported / "config.json").read_text())["window"]
+    written = write(network, bpe, prompt, tokens, temperature, seed, window)
     print(prompt + written.text, flush=True)
     print(written.speed, file=sys.stderr)

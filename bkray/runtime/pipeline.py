@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from ray.data.exceptions import ExecutionTimeoutError
@@ -218,21 +219,27 @@ def check_folder(run: Path, recipe: Recipe) -> None:
     check_kind(path)
     if not path.exists():
         return
-    try:
-        there = load_recipe(path).model_dump(mode="json")
-    except UserError:
-        there = read_yaml(path)  # of another version of bkray
-    before, now = _flat(there), _flat(recipe.model_dump(mode="json"))
     anywhere = {f"training.{key}" for key in PLACEMENT}
-    keys = sorted((before.keys() | now.keys()) - anywhere)
-    changed = [key for key in keys if before.get(key) != now.get(key)]
+    changed = [each for each in changes(path, recipe) if each[0] not in anywhere]
     if changed:
-        shown = "\n".join(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed[:8])
+        shown = "\n".join(f"  {key}: {before!r} there, {now!r} now" for key, before, now in changed[:8])
         more = f"\n  and {len(changed) - 8} more" if len(changed) > 8 else ""
         raise UserError(
             f"{run} holds the run of another recipe:\n{shown}{more}\n"
             "choose another --out, or name=… for this one"
         )
+
+
+def changes(path: Path, recipe: Recipe) -> list[tuple[str, Any, Any]]:
+    """Keys in which `recipe` is another than the one in the file at `path`, in order, with the value of
+    each."""
+    try:
+        there = load_recipe(path).model_dump(mode="json")
+    except UserError:
+        there = read_yaml(path)  # of another version of bkray
+    before, now = _flat(there), _flat(recipe.model_dump(mode="json"))
+    keys = sorted(before.keys() | now.keys())
+    return [(key, before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)]
 
 
 def check_words(recipes: Iterable[Recipe]) -> None:

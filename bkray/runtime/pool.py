@@ -73,11 +73,11 @@ def _original(model: Path) -> Path:
     return original if model.parent.name == COMPRESSED and original.exists() else model
 
 
-def find_pool(recipe: Recipe) -> Pool | None:
+def find_pool(recipe: Recipe, start_is_there: bool = True) -> Pool | None:
     """The pool that the recipe names, if it does.
 
     Raises UserError where the folder holds no finished run, has lost its windows, or where they are of
-    another length or vocabulary than those of this run.
+    another length or, where the start model is there already, vocabulary than those of this run.
     """
     if not recipe.pool:
         return None
@@ -98,12 +98,16 @@ def find_pool(recipe: Recipe) -> Pool | None:
         raise UserError(
             f"{setting} {folder} has lost its windows, {error} is not there: run it again"
         ) from None
-    if window != recipe.window:
-        raise UserError(
-            f"{setting} {folder} has windows of {window}, window is {recipe.window}: set it alike"
-        )
-    _check_vocabulary(setting, run, Path(str(recipe.training.start_from)))
+    check_window(setting, folder, window, recipe.window)
+    if start_is_there:
+        _check_vocabulary(setting, run, Path(str(recipe.training.start_from)))
     return Pool(**found)
+
+
+def check_window(setting: str, folder: str, there: int, here: int) -> None:
+    """Raise UserError where the windows of a pool are of another length than those of this run."""
+    if there != here:
+        raise UserError(f"{setting} {folder} has windows of {there}, window is {here}: set it alike")
 
 
 def _artifact(run: Path, name: str, key: str) -> Artifact:

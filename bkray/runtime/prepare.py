@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,8 @@ def documents(work: Work) -> Outcome:
     kept = map_tables(read, Others(_gather_copies(read))) if recipe.cleaning.exact else read
     rows = write_parts(kept, work.directory, DOCUMENTS, ["split", "doc_id"])
     shutil.rmtree(rejects)
-    _check_splits(sorted(work.directory.glob("part-*")), recipe, total - rows)
+    drawn = {split for shard in shards for split in shard.carve}
+    _check_splits(sorted(work.directory.glob("part-*")), recipe, total - rows, drawn)
     rejected = sum(reasons.values())
     summary = f"{rows:,} documents, {total - rows:,} duplicates removed, {rejected:,} rejected"
     return Outcome(rows, summary, removed=total - rows, rejects=dict(reasons))
@@ -180,10 +181,10 @@ def _finer(corpus: AnyCorpus) -> str:
     return f"set {place} to line, or " if coarse else ""
 
 
-def _check_splits(parts: list[Path], recipe: Recipe, removed: int = 0) -> None:
+def _check_splits(parts: list[Path], recipe: Recipe, removed: int = 0, drawn: Collection[str] = ()) -> None:
     """Refuse a split of which no tokenizer can make a window: a token is at least a byte or ends a text.
 
-    `removed`: duplicates that went, of all splits.
+    `removed`: duplicates that went, of all splits. `drawn`: splits that are drawn from the documents.
     """
     gone = f" after {removed:,} duplicates were removed from all splits" if removed else ""
     for split in SPLITS:
@@ -196,9 +197,17 @@ def _check_splits(parts: list[Path], recipe: Recipe, removed: int = 0) -> None:
         else:
             raise UserError(
                 f"corpus: the {split} split is too small for one window of {recipe.window} tokens, it has "
-                f"{count} documents of {size} bytes in all{gone}: {_finer(recipe.corpus)}set window lower, "
-                "or bring more text"
+                f"{count} documents of {size} bytes in all{gone}: {_finer(recipe.corpus)}"
+                f"{_larger(recipe.corpus, split) if split in drawn else ''}set window lower, or bring more "
+                "text"
             )
+
+
+def _larger(corpus: AnyCorpus, split: str) -> str:
+    """How a split that is drawn gets more of the documents, as the begin of a mend."""
+    if isinstance(corpus, MixedCorpus):
+        return f"set {split} in corpus.sources higher, or "
+    return f"set corpus.{split} higher than {getattr(corpus, split):g}, or "
 
 
 # --- tokenizer, augmentation, windows --------------------------------------------------------------

@@ -20,15 +20,23 @@ def default_out() -> Path:
     return Path.home() / "bkray-runs" if inside_job() else Path("runs")
 
 
+_WORSE = "          tuning made it worse: lower training.lr or training.tokens, or keep the model before it"
+
+
 def closing_lines(result: RunResult) -> list[str]:
     """What a person wants to know at the end: where the report is, how good the model, what it cost."""
     if result.summary is None:
         return [f"ready: {result.folder}"]
     held_out, ledger = result.summary["held_out"], result.summary["ledger"]
     baselines = result.summary["baselines"]
+    compared = [f"unigram {baselines['unigram']:.4f}", f"3-gram {baselines['trigram']:.4f}"]
+    if start := result.summary.get("start"):
+        compared.insert(0, f"before tuning {start['bits_per_byte']:.4f}")
+    worse = start and start["bits_per_byte"] < held_out["bits_per_byte"]
     return [
         f"held-out  {held_out['bits_per_byte']:.4f} bits per byte on {held_out['split']} "
-        f"(unigram {baselines['unigram']:.4f}, 3-gram {baselines['trigram']:.4f})",
+        f"({', '.join(compared)})",
+        *([_WORSE] if worse else []),
         f"cost      {ledger['total_flops']:.3g} FLOPs, {ledger['tokens_seen']:,} tokens seen "
         f"({ledger['unique_tokens']:,} distinct), {ledger['wall_s']:.0f} s",
         f"report    {result.folder / 'report.html'}",

@@ -39,6 +39,7 @@ from bkray.curriculum import (
     ReplaySampler,
 )
 from bkray.model import LanguageModel, build_model
+from bkray.model.backends import forget_announced
 from bkray.reporting.files import write_atomically
 from bkray.reporting.progress import Line
 from bkray.reporting.trackers import TrackedLog, tracked_log
@@ -242,6 +243,7 @@ def run_training(job: Job, rank: int, device: torch.device, reporter: Reporter |
 @contextmanager
 def _noting(path: Path) -> Iterator[None]:
     """What is logged meanwhile goes to the file at `path`: to be shown while it runs, and in the report."""
+    forget_announced()
     handler = logging.FileHandler(path, delay=True)
     loggers = [logging.getLogger("bkray.training"), logging.getLogger("bkray.model")]
     for logger in loggers:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,13 @@ from bkray.reporting.files import write_atomically
 from bkray.reporting.progress import Progress
 from bkray.reporting.report import write_transfer_report
 from bkray.reporting.trackers import check_trackers
-from bkray.runtime.artifacts import key_of
+from bkray.runtime.artifacts import Artifact, key_of
 from bkray.runtime.cluster import check_budget_here, cluster
 from bkray.runtime.folder import RUN, check_kind, check_out, locked, make_folder
 from bkray.runtime.pipeline import (
     RunResult,
     build_stage,
+    changes,
     check_folder,
     check_models,
     check_words,
@@ -42,6 +43,8 @@ from bkray.runtime.pipeline import (
     run_pipeline,
 )
 from bkray.runtime.plan import corpus_identity, digests, make_plan
+from bkray.runtime.pool import check_window, find_pool
+from bkray.training.state.export import damage
 from bkray.training.state.start import check_vocabularies, vocabulary_size
 
 _BESIDE = (
@@ -55,6 +58,7 @@ _BESIDE = (
     "profile",
 )
 """Keys of `training` that change no weight, unless something steers by what they give (`_without_looks`)."""
+_SHOWN = 4  # keys of a difference that are named
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def run_transfer(
     for phase in phases[:-1]:
         check_kind(phase.run / RUN)
     check_folder(phases[-1].run, phases[-1].recipe)
-    missing = [phase for phase in phases if not (phase.run / "report.html").exists()]
+    missing = [phase for phase in phases if not _is_done(phase)]
     _check_models(missing)
     for phase in missing:
         with _of(phase):
@@ -99,10 +103,11 @@ def run_transfer(
             check_budget_here(phase.recipe, cpus, out, phase.corpus_bytes)
     for phase in phases[:-1]:
         _say_where(phase)
+        _say_why_anew(phase, progress)
     with cluster(cpus) if missing else nullcontext():  # one for all phases
         for phase in missing[1:]:
             _read(phase, cpus, progress)
-        _check_teachers(phases, missing, cpus, progress)
+        _check_vocabularies(phases, missing, cpus, progress)
         done = [_run(phase, cpus, progress) for phase in phases]
     folder = phases[-1].run
     report = TransferReport(folder.name, [_phase(*each, folder) for each in zip(phases, done, strict=True)])
@@ -216,8 +221,27 @@ def _alone(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"training": training, "evaluation": None})
 
 
+def _is_done(phase: Phase) -> bool:
+    """Whether its run is finished and its model still whole.
+
+    Raises UserError where a file of the model is not the one that was exported.
+    """
+    model = phase.run / "model"
+    try:
+        key = json.loads((model / "manifest.json").read_text())["key"]
+        if not ((phase.run / "report.html").exists() and Artifact.find(model, key)):
+            return False
+        words = damage(model, json.loads((model / "config.json").read_text()))
+    except (OSError, ValueError, KeyError):
+        return False
+    if words:
+        raise UserError(f"phase {phase.name}, {model}: {words}; without that folder it is made anew")
+    return True
+
+
 def _check_models(missing: list[Phase]) -> None:
-    """`check_models` of phases that are not done, as far as it needs no model of one another's.
+    """`check_models` of phases that are not done, and their pools, as far as that needs no model of one
+    another's.
 
     Raises UserError as it does.
     """
@@ -226,6 +250,7 @@ def _check_models(missing: list[Phase]) -> None:
         recipe = _without_awaited(phase.recipe, tokens)
         with _of(phase):
             check_models([recipe])
+            _check_pool(phase.recipe, missing)
         tokens[str(phase.run / "model")] = vocabulary_size(recipe)
 
 
@@ -242,6 +267,15 @@ def _without_awaited(recipe: Recipe, tokens: Mapping[str, int]) -> Recipe:
     return recipe.model_copy(update={"training": training.model_copy(update=known), "tokenizer": tokenizer})
 
 
+def _check_pool(recipe: Recipe, missing: list[Phase]) -> None:
+    awaited = {str(phase.run): phase for phase in missing}
+    setting, folder = recipe.pool or ("", "")
+    if there := awaited.get(folder):
+        check_window(setting, folder, there.recipe.window, recipe.window)
+    else:
+        find_pool(recipe, start_is_there=str(Path(recipe.training.start_from or "").parent) not in awaited)
+
+
 def _read(phase: Phase, cpus: int | None, progress: Progress) -> None:
     """Read the text of a later phase, so that what is wrong with it shows before others have trained."""
     plan = plan_run(_alone(phase.recipe), phase.out)
@@ -253,15 +287,21 @@ def _read(phase: Phase, cpus: int | None, progress: Progress) -> None:
         build_stage(plan, plan.stages["documents"], {}, there, progress)
 
 
-def _check_teachers(phases: list[Phase], missing: list[Phase], cpus: int | None, progress: Progress) -> None:
-    """Raise UserError where a phase has the first one's vocabulary and learns from models of other runs that
-    have another. The first one's tokenizer is made for that."""
+def _check_vocabularies(
+    phases: list[Phase], missing: list[Phase], cpus: int | None, progress: Progress
+) -> None:
+    """Raise UserError where a phase has the first one's vocabulary and names teachers, models that score or
+    a pool of other runs that have another. The first one's tokenizer is made for that."""
     first, models = phases[0], {str(phase.run / "model") for phase in phases}
     overlapping = [phase.recipe.training.start_vocabulary == "overlap" for phase in phases]
     for number, phase in enumerate(phases):
-        others = {key: folder for key, folder in phase.recipe.teachers.items() if folder not in models}
+        named = dict(phase.recipe.tokenizer_models)
+        if phase.recipe.pool:
+            setting, pool = phase.recipe.pool
+            named[setting] = str(Path(pool) / "model")
+        others = {setting: folder for setting, folder in named.items() if folder not in models}
         if phase in missing and number and others and not any(overlapping[1 : number + 1]):
-            progress.say(f"{first.name}: its tokenizer, which the teachers of {phase.name} must have")
+            progress.say(f"{first.name}: its tokenizer, which {', '.join(others)} of {phase.name} must have")
             made = run_pipeline(first.recipe, first.out, until="tokenizer", cpus=cpus, progress=progress)
             tokenizer = str(made.artifacts["tokenizer"].path)
             check_vocabularies({f"phase {first.name}": tokenizer, **others})
@@ -294,6 +334,26 @@ def _say_where(phase: Phase) -> None:
             write_atomically(phase.run / RUN, dump_yaml(phase.recipe))
 
 
+def _say_why_anew(phase: Phase, progress: Progress) -> None:
+    """Say, where the phase's recipe has run, but not as it is asked for, what the nearest run has other."""
+    recipe_name, _, _ = phase.run.name.rpartition("-")
+    others: dict[Path, list[str]] = {}
+    for there in phase.out.glob(f"{recipe_name}-*/{RUN}"):
+        with suppress(UserError):  # it cannot be read, which is not this transfer's concern
+            others[there.parent] = _differing(there, phase.recipe)
+    if others and phase.run not in others:
+        nearest = min(others, key=lambda run: (len(others[run]), run))
+        what = ", ".join(others[nearest][:_SHOWN]) or "text"
+        more = f" and {len(others[nearest]) - _SHOWN} more keys" if len(others[nearest]) > _SHOWN else ""
+        progress.say(f"{phase.name} is made anew: {nearest} has another {what}{more}")
+
+
+def _differing(path: Path, recipe: Recipe) -> list[str]:
+    beside = {"name", *(f"training.{key}" for key in _BESIDE)}
+    keys = [key for key, _, _ in changes(path, recipe)]
+    return [key for key in keys if key not in beside and not key.startswith(("samples", "evaluation"))]
+
+
 def _phase(phase: Phase, done: RunResult, folder: Path) -> TransferPhase:
     summary = done.summary
     assert summary
@@ -308,4 +368,5 @@ def _phase(phase: Phase, done: RunResult, folder: Path) -> TransferPhase:
         before=summary.get("start", {}).get("bits_per_byte"),
         after=summary["held_out"]["bits_per_byte"],
         pool=summary.get("pool"),
+        leaked=summary.get("removed", {}).get("decontaminated"),
     )

@@ -356,7 +356,9 @@ def main(given: argparse.Namespace) -> None:
     own, before, many = (
         ("distilled", "the teacher", "students") if given.teacher else ("tuned", "pretraining", "targets")
     )
-    print(f"seeds {given.seeds}; intervals: 95 %, paired bootstrap")
+    range_of_seeds = len(given.seeds) < 4  # one resample of 27 is the lowest of three alone: no 95 % is there
+    intervals = "the range of the seeds" if range_of_seeds else "95 %, paired bootstrap"
+    print(f"seeds {given.seeds}; in brackets: {intervals}")
     print(
         f"| target | epochs | bits per byte | FLOPs from scratch | {own} | saving | with the trials of both "
         f"| with {before} in full | {many} to break even |"

@@ -1,8 +1,9 @@
 """Text for bench_transfer.py: transfer_data.py SHARED OUT [REVIEWS_MB NOVELS_MB]
 
 From the corpora in the folder SHARED: OUT/pool.jsonl.gz, a general pool of web pages (10 MB), film reviews
-(22 MB) and novels (32 MB), and three targets of which nothing is in the pool: OUT/wikitext-2,
-OUT/reviews.jsonl.gz (other reviews) and OUT/novelist.jsonl.gz (one novelist's chapters).
+(22 MB) and novels (32 MB), and four targets of which nothing is in the pool: OUT/wikitext-2,
+OUT/reviews.jsonl.gz and OUT/reviews-2.jsonl.gz (other reviews) and OUT/novelist.jsonl.gz (one novelist's
+chapters).
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ def main(shared: Path, out: Path, reviews_mb: int, novels_mb: int) -> None:
     reviews = sorted({row["text"].replace("<br />", "\n") for row in rows(shared / "imdb-train.jsonl.gz")})
     draw.shuffle(reviews)
     write(out / "reviews.jsonl.gz", reviews[:REVIEWS])
+    write(out / "reviews-2.jsonl.gz", reviews[-REVIEWS:])
     novels = rows(shared / "english-novels-100.jsonl.gz")
     own = [part for row in novels if row["author"] == NOVELIST for part in chapters(row["text"])]
     write(out / "novelist.jsonl.gz", own)
@@ -70,7 +72,7 @@ def main(shared: Path, out: Path, reviews_mb: int, novels_mb: int) -> None:
         for row in rows(shared / f"{name}.jsonl.gz")
     ]
     pool += [row["prefix"] + row["gold_completion"] for row in rows(shared / "c4-prefix-1480.jsonl.gz")]
-    pool += up_to(1_000_000 * reviews_mb, reviews[REVIEWS:])
+    pool += up_to(1_000_000 * reviews_mb, reviews[REVIEWS:-REVIEWS])
     pool += up_to(1_000_000 * novels_mb, others)
     draw.shuffle(pool)
     write(out / "pool.jsonl.gz", pool)

@@ -163,6 +163,10 @@ def test_every_command_works_as_it_stands(checkout, finished):
     assert "Share of the data available" not in shown["wikitext2"], "it has no curriculum"
     tuned = json.loads((checkout / "runs" / "small-corpus" / "summary.json").read_text())
     assert tuned["start"]["bits_per_byte"] > tuned["held_out"]["bits_per_byte"]
+    page = (checkout / "runs" / "small-corpus" / "report.html").read_text()
+    assert re.search(r'<ul class="samples">\s*<li><pre class="prose">\s*<strong>the scan', page), (
+        "the samples that the README promises"
+    )
     snippet = next(block for block in fenced("python") if "load_model" in block)
     loaded = run(f"{shlex.quote(sys.executable)} -c {shlex.quote(snippet)}", checkout)
     assert loaded.returncode == 0, loaded.stderr

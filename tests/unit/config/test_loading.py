@@ -307,6 +307,11 @@ def test_an_unknown_kind_names_the_nearest():
             "tokenizer.vocab_size has no effect beside proxy.folder, whose tokenizer is taken: remove it",
         ),
         (
+            {"training": {"start_from": "m"}, "tokenizer": {"vocab_size": 300}},
+            "training.start_from, whose tokenizer is taken: remove it, or set training.start_vocabulary to "
+            "overlap",
+        ),
+        (
             {"selection": {"kind": "random"}, "proxy": {"folder": "m"}},
             "proxy has no effect: neither difficulty (loss, perplexity, entropy, reducible)",
         ),

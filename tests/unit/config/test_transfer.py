@@ -112,7 +112,8 @@ def test_a_phase_takes_model_start_and_pool_from_the_one_before():
         ({"training": {"start_from": "m"}}, "phase tune: training.start_from m would pass over the phase"),
         (
             {"model": {"kind": "resnet_bk", "d_model": 32, "n_layers": 3}},
-            "phase tune: the phase before trains another model: model.d_model is 32 here and 48 there",
+            "phase tune: the phase before trains another model: model.d_model is 32 here and 48 there: "
+            "set model to null here. A smaller one learns from it in a run of its own",
         ),
         ({"window": 64, "training": {"replay": {}}}, "window is 64 and that of the phase before 256"),
         ({"tokenizer": {"vocab_size": 400}}, "phase tune:\n.*tokenizer.vocab_size has no effect"),

@@ -278,7 +278,8 @@ def test_flop_counter_sees_the_mixing():
         (torch.tensor([[-1, 0]]), "token id -1 is outside"),
         (torch.zeros(2, 0, dtype=torch.long), "not be empty"),
         (torch.zeros(2, dtype=torch.long), "shape"),
-        (torch.zeros(2, 3), "integer ids"),
+        (torch.zeros(2, 3), "int64 or int32 ids, not torch.float32"),
+        (torch.zeros(2, 3, dtype=torch.uint8), "not torch.uint8: convert them with .long()"),
     ],
 )
 def test_bad_tokens_are_named(kind, tokens, message):
@@ -315,3 +316,48 @@ def test_bad_sizes_are_named(kind):
 def test_a_configuration_that_cannot_be_built_is_refused_as_in_a_recipe(options, message):
     with pytest.raises(UserError, match=message):
         ResNetBKConfig(vocab_size=10, **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ({"halting": {}}, {"halting": Halting()}),
+        ({"multiscale": {"layers": [1]}}, {"multiscale": Multiscale(layers=(1,))}),
+        ({"attention": {"layers": [1]}}, {"attention": WindowedAttention(layers=(1,))}),
+        ({"experts": {"count": 2, "top_k": 2}}, {"experts": MixtureOfExperts(count=2, top_k=2)}),
+        ({"koopman": {}}, {"koopman": KoopmanObjective()}),
+        ({"sparsity": {}}, {"sparsity": SiteSparsity()}),
+        ({"d_model": "32", "n_layers": 2.0}, {"d_model": 32, "n_layers": 2}),
+    ],
+)
+def test_options_may_be_written_as_in_a_recipe(given, meant):
+    base = {"vocab_size": 10, "d_model": 32, "n_layers": 2, "n_heads": 4}
+    written, built = ResNetBKConfig(**base | given), ResNetBKConfig(**base | meant)
+    assert written == built
+    shapes = [
+        {name: tensor.shape for name, tensor in ResNetBK(each).state_dict().items()}
+        for each in (written, built)
+    ]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("size", ["50", 50.0, 0, None])
+def test_a_vocabulary_is_an_integer(size):
+    with pytest.raises(UserError, match="vocab_size must be an integer, at least 1, not"):
+        ResNetBKConfig(vocab_size=size)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "error"), [("spectral", 1e-5), ("gated", 1e-5), ("diagonal", 1e-5), ("potential", 1e-4)]
+)
+def test_decoding_stays_exact_on_long_text(mixer, error):
+    """Six times the longest memory at the start; what is rounded in `potential` grows by 1/eta."""
+    model = lively(KINDS[mixer]).eval()
+    tokens = torch.randint(VOCABULARY, (1, 1536))
+    state = model.initial_state(1)
+    with torch.no_grad():
+        expected = model(tokens)
+        scale = float(expected.abs().max())
+        for place in range(tokens.shape[1]):
+            logits, state = model.step(tokens[:, place], state)
+            torch.testing.assert_close(logits, expected[:, place], rtol=0, atol=error * scale)

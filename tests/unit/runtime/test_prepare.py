@@ -103,6 +103,27 @@ def test_text_without_blank_lines_is_told_how_it_falls_into_documents(corpus, me
     assert f"{found} in all: {mend}set window lower, or bring more text" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("corpus", "mend"),
+    [
+        ({"kind": "docstrings", "validation": 0.01}, "set corpus.validation higher than 0.01, or "),
+        (
+            {"kind": "mixed", "sources": [{**TEXT, "document": "line"}, {"kind": "docstrings"}]},
+            "set validation in corpus.sources higher, or ",
+        ),
+    ],
+)
+def test_a_drawn_split_without_text_is_told_to_draw_more(corpus, mend, tmp_path):
+    recipe = parse_recipe({"name": "t", "corpus": corpus})
+    documents = pa.table({"split": ["train"], "text": ["a text of six hundred kilobytes " * 20_000]})
+    pq.write_table(documents, tmp_path / "part-0.parquet")
+    with pytest.raises(UserError) as error:
+        _check_splits([tmp_path / "part-0.parquet"], recipe, drawn={"validation", "test"})
+    assert f"0 bytes in all: {mend}set window lower" in str(error.value)
+    with pytest.raises(UserError, match="0 bytes in all: set window lower"):
+        _check_splits([tmp_path / "part-0.parquet"], recipe, drawn={"test"})
+
+
 def test_a_split_that_lost_its_text_is_told_to_what(tmp_path):
     near = parse_recipe({"name": "t", "corpus": {"kind": "docstrings"}, "cleaning": {"near": {}}})
     documents = pa.table({"split": ["train"], "text": ["six hundred kilobytes " * 30_000]})

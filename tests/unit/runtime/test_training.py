@@ -9,10 +9,12 @@ import torch
 
 from bkray.config import parse_recipe
 from bkray.curriculum import WeightedSampler
+from bkray.model import ResNetBK, ResNetBKConfig
 from bkray.runtime.drawing import build_sampler, order_columns
 from bkray.runtime.training import (
     Job,
     _after_others,
+    _noting,
     _progress,
     _windows_and_sampler,
     own_folder,
@@ -82,6 +84,14 @@ def test_each_run_of_a_process_notes_in_its_own_folder(tmp_path, monkeypatch):
         run_training(job, 0, torch.device("cpu"))
         run_training(job, 1, torch.device("cpu"))  # the other ranks have nothing to add
     assert [job.notes.read_text() for job in jobs] == ["in a\n", "in b\n"]
+
+
+def test_each_run_of_a_process_notes_the_backend(tmp_path):
+    model = ResNetBK(ResNetBKConfig(vocab_size=8, d_model=32, n_layers=1))
+    for name in "ab":
+        with _noting(tmp_path / name):
+            model(torch.zeros(1, 4, dtype=torch.int64))
+        assert (tmp_path / name).read_text() == "backend auto on cpu torch.float32: numba\n"
 
 
 def test_the_sampler_follows_the_recipes_curriculum_and_weights():

@@ -1,14 +1,19 @@
 """Folders of phases: found by hash, whatever else changes. No cluster needed."""
 
 import json
+import re
 import shutil
 
 import pytest
 import yaml
 
 from bkray.config import UserError, dump_yaml, load_recipe
+from bkray.model import build_model
+from bkray.reporting.progress import Progress
 from bkray.runtime import transfer
+from bkray.runtime.artifacts import write_manifest
 from bkray.runtime.transfer import plan_phases
+from bkray.training import export_model
 
 
 @pytest.fixture
@@ -188,12 +193,75 @@ def test_a_phase_may_learn_from_the_model_of_one_before(plan):
             [f"{phase}model={{kind: import, target: 'no_such:Model'}}" for phase in ("pool.", "middle.", "")],
             r"importing no_such failed",
         ),
+        (["training.replay={run: FOLDER/none}"], r"phase target.*replay\.run \S+none holds no finished run"),
+        (["evaluation={pool: FOLDER/none}"], r"phase target.*evaluation\.pool \S+none holds no finished run"),
+        (
+            ["window=128", "evaluation={pool: pool}"],
+            r"phase target.*evaluation\.pool \S+pool-\w+ has windows of 256, window is 128: set it alike",
+        ),
     ],
 )
 def test_what_cannot_work_in_a_later_phase_shows_before_anything_is_trained(plan, tmp_path, changes, message):
     phases = plan(*(change.replace("FOLDER", str(tmp_path)) for change in changes))
     with pytest.raises(UserError, match=message):
         transfer._check_models(phases)
+
+
+def finished(phase):
+    """What the phase leaves once it is done, as far as a transfer looks for it; its model's folder."""
+    model, tokenizer = phase.run / "model", phase.run / "tokenizer.json"
+    phase.run.mkdir(parents=True)
+    tokenizer.write_text("{}")
+    export_model(model, build_model(phase.recipe.model, 8), phase.recipe, tokenizer, 8, {})
+    write_manifest(model, {"key": "k"})
+    (phase.run / "report.html").write_text("")
+    return model
+
+
+def test_a_phase_whose_model_is_gone_or_cut_is_not_done(plan):
+    pool, _, target = plan()
+    model = finished(pool)
+    assert transfer._is_done(pool)
+    assert not transfer._is_done(target)
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(weights[:-1])
+    assert not transfer._is_done(pool)
+    (model / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    with pytest.raises(
+        UserError, match=r"phase pool, \S+model: model.safetensors is not the file .*made anew"
+    ):
+        transfer._is_done(pool)
+    (model / "model.safetensors").write_bytes(weights)
+    assert transfer._is_done(pool)
+    (pool.run / "report.html").unlink()
+    assert not transfer._is_done(pool)
+    shutil.rmtree(model)
+    (pool.run / "report.html").write_text("")
+    assert not transfer._is_done(pool)
+
+
+def test_what_is_made_anew_is_told_what_differs_from_what_is_there(plan, tmp_path, capsys):
+    def said(*changes):
+        transfer._say_why_anew(plan(*changes)[0], Progress())
+        return " ".join(capsys.readouterr().err.split())
+
+    assert said() == ""
+    for changes in ((), ("pool.training.lr=0.1", "pool.training.tokens=9000")):
+        run = plan(*changes)[0].run
+        run.mkdir(parents=True)
+        (run / "resolved.yaml").write_text(dump_yaml(plan(*changes)[0].recipe))
+    assert said() == said("pool.training.eval_every=7") == ""
+    there = plan()[0].run.name
+    assert re.search(
+        rf"pool is made anew: \S+{there} has another training.weight_decay$",
+        said("pool.training.weight_decay=0.3"),
+    )
+    assert said(f"corpus.path={tmp_path}/other.jsonl").endswith(
+        "another cleaning.leakage.held_out_of.target.path"
+    )
+    (plan("pool.seed=3")[0].run).mkdir()  # begun, and nothing in it yet
+    (tmp_path / "pool.jsonl").write_text(json.dumps({"text": "another"}))
+    assert said().endswith("has another text")
 
 
 def test_models_that_are_still_to_be_made_are_not_missed(plan):
