@@ -178,3 +178,6 @@ class Cleaning(Section):
 
 class Tokenizer(Section):
     vocab_size: Annotated[int, Field(ge=257, le=65_536)] = 4096
+    corpus: AnyCorpus | None = None
+    """Whose training documents it is trained on, a section like `corpus`, with the same shares as in its own
+    runs; null: those of the recipe's corpus."""

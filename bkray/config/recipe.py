@@ -401,12 +401,13 @@ class Recipe(Section):
                 "training.distillation cannot take training.token_selection, which never has the logits that "
                 "are held against the teachers': remove one"
             )
-        if self.tokenizer_models and self.tokenizer.changed("vocab_size"):
+        inert = [f"tokenizer.{key}" for key in ("vocab_size", "corpus") if self.tokenizer.changed(key)]
+        if self.tokenizer_models and inert:
             alone = [*self.tokenizer_models] == ["training.start_from"]
             own = ", or set training.start_vocabulary to overlap for a tokenizer of its own" if alone else ""
             faults.append(
-                f"tokenizer.vocab_size has no effect beside {next(iter(self.tokenizer_models))}, whose "
-                f"tokenizer is taken: remove it{own}"
+                f"{' and '.join(inert)}: no effect beside {next(iter(self.tokenizer_models))}, whose "
+                f"tokenizer is taken: remove {'both' if inert[1:] else 'it'}{own}"
             )
         if training.unfreeze and self.batch_windows:
             try:

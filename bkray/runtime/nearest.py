@@ -6,17 +6,15 @@ documents ─► unigrams of the pool ────────────┴─
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 
 from bkray.config import Recipe, UserError
 from bkray.config.corpus import Nearest
-from bkray.corpus import DOCUMENTS, Shard
+from bkray.corpus import Shard
 from bkray.corpus.cleaning import count_unigrams, likeness
 from bkray.corpus.windows import count_values
 from bkray.runtime.cleaning import REMOVED, add_unigrams, unigram_blocks, without
@@ -66,26 +64,11 @@ def _count(
     assert settings
     reading = Reading("cleaning.nearest.to", settings.to, shards, recipe.cleaning)
     target, rows = count_unigrams([]), 0
-    for documents in trained_on(reading, drawn_seeds(recipe)):
+    for documents in reading.trained_on(drawn_seeds(recipe)):
         target += count_unigrams(documents["text"].to_pylist())
         rows += documents.num_rows
     write_rejects({"": reading}, directory / REJECTED)
-    if not rows:
-        raise UserError("cleaning.nearest.to: no document of it is for training: set its shares lower")
     return (target, target + add_unigrams(blocks)), {"target": rows}
-
-
-def trained_on(reading: Reading, seeds: Sequence[int]) -> Iterator[pa.Table]:
-    """The target's documents that none of the seeds which draw its splits holds out."""
-    first, *others = seeds
-    ids = [DOCUMENTS.empty_table().select(["doc_id"])]
-    for seed in others:
-        for documents in reading.documents(seed):
-            ids.append(documents.filter(pc.not_equal(documents["split"], "train")).select(["doc_id"]))
-    held_out = pa.concat_tables(ids)["doc_id"].combine_chunks()
-    for documents in reading.documents(first):
-        out = pc.or_(pc.not_equal(documents["split"], "train"), pc.is_in(documents["doc_id"], held_out))
-        yield documents.filter(pc.invert(out))
 
 
 class _Distance:

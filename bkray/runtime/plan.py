@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bkray.config import Recipe, UserError
-from bkray.config.corpus import AnyCorpus, Cleaning, Leakage, MixedCorpus, Quality
+from bkray.config.corpus import AnyCorpus, Leakage, MixedCorpus, Quality
 from bkray.config.training import PLACEMENT, Training
 from bkray.corpus import Shard, list_shards
 from bkray.corpus.schema import DOCUMENTS, windows_schema
@@ -52,7 +52,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Named:
-    """The shards of other corpora, which `cleaning` names."""
+    """The shards of other corpora, which `cleaning` and `tokenizer` name."""
 
     trusted: tuple[Shard, ...] = ()
     """Of the sample of `quality`, a test split among them."""
@@ -60,15 +60,19 @@ class Named:
     """Of the target of `nearest`."""
     held_out: dict[str, tuple[Shard, ...]] = field(default_factory=dict)
     """With held-out text, of each corpus of `leakage`."""
+    vocabulary: tuple[Shard, ...] = ()
+    """Of the corpus of `tokenizer`."""
 
     @classmethod
-    def by(cls, cleaning: Cleaning) -> Named:
+    def by(cls, recipe: Recipe) -> Named:
         """Raises UserError as `list_shards` does."""
+        cleaning, vocabulary = recipe.cleaning, recipe.tokenizer.corpus
         quality, nearest, leakage = cleaning.quality, cleaning.nearest, cleaning.leakage
         return cls(
             _list_trusted(quality) if quality else (),
-            _listed(nearest.to, "nearest.to") if nearest else (),
+            _listed(nearest.to, "cleaning.nearest.to") if nearest else (),
             _list_held_out(leakage) if leakage else {},
+            _listed(vocabulary, "tokenizer.corpus") if vocabulary else (),
         )
 
 
@@ -120,7 +124,7 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
     seed = recipe.seed
     exact = _section(recipe.cleaning, "near", "quality", "nearest", "leakage")
     add("documents", [_source(recipe.corpus), exact, seed, _prints(shards)], provides=_DOCUMENT)
-    named = Named.by(recipe.cleaning)
+    named = Named.by(recipe)
     documents = _clean(builder, recipe, named)
     path = Path(recipe.training.start_from).absolute() if recipe.training.start_from else None
     replay = recipe.training.replay
@@ -130,9 +134,7 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
         add("seen_before", [text, _section(recipe.cleaning.alike)], (documents,), ("doc_id", "text", "split"))
     given = {setting: digests(setting, folder) for setting, folder in recipe.given_models.items()}
     start = given.get("training.start_from", {})
-    taken = next(iter(recipe.tokenizer_models), None)
-    vocabulary = {"taken": given[taken]["tokenizer.json"]} if taken else _section(recipe.tokenizer)
-    add("tokenizer", vocabulary, (documents,), ("text", "split"))
+    _make_tokenizer(builder, recipe, given, documents, named)
     if recipe.augmentation:
         kinds = [_section(kind) for kind in recipe.augmentation]
         written = [_SYNONYMS] if any(kind["kind"] == "synonym" for kind in kinds) else []
@@ -157,6 +159,20 @@ def make_plan(recipe: Recipe, shards: list[Shard], run: Path, artifacts: Path | 
     add("evaluation", "test", ("windows", "model", "tokenizer"), ("tokens", "target_bytes", "split"))
     _check_columns(builder.stages)
     return Plan(recipe, tuple(shards), builder.stages, path, pool, learnt, named)
+
+
+def _make_tokenizer(
+    builder: _Builder, recipe: Recipe, given: dict[str, dict[str, str]], documents: str, named: Named
+) -> None:
+    """Add the stage of the tokenizer, which is taken from a model or trained: on `documents` or on others."""
+    own: Any = _section(recipe.tokenizer, "corpus")
+    if taken := next(iter(recipe.tokenizer_models), None):
+        builder.add("tokenizer", {"taken": given[taken]["tokenizer.json"]}, (documents,))
+    elif corpus := recipe.tokenizer.corpus:
+        read = [_source(corpus), recipe.cleaning.max_chars, _prints(named.vocabulary)]
+        builder.add("tokenizer", [own, *read, list(drawn_seeds(recipe))])
+    else:
+        builder.add("tokenizer", own, (documents,), ("text", "split"))
 
 
 def _choose(builder: _Builder, recipe: Recipe, given: dict[str, dict[str, str]]) -> list[Any]:
@@ -238,11 +254,11 @@ def _listed(corpus: AnyCorpus, setting: str) -> tuple[Shard, ...]:
     try:
         return tuple(list_shards(corpus))
     except UserError as error:
-        raise UserError(f"cleaning.{setting}: {error}") from error
+        raise UserError(f"{setting}: {error}") from error
 
 
 def _list_trusted(quality: Quality) -> tuple[Shard, ...]:
-    shards = _listed(quality.sample, "quality.sample")
+    shards = _listed(quality.sample, "cleaning.quality.sample")
     if not learned_from(shards):
         raise UserError(
             f"cleaning.quality.sample: it is a test split alone, {shards[0].source}, from which nothing is "
@@ -257,7 +273,7 @@ def learned_from(trusted: Sequence[Shard]) -> tuple[Shard, ...]:
 
 
 def drawn_seeds(recipe: Recipe) -> tuple[int, ...]:
-    """The seeds by which other corpora that `cleaning` names draw their splits."""
+    """The seeds by which other corpora that the recipe names draw their splits."""
     leakage = recipe.cleaning.leakage
     return (leakage.seeds if leakage else ()) or (recipe.seed,)
 
@@ -265,7 +281,7 @@ def drawn_seeds(recipe: Recipe) -> tuple[int, ...]:
 def _list_held_out(leakage: Leakage) -> dict[str, tuple[Shard, ...]]:
     found = {}
     for name, corpus in leakage.held_out_of.items():
-        shards = _listed(corpus, f"leakage.held_out_of.{name}")
+        shards = _listed(corpus, f"cleaning.leakage.held_out_of.{name}")
         found[name] = tuple(shard for shard in shards if shard.carve or shard.split in HELD_OUT)
     if leakage.seeds and not any(shard.carve for shards in found.values() for shard in shards):
         raise UserError(

@@ -39,7 +39,8 @@ from bkray.corpus.windows import count_values, read_rows
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.cleaning import Others
 from bkray.runtime.cluster import TASK_CPUS
-from bkray.runtime.reading import many_rejected, too_many
+from bkray.runtime.plan import drawn_seeds
+from bkray.runtime.reading import REJECTED, Reading, many_rejected, too_many, write_rejects
 from bkray.runtime.stages import actors, blocks_of, bucket_of, map_tables, merged, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
 
@@ -214,25 +215,46 @@ def _larger(corpus: AnyCorpus, split: str) -> str:
 
 
 def tokenizer(work: Work) -> Outcome:
-    """Train the byte-level BPE on the training documents, or take that of a model that the recipe names."""
+    """Train the byte-level BPE on the training documents, of the corpus or of the one that it has for itself,
+    or take that of a model that the recipe names."""
     target = work.directory / "tokenizer.json"
     if start := next(iter(work.recipe.tokenizer_models.values()), None):
         shutil.copy(Path(start) / "tokenizer.json", target)
         size = load_tokenizer(target).get_vocab_size()
         return Outcome(size, f"{size:,} tokens, of {start}")
-    size = ray.get(_train_tokenizer.remote(work.source.parts, work.recipe.tokenizer.vocab_size, str(target)))
+    if work.recipe.tokenizer.corpus:
+        shards = work.plan.named.vocabulary
+        size, rejects = ray.get(_train_on_other.remote(work.recipe, shards, target))
+        return Outcome(size, f"{size:,} tokens, trained on tokenizer.corpus", rejects=rejects)
+    vocab_size = work.recipe.tokenizer.vocab_size
+    size = ray.get(_train_on_documents.remote(work.source.parts, vocab_size, target))
     return Outcome(size, f"{size:,} tokens")
 
 
 @ray.remote(num_cpus=1)
-def _train_tokenizer(parts: list[Path], vocab_size: int, target: str) -> int:
+def _train_on_documents(parts: list[Path], vocab_size: int, target: Path) -> int:
+    return _train_tokenizer(read_rows(parts, ["text"], "train"), vocab_size, target)
+
+
+@ray.remote(num_cpus=1)
+def _train_on_other(recipe: Recipe, shards: tuple[Shard, ...], target: Path) -> tuple[int, dict[str, int]]:
+    """The size of the vocabulary, and what was rejected of `tokenizer.corpus`, by reason."""
+    asked = recipe.tokenizer
+    assert asked.corpus
+    reading = Reading("tokenizer.corpus", asked.corpus, shards, recipe.cleaning)
+    size = _train_tokenizer(reading.trained_on(drawn_seeds(recipe)), asked.vocab_size, target)
+    write_rejects({"": reading}, target.parent / REJECTED)
+    return size, dict(sorted(Counter(reading.rejects["reason"].to_pylist()).items()))
+
+
+def _train_tokenizer(tables: Iterable[pa.Table], vocab_size: int, target: Path) -> int:
     def texts() -> Iterator[str]:
-        for rows in read_rows(parts, ["text"], "train"):
+        for rows in tables:
             for text in rows["text"].to_pylist():
                 yield _LONG_BLANK.sub(r"\1", _LONG_WORD.sub(r"\g<0>\n", text))
 
     trained = train_tokenizer(texts(), vocab_size)
-    trained.save(target)
+    trained.save(str(target))
     return trained.get_vocab_size()
 
 

@@ -1,4 +1,5 @@
-"""Corpora that are read in one place, beside the documents of a run: a trusted sample, a target.
+"""Corpora that are read in one place, beside the documents of a run: a trusted sample, a target, what a
+tokenizer is trained on.
 
 shards ─► documents, a table at a time
       └─► rejects, kept ─► rejects.parquet of the stage that asked, its manifest and the report
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bkray.config import UserError
 from bkray.config.corpus import AnyCorpus, Cleaning
-from bkray.corpus import REJECTS, Shard, read_shard
+from bkray.corpus import DOCUMENTS, REJECTS, Shard, read_shard
 
 REJECTED = "rejects.parquet"
 
@@ -45,6 +47,22 @@ class Reading:
         except UserError as error:
             raise UserError(f"{self.setting}: {error}") from error
         self.check()
+
+    def trained_on(self, seeds: Sequence[int]) -> Iterator[pa.Table]:
+        """The documents that none of the seeds which draw the splits holds out; UserError where none is."""
+        first, *others = seeds
+        ids = [DOCUMENTS.empty_table().select(["doc_id"])]
+        for seed in others:
+            for documents in self.documents(seed):
+                ids.append(documents.filter(pc.not_equal(documents["split"], "train")).select(["doc_id"]))
+        held_out, rows = pa.concat_tables(ids)["doc_id"].combine_chunks(), 0
+        for documents in self.documents(first):
+            out = pc.or_(pc.not_equal(documents["split"], "train"), pc.is_in(documents["doc_id"], held_out))
+            trained = documents.filter(pc.invert(out))
+            rows += trained.num_rows
+            yield trained
+        if not rows:
+            raise UserError(f"{self.setting}: no document of it is for training: set its shares lower")
 
     def check(self) -> None:
         """Raise UserError where a larger share of what was read than cleaning.max_rejects was rejected."""

@@ -173,7 +173,7 @@ class Bench:
             "name": f"{self.name}-{name}-{seed}",
             "seed": seed,
             "model": pretrained.model.model_dump(mode="json"),
-            "tokenizer": pretrained.tokenizer.model_dump(mode="json"),
+            "tokenizer": {"vocab_size": pretrained.tokenizer.vocab_size},
             "training": training,
         }
         return parse_recipe(apply_overrides({**target, **own}, [*self.scratch, *overrides]))
