@@ -192,7 +192,7 @@ class Recipe(Section):
                 f"training.skip.share {skip.share} skips none of a batch of {self.batch_windows} windows: "
                 "raise it or training.batch_tokens"
             )
-        faults += self._unsuitable_hardware() + self._unsuitable_pool()
+        faults += self._unsuitable_hardware() + self._unsuitable_pool() + self._inert_tokenizer()
         faults += self._unsuitable_savings() + self._profile_beyond_the_end() + self._rise_of_one_step()
         faults += self._restart_within_the_warm_up() + self._sites_beyond_the_window()
         faults += self._too_few_looks() + self._too_few_steps() if self.batch_windows else []
@@ -366,6 +366,16 @@ class Recipe(Section):
             )
         return faults
 
+    def _inert_tokenizer(self) -> list[str]:
+        models = [*self.tokenizer_models]
+        given = [key for key in ("vocab_size", "corpus") if self.tokenizer.changed(key)] if models else []
+        alone = models == ["training.start_from"]
+        own = ", or set training.start_vocabulary to overlap for a tokenizer of its own" if alone else ""
+        return [
+            f"tokenizer.{key} has no effect beside {models[0]}, whose tokenizer is taken: remove it{own}"
+            for key in given
+        ]
+
     def _unsuitable_savings(self) -> list[str]:
         faults = []
         training = self.training
@@ -400,14 +410,6 @@ class Recipe(Section):
             faults.append(
                 "training.distillation cannot take training.token_selection, which never has the logits that "
                 "are held against the teachers': remove one"
-            )
-        inert = [f"tokenizer.{key}" for key in ("vocab_size", "corpus") if self.tokenizer.changed(key)]
-        if self.tokenizer_models and inert:
-            alone = [*self.tokenizer_models] == ["training.start_from"]
-            own = ", or set training.start_vocabulary to overlap for a tokenizer of its own" if alone else ""
-            faults.append(
-                f"{' and '.join(inert)}: no effect beside {next(iter(self.tokenizer_models))}, whose "
-                f"tokenizer is taken: remove {'both' if inert[1:] else 'it'}{own}"
             )
         if training.unfreeze and self.batch_windows:
             try:

@@ -224,30 +224,30 @@ def tokenizer(work: Work) -> Outcome:
         return Outcome(size, f"{size:,} tokens, of {start}")
     if work.recipe.tokenizer.corpus:
         shards = work.plan.named.vocabulary
-        size, rejects = ray.get(_train_on_other.remote(work.recipe, shards, target))
+        size, rejects = ray.get(_train_on_corpus.remote(work.recipe, shards, target))
         return Outcome(size, f"{size:,} tokens, trained on tokenizer.corpus", rejects=rejects)
     vocab_size = work.recipe.tokenizer.vocab_size
-    size = ray.get(_train_on_documents.remote(work.source.parts, vocab_size, target))
+    size = ray.get(_train_tokenizer.remote(work.source.parts, vocab_size, target))
     return Outcome(size, f"{size:,} tokens")
 
 
 @ray.remote(num_cpus=1)
-def _train_on_documents(parts: list[Path], vocab_size: int, target: Path) -> int:
-    return _train_tokenizer(read_rows(parts, ["text"], "train"), vocab_size, target)
+def _train_tokenizer(parts: list[Path], vocab_size: int, target: Path) -> int:
+    return _fit(read_rows(parts, ["text"], "train"), vocab_size, target)
 
 
 @ray.remote(num_cpus=1)
-def _train_on_other(recipe: Recipe, shards: tuple[Shard, ...], target: Path) -> tuple[int, dict[str, int]]:
+def _train_on_corpus(recipe: Recipe, shards: tuple[Shard, ...], target: Path) -> tuple[int, dict[str, int]]:
     """The size of the vocabulary, and what was rejected of `tokenizer.corpus`, by reason."""
     asked = recipe.tokenizer
     assert asked.corpus
     reading = Reading("tokenizer.corpus", asked.corpus, shards, recipe.cleaning)
-    size = _train_tokenizer(reading.trained_on(drawn_seeds(recipe)), asked.vocab_size, target)
+    size = _fit(reading.trained_on(drawn_seeds(recipe)), asked.vocab_size, target)
     write_rejects({"": reading}, target.parent / REJECTED)
     return size, dict(sorted(Counter(reading.rejects["reason"].to_pylist()).items()))
 
 
-def _train_tokenizer(tables: Iterable[pa.Table], vocab_size: int, target: Path) -> int:
+def _fit(tables: Iterable[pa.Table], vocab_size: int, target: Path) -> int:
     def texts() -> Iterator[str]:
         for rows in tables:
             for text in rows["text"].to_pylist():

@@ -26,7 +26,7 @@ AWKWARD = {
 }
 
 
-def prepared(corpus, out, until="windows", **cleaning):
+def prepared(corpus, out, until="windows", tokenizer=None, **cleaning):
     """A run on a corpus section, or on a folder of JSON Lines."""
     section = corpus if isinstance(corpus, dict) else {"kind": "jsonl", "path": str(corpus)}
     recipe = parse_recipe(
@@ -34,7 +34,7 @@ def prepared(corpus, out, until="windows", **cleaning):
             "name": "awkward",
             "corpus": section,
             "cleaning": {"max_chars": 300_000, **cleaning},
-            "tokenizer": {"vocab_size": 300},
+            "tokenizer": tokenizer or {"vocab_size": 300},
             "window": 32,
         }
     )
@@ -68,6 +68,24 @@ def test_awkward_rows_are_set_aside_and_copies_stay_in_one_split(texts, tmp_path
     assert artifacts["windows"].splits.keys() == splits.keys()
     bpe = json.loads((artifacts["tokenizer"].path / "tokenizer.json").read_text())
     assert not [token for token in bpe["model"]["vocab"] if "zq" in token], "learnt from the test split"
+
+
+def test_a_tokenizer_learns_from_the_training_documents_of_its_corpus_alone(texts, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    rows = {"train": [b"{broken", b'{"text": "vwkj vwkj vwkj"}'], "test": [b'{"text": "zqxj zqxj zqxj"}']}
+    for name, lines in rows.items():
+        (other / f"{name}.jsonl").write_bytes(b"\n".join(lines * 3))
+    vocabulary = {"vocab_size": 300, "corpus": {"kind": "jsonl", "path": str(other)}}
+    with pytest.raises(Exception, match="rejected") as caught:
+        prepared(texts, tmp_path / "out", tokenizer=vocabulary)
+    assert "tokenizer.corpus: 3 of 9 documents were rejected" in str(find_user_error(caught.value))
+    artifacts = prepared(texts, tmp_path / "out", tokenizer=vocabulary, max_rejects=0.6).artifacts
+    bpe = json.loads((artifacts["tokenizer"].path / "tokenizer.json").read_text())
+    learnt = {token for token in bpe["model"]["vocab"] if len(token) > 1} - {"<|endoftext|>"}
+    assert learnt == {"vw", "kj", "vwkj", "Ġvwkj"}
+    assert artifacts["tokenizer"].manifest["rejects"] == {"malformed JSON": 3}
+    assert artifacts["windows"].splits["train"]
 
 
 def test_a_malformed_row_of_every_kind_of_source_is_set_aside(texts, tmp_path, monkeypatch):

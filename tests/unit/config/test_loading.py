@@ -307,6 +307,10 @@ def test_an_unknown_kind_names_the_nearest():
             "tokenizer.vocab_size has no effect beside proxy.folder, whose tokenizer is taken: remove it",
         ),
         (
+            {"training": {"start_from": "m"}, "tokenizer": {"corpus": {"kind": "docstrings"}}},
+            "tokenizer.corpus has no effect beside training.start_from, whose tokenizer is taken: remove it",
+        ),
+        (
             {"training": {"start_from": "m"}, "tokenizer": {"vocab_size": 300}},
             "training.start_from, whose tokenizer is taken: remove it, or set training.start_vocabulary to "
             "overlap",

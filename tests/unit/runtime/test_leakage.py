@@ -23,7 +23,7 @@ def recipe(corpus, seed=0, **leakage):
 
 
 def held_out(recipe):
-    shards = Named.by(recipe.cleaning).held_out
+    shards = Named.by(recipe).held_out
     reading = _reading(recipe, "target", shards["target"])
     return held_out_documents("target", reading, recipe)["text"].to_pylist()
 
@@ -80,7 +80,7 @@ def test_near_copies_leak_whether_or_not_near_is_on(tmp_path):
     kinds = []
     for cleaning in (one.cleaning, strict):
         asked = one.model_copy(update={"cleaning": cleaning})
-        (held_out, _), _ = _index._function(asked, Named.by(cleaning).held_out, tmp_path)
+        (held_out, _), _ = _index._function(asked, Named.by(asked).held_out, tmp_path)
         kinds.append([leak and leak.kind for leak in held_out.leaks([copy, "something else"])[0]])
     assert kinds == [["near duplicate", None], [None, None]]
 
@@ -95,7 +95,7 @@ def test_what_is_rejected_of_every_corpus_is_kept_once_whatever_the_seeds(tmp_pa
     corpora = {name: {"kind": "jsonl", "path": str(tmp_path / name)} for name in ("two", "one")}
     asked = recipe(None, held_out_of=corpora, seeds=[0, 1])
     asked = asked.model_copy(update={"cleaning": asked.cleaning.model_copy(update={"max_rejects": 0.0})})
-    _, counts = _index._function(asked, Named.by(asked.cleaning).held_out, tmp_path)
+    _, counts = _index._function(asked, Named.by(asked).held_out, tmp_path)
     assert list(counts) == ["one", "two"]
     rejects = pq.read_table(tmp_path / "rejects.parquet").to_pylist()
     assert [(row["source"], row["ordinal"], row["reason"]) for row in rejects] == [

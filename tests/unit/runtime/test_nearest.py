@@ -9,7 +9,7 @@ import pytest
 from bkray.config import UserError, parse_recipe
 from bkray.corpus import read_shard
 from bkray.corpus.cleaning import count_unigrams
-from bkray.runtime.nearest import _count, gone_of, trained_on
+from bkray.runtime.nearest import _count, gone_of
 from bkray.runtime.plan import Named, drawn_seeds
 from bkray.runtime.reading import Reading
 
@@ -24,12 +24,12 @@ def recipe_and_shards(to, seeds=()):
     leakage = {"held_out_of": {"target": to}, "seeds": list(seeds)}
     cleaning = {"nearest": {"to": to, "keep": 0.5}, "leakage": leakage}
     recipe = parse_recipe({"name": "t", "corpus": {"kind": "docstrings"}, "cleaning": cleaning})
-    return recipe, Named.by(recipe.cleaning).target
+    return recipe, Named.by(recipe).target
 
 
 def read_target(recipe, shards):
     reading = Reading("cleaning.nearest.to", recipe.cleaning.nearest.to, shards, recipe.cleaning)
-    return [row for table in trained_on(reading, drawn_seeds(recipe)) for row in table.to_pylist()]
+    return [row for table in reading.trained_on(drawn_seeds(recipe)) for row in table.to_pylist()]
 
 
 def held_out(recipe, shards, seed):
@@ -47,6 +47,12 @@ def test_no_document_that_a_run_with_any_of_the_seeds_holds_out_counts(tmp_path)
         assert not read & held_out(recipe, shards, seed)
     assert len(read | set.union(*(held_out(recipe, shards, seed) for seed in (0, 1, 2)))) == 80
     assert 5 < len(read) < 40, "0.6 cubed of 80"
+
+
+def test_a_target_all_of_which_some_run_holds_out_is_refused(tmp_path):
+    recipe, shards = recipe_and_shards(target(tmp_path, documents=1), seeds=range(40))
+    with pytest.raises(UserError, match=r"cleaning\.nearest\.to: no document of it is for training: set its"):
+        read_target(recipe, shards)
 
 
 def test_the_counts_are_those_of_the_training_documents(tmp_path):
@@ -108,4 +114,4 @@ def test_a_target_that_cannot_be_used_is_named(tmp_path):
         "cleaning": {"nearest": {"to": missing, "keep": 0.5}},
     }
     with pytest.raises(UserError, match=r"cleaning\.nearest\.to: .*no such file"):
-        Named.by(parse_recipe(wanted).cleaning)
+        Named.by(parse_recipe(wanted))

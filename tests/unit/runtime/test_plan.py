@@ -130,6 +130,25 @@ def test_a_sample_of_a_test_split_alone_is_refused_and_one_among_others_is_in_no
     assert filtered() != key
 
 
+def test_a_vocabulary_of_another_corpus_depends_on_that_alone(tmp_path):
+    def tokenizer(**sections):
+        return make_plan(parse_recipe({**BASE, **sections}), (), tmp_path).stages["tokenizer"]
+
+    other = tmp_path / "other.txt"
+    other.write_text("other text")
+    trained = {"tokenizer": {"corpus": {"kind": "text", "path": str(other)}}}
+    stage = tokenizer(**trained)
+    assert not stage.inputs
+    assert stage.key == tokenizer(**trained, cleaning={"exact": False, "near": {}}).key
+    assert stage.key != tokenizer().key
+    assert stage.key != tokenizer(**trained, seed=1).key, "which draws its splits"
+    other.write_text("text that has been changed")
+    assert stage.key != tokenizer(**trained).key
+    other.unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.corpus: .*other\.txt.*no such file"):
+        tokenizer(**trained)
+
+
 def exported(folder, weights=b"w", tokenizer=b"{}"):
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(weights)
