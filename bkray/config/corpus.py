@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from bkray.config.patterns import checked_pattern
 from bkray.config.section import Count, Section
@@ -78,6 +78,15 @@ class ParquetCorpus(FileCorpus):
     text_field: str = "text"
 
 
+def _shape_of_rows(given: object) -> str:
+    return "split" if isinstance(given, dict) else "number"
+
+
+Rows = Annotated[
+    Annotated[Count, Tag("number")] | Annotated[dict[str, Count], Tag("split")], Discriminator(_shape_of_rows)
+]
+
+
 class HubCorpus(Corpus):
     """A data set of the Hugging Face hub, by `datasets` name and configuration."""
 
@@ -86,12 +95,17 @@ class HubCorpus(Corpus):
     config: str | None = None
     revision: str | None = None
     text_field: str = "text"
-    rows: Count | None = None
-    """Of every split the first so many, read as a stream, so that no more are downloaded; null: all."""
+    rows: Rows | None = None
+    """Of every split the first so many, or of those named as many as each says and of no others, read as a
+    stream, so that no more are downloaded; null: all."""
     document_start: str | None = None
     """Regular expression: a row that it matches opens a new document of several rows."""
 
     _pattern = field_validator("document_start")(_checked_pattern)
+
+    def rows_of(self, split: str) -> int | None:
+        """How many of a split's rows are read; null: all."""
+        return self.rows[split] if isinstance(self.rows, dict) else self.rows
 
 
 AnySource = DocstringsCorpus | TextCorpus | JsonlCorpus | ParquetCorpus | HubCorpus

@@ -2,15 +2,15 @@
 
 name, config, revision ─► one shard a split ─► rows, or documents of several rows (document_start)
 
-Everything is downloaded once; the first `rows` of a split come as a stream. JSON Lines, CSV and text are
-parsed by hub_files.py; of all else `datasets` makes tables, memory-mapped, or of a stream one row at a time,
-where it holds a piece itself: a row group of Parquet.
+Everything is downloaded once; the first `rows` of a split, where they are given, come as a stream. JSON
+Lines, CSV and text are parsed by hub_files.py; of all else `datasets` makes tables, memory-mapped, or of a
+stream one row at a time, where it holds a piece itself: a row group of Parquet.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,12 +36,16 @@ def list_hub(corpus: HubCorpus) -> list[Shard]:
     local = os.path.isdir(corpus.name)
     location = os.path.abspath(corpus.name) if local else corpus.name
     builder = _load(corpus, datasets.load_dataset_builder, location, corpus.config, revision=corpus.revision)
-    sizes = {name: _size(info, corpus.rows) for name, info in (builder.info.splits or {}).items()}
-    names = sorted(str(name) for name in (sizes or builder.config.data_files or ()))
+    infos = builder.info.splits or {}
+    names = sorted(str(name) for name in (infos or builder.config.data_files or ()))
     if not names:
         raise UserError(f"corpus.name {corpus.name!r}: the data set has no splits, so the corpus is empty")
-    if "train" in map(split_named, names):
+    if isinstance(corpus.rows, dict):
+        _check_splits(corpus.rows, names)
+        names = sorted(corpus.rows)
+    elif "train" in map(split_named, names):
         names = [name for name in names if split_named(name)]
+    sizes = {name: _size(infos[name], corpus.rows_of(name)) for name in names if name in infos}
     base = "/".join(filter(None, (Path(location).name if local else location, corpus.config)))
     return [
         Shard("hub", location, f"{base}/{name}", split, carve, str(builder.hash), sizes.get(name, 0))
@@ -51,7 +55,7 @@ def list_hub(corpus: HubCorpus) -> list[Shard]:
 
 def read_hub(shard: Shard, corpus: HubCorpus, max_chars: int) -> Iterator[Record]:
     """The texts of one split, row by row or gathered at `corpus.document_start`."""
-    contents: Iterator[Content] = islice(_rows(shard, corpus, max_chars), corpus.rows)
+    contents: Iterator[Content] = islice(_rows(shard, corpus, max_chars), corpus.rows_of(_split(shard)))
     if corpus.document_start is not None:
         faults: list[Content] = []
         lines = _lines(contents, faults)
@@ -66,7 +70,8 @@ def _rows(shard: Shard, corpus: HubCorpus, max_chars: int) -> Iterator[Content]:
     """The text of each row of a split, or why it has none."""
     import datasets
 
-    split, streamed = shard.source.rsplit("/", 1)[-1], corpus.rows is not None
+    split, count = _split(shard), corpus.rows_of(_split(shard))
+    streamed = count is not None
     asked = (shard.location, corpus.config)
     builder = _load(corpus, datasets.load_dataset_builder, *asked, revision=corpus.revision)
     if parsed_here(builder, corpus.text_field):
@@ -78,8 +83,20 @@ def _rows(shard: Shard, corpus: HubCorpus, max_chars: int) -> Iterator[Content]:
             return
     chosen = {"split": split, "revision": corpus.revision, "streaming": streamed}
     rows = _load(corpus, datasets.load_dataset, *asked, **chosen)
-    rows = rows.take(corpus.rows) if streamed else rows
+    rows = rows.take(count) if streamed else rows
     yield from _cells(_tables(corpus, rows), shard.source, corpus.text_field)
+
+
+def _split(shard: Shard) -> str:
+    """Its name on the hub."""
+    return shard.source.rsplit("/", 1)[-1]
+
+
+def _check_splits(rows: Mapping[str, int], names: Sequence[str]) -> None:
+    if unknown := rows.keys() - set(names):
+        raise UserError(
+            f"corpus.rows: the data set has no split {', '.join(sorted(unknown))}; it has {', '.join(names)}"
+        )
 
 
 def _size(info: Any, rows: int | None) -> int:

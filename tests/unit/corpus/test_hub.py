@@ -79,6 +79,22 @@ def test_the_first_rows_come_as_a_stream(folder, rows, monkeypatch):
         read(HubCorpus(kind="hub", name=str(folder), rows=rows, text_field="txt"))
 
 
+def test_so_many_rows_of_the_splits_that_are_named(folder):
+    """A pool of 300,000 rows needs no validation split of as many."""
+    (folder / "test.parquet").rename(folder / "validation.parquet")
+    whole, _ = read(HubCorpus(kind="hub", name=str(folder)))
+    both = HubCorpus(kind="hub", name=str(folder), rows={"train": 200, "validation": 2})
+    documents, _ = read(both)
+    read_of = Counter(row["source"].rsplit("/")[-1] for row in documents)
+    assert read_of == {"train": 199, "validation": 2}, "a row of train is null"
+    assert {row["split"] for row in documents} == {"train", "validation", "test"}
+    assert {row["doc_id"] for row in documents} < {row["doc_id"] for row in whole}
+    documents, _ = read(HubCorpus(kind="hub", name=str(folder), rows={"train": 50}))
+    assert {row["source"] for row in documents} == {"sample/train"}
+    with pytest.raises(UserError, match=r"corpus\.rows: .* no split trian; it has train, validation"):
+        list_shards(HubCorpus(kind="hub", name=str(folder), rows={"trian": 5}))
+
+
 @pytest.mark.parametrize("rows", [None, 30])
 def test_of_long_rows_few_are_held(folder, rows):
     """Of a stream `datasets` itself holds a piece of 10 MB."""

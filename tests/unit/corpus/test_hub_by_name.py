@@ -135,3 +135,9 @@ def test_tables_are_downloaded_or_streamed_with_their_splits(read):
     assert shown(whole) == shown(streamed) == (["t", "a", "c"], [(1, "text is not a string")])
     assert [row["split"] for row in whole[0]] == [row["split"] for row in streamed[0]]
     assert {(row["source"], row["split"]) for row in whole[0]} >= {("org/table/test", "test")}
+
+
+def test_of_the_splits_that_are_named_so_many_rows_and_no_others(read):
+    (some,), asked = read("org/table", {"train": 1})
+    assert [(row["source"], row["text"]) for row in some[0]] == [("org/table/train", "a")]
+    assert not [path for path in asked if path.endswith("test.parquet")], "nothing of it is asked for"
