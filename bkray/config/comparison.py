@@ -56,7 +56,8 @@ def load_comparison(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Compar
         else:
             base, changes = values, arm
         recipes[name] = changed_recipe(base, changes, name, f"{path}, arm {name}")
-    if len({(recipe.window, recipe.batch_windows, recipe.tokenizer) for recipe in recipes.values()}) > 1:
+    same = [(recipe.window, recipe.batch_windows, recipe.tokenizer) for recipe in recipes.values()]
+    if any(each != same[0] for each in same):
         raise UserError(
             f"{path}: arms of other windows, batches or tokenizers cannot be compared at equal steps: "
             "set window, training.batch_tokens and tokenizer in overrides, for all"

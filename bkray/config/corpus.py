@@ -79,11 +79,12 @@ class ParquetCorpus(FileCorpus):
 
 
 def _shape_of_rows(given: object) -> str:
-    return "split" if isinstance(given, dict) else "number"
+    return "~splits" if isinstance(given, dict) else "~number"
 
 
 Rows = Annotated[
-    Annotated[Count, Tag("number")] | Annotated[dict[str, Count], Tag("split")], Discriminator(_shape_of_rows)
+    Annotated[Count, Tag("~number")] | Annotated[dict[str, Count], Tag("~splits")],
+    Discriminator(_shape_of_rows),
 ]
 
 
@@ -193,5 +194,16 @@ class Cleaning(Section):
 class Tokenizer(Section):
     vocab_size: Annotated[int, Field(ge=257, le=65_536)] = 4096
     corpus: AnyCorpus | None = None
-    """Whose training documents it is trained on, a section like `corpus`, with the same shares as in its own
-    runs; null: those of the recipe's corpus."""
+    """Whose training documents it is trained on as they are, a section like `corpus` with the shares of its
+    own runs; null: on those of the recipe's corpus. Where splits are drawn, no document counts that the seed
+    of the recipe or one of `cleaning.leakage.seeds` holds out."""
+
+    @field_validator("corpus", mode="before")
+    @classmethod
+    def _no_name(cls, given: object) -> object:
+        if isinstance(given, str):
+            raise ValueError(
+                f"{given!r} is no section like corpus; in `bkray transfer` alone the name of the last phase "
+                "stands for its corpus, in phases before it"
+            )
+        return given

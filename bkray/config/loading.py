@@ -266,11 +266,12 @@ def _choice(fault: Any) -> tuple[Any, list[str]]:
 
 
 def _shown(model: type[BaseModel], location: tuple[Any, ...], last_is_key: bool) -> str:
-    """The location as users wrote it: without the kinds that pydantic adds for a union's member."""
+    """The location as users wrote it: without a union's kinds and ~tags, which pydantic adds."""
     parts = []
     for position, part in enumerate(location):
         is_key = last_is_key and position == len(location) - 1
-        if is_key or str(part) not in _kinds(model, location[:position]):
+        added = str(part).startswith("~") or str(part) in _kinds(model, location[:position])
+        if is_key or not added:
             parts.append(str(part))
     return ".".join(parts)
 

@@ -54,8 +54,8 @@ class Target(Section):
 def load_transfer(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Transfer, dict[str, dict[str, Any]]]:
     """The transfer at `path` and the values of every phase's recipe, all of them checked.
 
-    `cleaning.nearest` of a phase without `to` is to the target; `tokenizer.corpus` may be the name of a
-    phase, for its corpus.
+    Of the phases before the target `cleaning.nearest` without `to` is to it, and `tokenizer.corpus` may be
+    its name.
     An override that begins with a phase's name belongs to its recipe; of the others, those that begin with a
     key of the file change it, the rest belong to the recipe of the last phase, the target.
     """
@@ -76,9 +76,9 @@ def load_transfer(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Transfer
     }
     recipes[target]["name"] = transfer.name
     for name in given.keys() - {target}:
-        _name_nearest(recipes[name], recipes[target].get("corpus"))
-    for name, own_values in recipes.items():
-        _name_vocabulary(own_values, recipes, f"{path}, phase {name}")
+        corpus = recipes[target].get("corpus")
+        _name_nearest(recipes[name], corpus)
+        _name_vocabulary(recipes[name], target, corpus, f"{path}, phase {name}")
     before: dict[str, tuple[Recipe, Path]] = {}
     for name, own_values in recipes.items():  # before anything is looked for in a network
         before[name] = phase_recipe(own_values, before, f"{path}, phase {name}"), Path(name)
@@ -93,18 +93,17 @@ def _name_nearest(values: dict[str, Any], target: Any) -> None:
         values["cleaning"] = {**cleaning, "nearest": {"to": target, **nearest}}
 
 
-def _name_vocabulary(values: dict[str, Any], recipes: Mapping[str, Mapping[str, Any]], origin: str) -> None:
-    """Let `tokenizer.corpus` that is the name of a phase be the corpus of that."""
+def _name_vocabulary(values: dict[str, Any], target: str, corpus: Any, origin: str) -> None:
+    """Let `tokenizer.corpus` that is the name of the last phase be the corpus of that."""
     tokenizer = _section(values, "tokenizer")
     if not isinstance(name := tokenizer.get("corpus"), str):
         return
-    if name not in recipes:
-        close = difflib.get_close_matches(name, recipes, n=1)
+    if name != target:
         raise UserError(
-            f"{origin}: tokenizer.corpus {name} is no section and no phase; "
-            + (f"did you mean {close[0]}?" if close else f"those are {', '.join(recipes)}")
+            f"{origin}: tokenizer.corpus {name} is neither a section nor the last phase, whose corpus it may "
+            f"be: set it to {target} or to a section like corpus"
         )
-    values["tokenizer"] = {**tokenizer, "corpus": recipes[name].get("corpus")}
+    values["tokenizer"] = {**tokenizer, "corpus": corpus}
 
 
 def phase_recipe(values: Mapping[str, Any], before: Mapping[str, tuple[Recipe, Path]], origin: str) -> Recipe:

@@ -93,10 +93,10 @@ def _split(shard: Shard) -> str:
 
 
 def _check_splits(rows: Mapping[str, int], names: Sequence[str]) -> None:
-    if unknown := rows.keys() - set(names):
-        raise UserError(
-            f"corpus.rows: the data set has no split {', '.join(sorted(unknown))}; it has {', '.join(names)}"
-        )
+    unknown = ", ".join(sorted(rows.keys() - set(names)))
+    if unknown or not rows:
+        what = f"the data set has no split {unknown}; it has" if unknown else "no split is named; there are"
+        raise UserError(f"corpus.rows: {what} {', '.join(names)}")
 
 
 def _size(info: Any, rows: int | None) -> int:

@@ -276,23 +276,26 @@ def without(work: Work, removed: Dataset | None, details: dict) -> Outcome:
     named = "".join(f", {number:,} removed ({reason})" for reason, number in counts.items())
     if not first_rows(sorted(work.directory.glob("part-*")), ["doc_id"], "train", 1).num_rows:
         raise UserError(f"{work.stage.name}: no training document is left{named}: {_MENDS[work.stage.name]}")
-    rejects, summary = _count_rejects(work), f"{rows:,} documents" + (named or ", none removed")
-    if rejects:
-        summary += f", {sum(rejects.values()):,} rows of {_READS[work.stage.name]} rejected"
+    rejects, said = count_rejects(work)
+    summary = f"{rows:,} documents" + (named or ", none removed") + said
     details = {"reasons": counts, **details}
     return Outcome(rows, summary, removed=sum(counts.values()), rejects=rejects, details=details)
 
 
-def _count_rejects(work: Work) -> dict[str, int]:
-    """The rejects of the other corpus that the stage reads, by reason."""
-    reads = work.stage.name in _READS
-    return dict(sorted(count_values([work.directory / REJECTED], "reason").items())) if reads else {}
+def count_rejects(work: Work) -> tuple[dict[str, int], str]:
+    """The rejects of the other corpus that the stage reads, by reason; and the end of a line that says so."""
+    if work.stage.name not in _READS:
+        return {}, ""
+    rejects = dict(sorted(count_values([work.directory / REJECTED], "reason").items()))
+    reads, rows = _READS[work.stage.name], sum(rejects.values())
+    return rejects, f", {rows:,} rows of {reads} rejected" if rows else ""
 
 
 _READS = {
     "decontaminated": "cleaning.leakage.held_out_of",
     "filtered": "cleaning.quality.sample",
     "nearest": "cleaning.nearest.to",
+    "tokenizer": "tokenizer.corpus",
 }
 
 

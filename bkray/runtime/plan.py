@@ -27,6 +27,9 @@ from bkray.runtime.artifacts import Artifact, key_of
 from bkray.runtime.pool import Learnt, Pool, find_learnt, find_pool, models_before
 
 _FORMAT = 5  # part of every key: a change of what the stages write makes new artifacts
+_DRAWN_TWICE = (
+    2  # of `nearest` to a mixed corpus: what its sources hold out by themselves is left out as well
+)
 _SYNONYMS = 2  # the same of synonym augmentation alone, part of the key of `augmented` where a recipe has it
 
 _DOCUMENT = tuple(DOCUMENTS.names)
@@ -170,7 +173,8 @@ def _make_tokenizer(
         builder.add("tokenizer", {"taken": given[taken]["tokenizer.json"]}, (documents,))
     elif corpus := recipe.tokenizer.corpus:
         read = [_source(corpus), recipe.cleaning.max_chars, _prints(named.vocabulary)]
-        builder.add("tokenizer", [own, *read, list(drawn_seeds(recipe))])
+        drawn = any(shard.carve for shard in named.vocabulary)
+        builder.add("tokenizer", [own, *read, list(vocabulary_seeds(recipe)) if drawn else []])
     else:
         builder.add("tokenizer", own, (documents,), ("text", "split"))
 
@@ -243,7 +247,9 @@ def _clean(builder: _Builder, recipe: Recipe, named: Named) -> str:
         asked["filtered"] = [quality.lose, *sample]
     if nearest := cleaning.nearest:
         read = [_source(nearest.to), cleaning.max_chars, _prints(named.target)]
-        asked["nearest"] = [nearest.keep, *read, list(drawn_seeds(recipe))]
+        mixed = isinstance(nearest.to, MixedCorpus) and any(shard.carve for shard in named.target)
+        twice = [_DRAWN_TWICE] if mixed else []
+        asked["nearest"] = [nearest.keep, *read, list(drawn_seeds(recipe)), *twice]
     for name, config in asked.items():
         builder.add(name, config, (documents,), _DOCUMENT, _DOCUMENT)
         documents = name
@@ -276,6 +282,11 @@ def drawn_seeds(recipe: Recipe) -> tuple[int, ...]:
     """The seeds by which other corpora that the recipe names draw their splits."""
     leakage = recipe.cleaning.leakage
     return (leakage.seeds if leakage else ()) or (recipe.seed,)
+
+
+def vocabulary_seeds(recipe: Recipe) -> tuple[int, ...]:
+    """The seeds that draw splits of the corpus of `tokenizer`, which may have the recipe's own text in it."""
+    return tuple(dict.fromkeys((recipe.seed, *drawn_seeds(recipe))))
 
 
 def _list_held_out(leakage: Leakage) -> dict[str, tuple[Shard, ...]]:

@@ -37,9 +37,9 @@ from bkray.corpus import (
 from bkray.corpus.schema import DOCUMENTS, REJECTS, SPLITS, row_rng, windows_schema
 from bkray.corpus.windows import count_values, read_rows
 from bkray.runtime.artifacts import Artifact
-from bkray.runtime.cleaning import Others
+from bkray.runtime.cleaning import Others, count_rejects
 from bkray.runtime.cluster import TASK_CPUS
-from bkray.runtime.plan import drawn_seeds
+from bkray.runtime.plan import vocabulary_seeds
 from bkray.runtime.reading import REJECTED, Reading, many_rejected, too_many, write_rejects
 from bkray.runtime.stages import actors, blocks_of, bucket_of, map_tables, merged, read_parts, write_parts
 from bkray.runtime.work import Outcome, Work
@@ -224,8 +224,9 @@ def tokenizer(work: Work) -> Outcome:
         return Outcome(size, f"{size:,} tokens, of {start}")
     if work.recipe.tokenizer.corpus:
         shards = work.plan.named.vocabulary
-        size, rejects = ray.get(_train_on_corpus.remote(work.recipe, shards, target))
-        return Outcome(size, f"{size:,} tokens, trained on tokenizer.corpus", rejects=rejects)
+        size = ray.get(_train_on_corpus.remote(work.recipe, shards, target))
+        rejects, said = count_rejects(work)
+        return Outcome(size, f"{size:,} tokens, trained on tokenizer.corpus{said}", rejects=rejects)
     vocab_size = work.recipe.tokenizer.vocab_size
     size = ray.get(_train_tokenizer.remote(work.source.parts, vocab_size, target))
     return Outcome(size, f"{size:,} tokens")
@@ -237,14 +238,14 @@ def _train_tokenizer(parts: list[Path], vocab_size: int, target: Path) -> int:
 
 
 @ray.remote(num_cpus=1)
-def _train_on_corpus(recipe: Recipe, shards: tuple[Shard, ...], target: Path) -> tuple[int, dict[str, int]]:
-    """The size of the vocabulary, and what was rejected of `tokenizer.corpus`, by reason."""
+def _train_on_corpus(recipe: Recipe, shards: tuple[Shard, ...], target: Path) -> int:
+    """What is rejected of the other corpus is written beside `target`."""
     asked = recipe.tokenizer
     assert asked.corpus
     reading = Reading("tokenizer.corpus", asked.corpus, shards, recipe.cleaning)
-    size = _fit(reading.trained_on(drawn_seeds(recipe)), asked.vocab_size, target)
+    size = _fit(reading.trained_on(vocabulary_seeds(recipe)), asked.vocab_size, target)
     write_rejects({"": reading}, target.parent / REJECTED)
-    return size, dict(sorted(Counter(reading.rejects["reason"].to_pylist()).items()))
+    return size
 
 
 def _fit(tables: Iterable[pa.Table], vocab_size: int, target: Path) -> int:

@@ -7,7 +7,9 @@ shards ─► documents, a table at a time
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bkray.config import UserError
-from bkray.config.corpus import AnyCorpus, Cleaning
-from bkray.corpus import DOCUMENTS, REJECTS, Shard, read_shard
+from bkray.config.corpus import AnyCorpus, Cleaning, MixedCorpus
+from bkray.corpus import REJECTS, Shard, read_shard
 
 REJECTED = "rejects.parquet"
+
+Tables = Iterator[tuple[pa.Table, pa.Table]]
+"""DOCUMENTS and REJECTS of a shard."""
 
 
 class Reading:
@@ -32,37 +37,53 @@ class Reading:
 
     @property
     def rejects(self) -> pa.Table:
-        """Of what was read since `documents` was last begun; what is rejected depends on no seed."""
+        """Of what was read since reading was last begun; what is rejected depends on no seed."""
         return pa.concat_tables([REJECTS.empty_table(), *self._rejects])
 
     def documents(self, seed: int) -> Iterator[pa.Table]:
         """DOCUMENTS, their splits drawn with `seed`; UserError where they cannot be read or by `check`."""
-        self._rejects, self._accepted = [], 0
-        try:
-            for shard in self.shards:
-                for documents, rejects in read_shard(shard, self.corpus, self.cleaning, seed):
-                    self._rejects += [rejects] if rejects.num_rows else []
-                    self._accepted += documents.num_rows
-                    yield documents
-        except UserError as error:
-            raise UserError(f"{self.setting}: {error}") from error
-        self.check()
+        yield from (documents for documents, *_ in self._read(lambda shard: [self._tables(shard, seed)]))
 
     def trained_on(self, seeds: Sequence[int]) -> Iterator[pa.Table]:
-        """The documents that none of the seeds which draw the splits holds out; UserError where none is."""
-        first, *others = seeds
-        ids = [DOCUMENTS.empty_table().select(["doc_id"])]
-        for seed in others:
-            for documents in self.documents(seed):
-                ids.append(documents.filter(pc.not_equal(documents["split"], "train")).select(["doc_id"]))
-        held_out, rows = pa.concat_tables(ids)["doc_id"].combine_chunks(), 0
-        for documents in self.documents(first):
-            out = pc.or_(pc.not_equal(documents["split"], "train"), pc.is_in(documents["doc_id"], held_out))
-            trained = documents.filter(pc.invert(out))
+        """The documents that none of the seeds which draw the splits holds out; UserError where none is.
+
+        A source of a mixed corpus has other splits where it is a corpus of its own: those count as well.
+        """
+        rows = 0
+        for drawn in self._read(lambda shard: self._draws(shard, seeds)):
+            trains = [pc.equal(documents["split"], "train") for documents in drawn]
+            trained = drawn[0].filter(reduce(pc.and_, trains))
             rows += trained.num_rows
             yield trained
         if not rows:
             raise UserError(f"{self.setting}: no document of it is for training: set its shares lower")
+
+    def _draws(self, shard: Shard, seeds: Sequence[int]) -> list[Tables]:
+        """The same documents in the same order, as often as their splits may be drawn otherwise."""
+        if not shard.carve:
+            return [self._tables(shard, seeds[0])]
+        draws = [self._tables(shard, seed) for seed in seeds]
+        if isinstance(self.corpus, MixedCorpus):
+            own, alone = self.corpus.sources[shard.member], replace(shard, member=0)
+            draws += [read_shard(alone, own, self.cleaning, seed) for seed in seeds]
+        return draws
+
+    def _tables(self, shard: Shard, seed: int) -> Tables:
+        return read_shard(shard, self.corpus, self.cleaning, seed)
+
+    def _read(self, draws: Callable[[Shard], list[Tables]]) -> Iterator[list[pa.Table]]:
+        """The next documents of every draw of a shard, shard after shard; what is rejected counts once."""
+        self._rejects, self._accepted = [], 0
+        try:
+            for shard in self.shards:
+                for drawn in zip(*draws(shard), strict=True):
+                    documents, rejects = drawn[0]
+                    self._rejects += [rejects] if rejects.num_rows else []
+                    self._accepted += documents.num_rows
+                    yield [documents for documents, _ in drawn]
+        except UserError as error:
+            raise UserError(f"{self.setting}: {error}") from error
+        self.check()
 
     def check(self) -> None:
         """Raise UserError where a larger share of what was read than cleaning.max_rejects was rejected."""

@@ -279,12 +279,15 @@ def _check_pool(recipe: Recipe, missing: list[Phase]) -> None:
 def _read(phase: Phase, cpus: int | None, progress: Progress) -> None:
     """Read the text of a later phase, so that what is wrong with it shows before others have trained."""
     plan = plan_run(_alone(phase.recipe), phase.out)
-    if plan.stages["documents"].find():
+    read = [stage for name, stage in plan.stages.items() if name in ("documents", "tokenizer")]
+    missing = [stage for stage in read if not stage.inputs and not stage.find()]
+    if not missing:
         return
     progress.say(f"{phase.name}: its text, before anything is trained")
     make_folder(phase.run)
     with _of(phase), locked(phase.run), cluster(cpus) as there:
-        build_stage(plan, plan.stages["documents"], {}, there, progress)
+        for stage in missing:
+            build_stage(plan, stage, {}, there, progress)
 
 
 def _check_vocabularies(

@@ -67,7 +67,7 @@ def transfer(folder):
     (line,) = re.findall(r"^bkray transfer (?:.*\\\n)+.*", README.read_text(), re.MULTILINE)
     _, command, recipe, pool, target = shlex.split(line.replace("\\\n", " "))
     assert recipe == "pipelines/recipes/transfer.yaml"
-    pool = f"{pool.partition('=')[0]}=[{folder / 'pool.jsonl'}]"
+    pool = re.sub(r"path: \[.*\]", f"path: [{folder / 'pool.jsonl'}]", pool)
     return command, small(folder), pool, target.replace("FOLDER", str(folder / "target"))
 
 

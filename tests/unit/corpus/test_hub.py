@@ -93,6 +93,8 @@ def test_so_many_rows_of_the_splits_that_are_named(folder):
     assert {row["source"] for row in documents} == {"sample/train"}
     with pytest.raises(UserError, match=r"corpus\.rows: .* no split trian; it has train, validation"):
         list_shards(HubCorpus(kind="hub", name=str(folder), rows={"trian": 5}))
+    with pytest.raises(UserError, match=r"corpus\.rows: no split is named; there are train, validation"):
+        list_shards(HubCorpus(kind="hub", name=str(folder), rows={}))
 
 
 @pytest.mark.parametrize("rows", [None, 30])

@@ -32,12 +32,14 @@ def read_target(recipe, shards):
     return [row for table in reading.trained_on(drawn_seeds(recipe)) for row in table.to_pylist()]
 
 
-def held_out(recipe, shards, seed):
-    found = set()
+def held_out_rows(recipe, shards, seed):
     for shard in shards:
         for documents, _ in read_shard(shard, recipe.cleaning.nearest.to, recipe.cleaning, seed):
-            found |= {row["doc_id"] for row in documents.to_pylist() if row["split"] != "train"}
-    return found
+            yield from (row for row in documents.to_pylist() if row["split"] != "train")
+
+
+def held_out(recipe, shards, seed):
+    return {row["doc_id"] for row in held_out_rows(recipe, shards, seed)}
 
 
 def test_no_document_that_a_run_with_any_of_the_seeds_holds_out_counts(tmp_path):
@@ -47,6 +49,24 @@ def test_no_document_that_a_run_with_any_of_the_seeds_holds_out_counts(tmp_path)
         assert not read & held_out(recipe, shards, seed)
     assert len(read | set.union(*(held_out(recipe, shards, seed) for seed in (0, 1, 2)))) == 80
     assert 5 < len(read) < 40, "0.6 cubed of 80"
+
+
+def test_what_a_source_holds_out_by_itself_does_not_count_in_a_mixture_either(tmp_path):
+    sources = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        sources.append(target(tmp_path / name))
+    mixed = {"kind": "mixed", "sources": sources}
+    recipe, shards = recipe_and_shards(mixed, seeds=[0, 1])
+    read = {(row["source"], row["text"]) for row in read_target(recipe, shards)}
+    assert 10 < len(read) < 60, "0.6 to the fourth of 160"
+    for member, source in enumerate(sources):
+        alone, own = recipe_and_shards(source)
+        for seed in (0, 1):
+            for row in held_out_rows(alone, own, seed):
+                assert (f"{member}/{row['source']}", row["text"]) not in read
+    for seed in (0, 1):
+        assert not {row["doc_id"] for row in read_target(recipe, shards)} & held_out(recipe, shards, seed)
 
 
 def test_a_target_all_of_which_some_run_holds_out_is_refused(tmp_path):
