@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from bkray.config.distillation import Distillation
 from bkray.config.divergence import OnDivergence
 from bkray.config.gradient_cache import GradientReuse
-from bkray.config.parallel import GradientCompression, PowerSGD
+from bkray.config.parallel import GradientCompression, HalfPrecision, PowerSGD
 from bkray.config.savings import ActivationCache, Length, Replay, TokenSelection, Unfreeze
 from bkray.config.schedule import OneCycle, PlainSchedule, Schedule
 from bkray.config.section import Count, Rate, Section
@@ -112,7 +112,10 @@ class Training(Section):
         if highest * self.weight_decay >= 1.0 > highest:  # it is the decay that turns weights round
             named["weight_decay"] = self.weight_decay
         shown = [f"training.{key} is {value}" for key, value in named.items() if value]
-        return f"{', '.join(shown)}: try {'lower ones' if shown[1:] else 'a lower one'}"
+        mend = f"{', '.join(shown)}: try {'lower ones' if shown[1:] else 'a lower one'}"
+        if isinstance(self.gradient_compression, HalfPrecision) and self.gradient_compression.kind == "fp16":
+            mend += ", or bf16 in training.gradient_compression: fp16 holds no gradient above 65,504"
+        return mend
 
     @model_validator(mode="after")
     def _rise(self) -> Training:

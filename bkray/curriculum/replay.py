@@ -53,8 +53,7 @@ class ReplaySampler(CurriculumSampler):
 
     def advance(self, step: int, value: float) -> None:
         self.target.advance(step, value)
-        if self._next_step > step:
-            self._rewind()
+        self._undo(step)
 
     def state_dict(self) -> dict[str, Any]:
         return self.target.state_dict()

@@ -31,6 +31,9 @@ class CurriculumSampler:
         seed: with the step, the only source of randomness.
     """
 
+    _queue: np.ndarray
+    _batch: np.ndarray
+
     def __init__(
         self,
         difficulty: np.ndarray,
@@ -78,8 +81,7 @@ class CurriculumSampler:
         """From `step` on, the pacing is ahead by `value` of the total (what DifficultyAdjuster returns)."""
         if value > max((v for _, v in self._advances), default=0.0):
             self._advances.append((step, value))
-            if self._next_step > step:
-                self._rewind()
+            self._undo(step)
 
     def ids(self, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
         """Positions (int64) of the global batch of `step`, or the part of `rank` of `world_size`.
@@ -97,6 +99,7 @@ class CurriculumSampler:
         if step < self._next_step - 1:
             self._rewind()
         while self._next_step <= step:
+            self._before = self._queue, self._batch, self._passes, self._pool
             self._batch = self._draw(self._next_step)
             self._next_step += 1
         part = size // world_size
@@ -112,6 +115,15 @@ class CurriculumSampler:
     def _rewind(self) -> None:
         self._next_step, self._passes, self._pool = 0, 0, 0
         self._queue = self._batch = np.empty(0, dtype=np.int64)
+        self._before = self._queue, self._batch, self._passes, self._pool
+
+    def _undo(self, step: int) -> None:
+        """Be where `step` is yet to be drawn; the last draw alone is taken back without drawing all again."""
+        if self._next_step == step + 1:
+            self._queue, self._batch, self._passes, self._pool = self._before
+            self._next_step = step
+        elif self._next_step > step:
+            self._rewind()
 
     def _draw(self, step: int) -> np.ndarray:
         pool = self.available(step)

@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import shutil
+import struct
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -213,7 +214,9 @@ class TensorBoard:
         from tensorboardX.event_file_writer import EventsWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        attempt = len(list(folder.iterdir()))
+        before = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        self._steps = [step for path in before for step in _logged_steps(path.read_bytes())]
+        attempt = len(before)
         self._writer = EventsWriter(str(folder / "events"), f".{attempt}")
 
     def log(self, step: int, /, **values: float) -> None:
@@ -224,7 +227,7 @@ class TensorBoard:
         from tensorboardX.proto.event_pb2 import SessionLog
 
         self._write(step + 1, session_log=SessionLog(status=SessionLog.START))
-        return step
+        return max((logged for logged in self._steps if logged <= step), default=0)
 
     def close(self, failed: bool = False) -> None:
         self._writer.close()
@@ -234,6 +237,22 @@ class TensorBoard:
 
         self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
         self._writer.flush()
+
+
+def _logged_steps(data: bytes) -> Iterator[int]:
+    """The steps of an event file whose values are whole in it.
+
+    It is of records (TFRecord): length, its checksum, the message, its checksum.
+    """
+    from tensorboardX.proto.event_pb2 import Event
+
+    at = 0
+    while at + 12 <= len(data):
+        (length,) = struct.unpack_from("<Q", data, at)
+        record = data[at + 12 : at + 12 + length]
+        at += length + 16
+        if at <= len(data) and (event := Event.FromString(record)).HasField("summary"):
+            yield event.step
 
 
 class WandB:

@@ -182,7 +182,9 @@ class TrainingRun:
         )
         torch.manual_seed(recipe.seed * 1009 + self.world.rank)
         self.step = 0
-        self.seconds = self.step_started = 0.0
+        self.seconds = 0.0
+        self.step_started: float | None = None
+        """When the step that is not accounted for yet began."""
         self.metrics = StepMetrics(self.device, recipe.training.precision, self.world)
         self.clock = self.metrics.clock
         self.charges = Charges(ledger, recipe.window, self.objective, self.metrics, forward)
@@ -198,7 +200,7 @@ class TrainingRun:
         """
         self.objective.begin(self.step)
         self.unfreeze()
-        self.step_started = time.perf_counter()
+        self.step_started = started = time.perf_counter()
         batch, rng = self.draw(), rng_state(self.device)
         loss = self.gradient(batch)
         with self.clock.device_phase("optimizer"):
@@ -210,7 +212,8 @@ class TrainingRun:
         if not learnt:
             self.refuse(refusal(self, batch, rng, norm))
         self.step += 1
-        self.account(batch, loss, norm, time.perf_counter() - self.step_started)
+        self.step_started = None
+        self.account(batch, loss, norm, time.perf_counter() - started)
 
     def unfreeze(self) -> None:
         """Where the layers of this step are others than those trained so far, go on with these."""
@@ -380,12 +383,17 @@ class TrainingRun:
                 self.step,
                 tokens=self.tokens,
                 seconds=self.seconds,
-                lr=max(self.schedule.get_last_lr()) * self.recovery.rate_factor,
+                lr=self.rate,
                 share=self.sampler.share(self.step),
                 total_flops=self.ledger.total_flops,
                 **self.metrics.line(self.tokens, self.seconds),
             )
         self.metrics.begin(self.tokens, self.seconds)
+
+    @property
+    def rate(self) -> float:
+        """The highest learning rate, of the next step; a plateau's changes after the schedule's own step."""
+        return max(group["lr"] for group in self.optimizer.param_groups) * self.recovery.rate_factor
 
     @property
     def tokens(self) -> int:

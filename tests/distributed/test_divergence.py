@@ -4,6 +4,7 @@ Where the rate is too high all ranks fall back to one checkpoint.
 """
 
 import math
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -50,7 +51,9 @@ class Table(nn.Module):
 
 def work(rank, world_size, folder, changes):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
+    dist.init_process_group(
+        "gloo", f"file://{folder}/rendezvous", timedelta(minutes=5), rank=rank, world_size=world_size
+    )
     windows = np.random.default_rng(0).integers(1, VOCAB - 1, (48, WINDOW + 1)).astype(np.int32)
     if "lr" not in changes:
         windows[BAD] = 0

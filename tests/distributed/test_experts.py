@@ -1,5 +1,7 @@
 """An expert that no token chooses, on one rank or on all, does not hang DDP; the ranks stay equal."""
 
+from datetime import timedelta
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,9 @@ RECIPE = parse_recipe(
 
 def work(rank, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", f"file://{folder}/rendezvous", timedelta(minutes=5), rank=rank, world_size=2
+    )
     windows = np.repeat(np.arange(8, dtype=np.int32)[:, None], 9, axis=1)  # a window is one token: one choice
     torch.manual_seed(0)
     model = build_model(RECIPE.model, 30)

@@ -1,5 +1,7 @@
 """A layer that no site of a rank's batch goes through keeps no other rank waiting."""
 
+from datetime import timedelta
+
 import numpy as np
 import pytest
 import torch
@@ -49,7 +51,9 @@ def trained(rank, option):
 
 def work(rank, option, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", f"file://{folder}/rendezvous", timedelta(minutes=5), rank=rank, world_size=2
+    )
     torch.save(trained(rank, option), f"{folder}/{rank}.pt")  # DDP must be gone before its process group
     dist.barrier()
     dist.destroy_process_group()

@@ -7,6 +7,7 @@ validation windows do not divide evenly, so that at the end of a look a rank has
 import functools
 import os
 import shutil
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -260,7 +261,9 @@ def work(rank, size, folder, device):
     else:  # torch's PowerSGD waits for a GPU where it sees one
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     backend = "nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, f"file://{folder}/rendezvous", rank=rank, world_size=size)
+    dist.init_process_group(
+        backend, f"file://{folder}/rendezvous", timedelta(minutes=5), rank=rank, world_size=size
+    )
     results = {name: run() for name, run in runs(size, folder)}
     torch.save(results, folder / f"{rank}.pt")
     dist.barrier()

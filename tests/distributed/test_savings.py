@@ -1,5 +1,7 @@
 """Pieces, kept tokens, soft targets, frozen layers and the rates of layers agree for any number of ranks."""
 
+from datetime import timedelta
+
 import numpy as np
 import pytest
 import torch
@@ -53,7 +55,9 @@ def recipe(training):
 def work(rank, world_size, folder):
     torch.set_num_threads(1)
     if world_size > 1:
-        dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
+        dist.init_process_group(
+            "gloo", f"file://{folder}/rendezvous", timedelta(minutes=5), rank=rank, world_size=world_size
+        )
     results = {}
     for name, training in ARMS.items():
         settings, rng = recipe(training), np.random.default_rng(0)

@@ -1,5 +1,7 @@
 """With skipping, too, the number of ranks changes neither the windows nor the weights."""
 
+from datetime import timedelta
+
 import numpy as np
 import pytest
 import torch
@@ -31,7 +33,9 @@ RECIPE = parse_recipe(
 def work(rank, world_size, folder):
     torch.set_num_threads(1)
     if world_size > 1:
-        dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
+        dist.init_process_group(
+            "gloo", f"file://{folder}/rendezvous", timedelta(minutes=5), rank=rank, world_size=world_size
+        )
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 30, (100, 17)).astype(np.int32)
     tokens[::2] %= 4  # every second window is easy

@@ -1,6 +1,7 @@
 """A compiled and checkpointed run gives the same weights on two ranks as a plain one on one."""
 
 import functools
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -37,7 +38,9 @@ def work(rank, world_size, folder, recipe=RECIPE):
     if recipe.training.compile:  # all of it but the C++ compiler, which takes long
         torch.compile = functools.partial(torch.compile, backend="aot_eager")
     if world_size > 1:
-        dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
+        dist.init_process_group(
+            "gloo", f"file://{folder}/rendezvous", timedelta(minutes=5), rank=rank, world_size=world_size
+        )
     rng = np.random.default_rng(0)
     data = WindowData(*(rng.integers(0, 30, (count, 17)).astype(np.int32) for count in (100, 9)))
     torch.manual_seed(0)

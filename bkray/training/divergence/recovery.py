@@ -143,7 +143,7 @@ def refusal(run: TrainingRun, batch: Batch, rng: Tensor, norm: float) -> Diverge
             "gradient_norm": norm,
             "first_not_finite": bad,
             "rng": rng,
-            "lr": max(run.schedule.get_last_lr()) * run.recovery.rate_factor,
+            "lr": run.rate,
         }
         message += f"; {_saved(run.evidence / f'diverged-step-{run.step}-rank-{rank}.pt', contents)}"
     return Diverged(message)
@@ -158,13 +158,14 @@ def fall_back(run: TrainingRun, error: Diverged, checkpointer: Checkpointer | No
         raise error
     state = load_on_all_ranks(checkpointer, run.world)
     assert state is not None, "there is one of step 0"
-    windows = run.recipe.batch_windows
+    begun = run.step_started is not None
+    windows = run.recipe.batch_windows if begun else 0
     reached = {
         "total_flops": run.ledger.total_flops + run.charges.flops(windows),
         "tokens": run.tokens + windows * run.recipe.window,
-        "seconds": run.seconds + time.perf_counter() - run.step_started,
+        "seconds": run.seconds + (time.perf_counter() - run.step_started if run.step_started else 0.0),
     }
-    events, at = run.recovery.events, run.step
+    events, at, run.step_started = run.recovery.events, run.step, None
     run.load_state_dict(state)
     run.optimizer.zero_grad(set_to_none=True)
     run.recovery.events = events

@@ -69,7 +69,7 @@ class Checkpointer:
             partial.mkdir()
             self._write(partial, step, state, validation_loss)
             if final.exists():
-                shutil.rmtree(final)
+                self._hide(final)
             os.replace(partial, final)
             _to_disk(self.directory)
         except (OSError, RuntimeError) as error:  # torch wraps what the file says into a RuntimeError
@@ -82,7 +82,8 @@ class Checkpointer:
         kept = {_lowest(own), *list(own)[-self.keep :]}
         for old in own:
             if old not in kept:
-                self._remove(old)
+                self._hide(old)
+        self._sweep()
         return final
 
     def load(self) -> dict[str, Any] | None:
@@ -119,7 +120,8 @@ class Checkpointer:
         """Remove the checkpoints beyond `step`: what they continue is to be made anew."""
         for path in self._own():
             if _step(path) > step:
-                self._remove(path)
+                self._hide(path)
+        self._sweep()
 
     def best(self) -> Path | None:
         """The checkpoint with the lowest validation loss, by the manifests; None where none has one."""
@@ -163,12 +165,19 @@ class Checkpointer:
             )
         return manifest
 
-    def _remove(self, path: Path) -> None:
-        os.replace(path, self._hidden(path))  # gone at once: half of one would be called damaged
-        shutil.rmtree(self._hidden(path))
+    def _hide(self, path: Path) -> None:
+        """Let the checkpoint be gone at once, for `_sweep`: half of one would be called damaged."""
+        hidden = self._hidden(path, "old-")
+        shutil.rmtree(hidden, ignore_errors=True)
+        os.replace(path, hidden)
 
-    def _hidden(self, path: Path) -> Path:
-        return self.directory / f".partial-{path.name}"
+    def _sweep(self) -> None:
+        """Remove what was half written, or half removed, when a run was killed; what will not go stays."""
+        for path in self.directory.glob(".partial-*step-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _hidden(self, path: Path, old: str = "") -> Path:
+        return self.directory / f".partial-{old}{path.name}"
 
     def _own(self) -> dict[Path, float | None]:
         """The validation losses of all but another run's; a damaged one counts as this run's, without one."""

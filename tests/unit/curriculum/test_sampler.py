@@ -77,6 +77,21 @@ def test_an_advance_makes_more_available_from_its_step_on_and_survives_a_restart
         np.testing.assert_array_equal(other.ids(step), one.ids(step))
 
 
+def test_an_advance_takes_one_draw_back_and_does_not_draw_all_again(monkeypatch):
+    """The loop reads one step ahead; on a long run to draw all again would hold a step up for seconds."""
+    one, drawn, draw = sampler(), [], CurriculumSampler._draw
+    monkeypatch.setattr(CurriculumSampler, "_draw", lambda self, step: drawn.append(step) or draw(self, step))
+    one.ids(60)
+    drawn.clear()
+    one.advance(60, 0.5)
+    again = [one.ids(step) for step in (59, 60, 61)]
+    assert drawn == [60, 61]
+    other = sampler()
+    other.advance(60, 0.5)
+    for step, ids in zip((59, 60, 61), again, strict=True):
+        np.testing.assert_array_equal(other.ids(step), ids)
+
+
 def test_impossible_arguments_are_refused():
     with pytest.raises(ValueError, match="multiple of the world size"):
         sampler().ids(0, rank=0, world_size=5)

@@ -158,7 +158,6 @@ def test_a_resumed_run_goes_on_in_the_same_one_without_a_line_twice(kind, privat
         assert mlflow_runs(private)[1][0].info.status == "FINISHED"
 
 
-@pytest.mark.parametrize("kind", ["wandb", "mlflow"], indirect=True)
 def test_a_resumed_run_sends_what_the_tracker_lacks(kind, private):
     log = opened(private)
     for step in range(1, 8):

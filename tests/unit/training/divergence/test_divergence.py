@@ -188,6 +188,29 @@ def test_falling_back_recovers_with_a_lower_rate(healthy, tmp_path):
     assert table["training"]["tokens"] == STEPS * 8 * WINDOW
 
 
+class Spoilt(Table):
+    """Its validation loss is not finite at one look."""
+
+    def __init__(self, look):
+        super().__init__()
+        self.look = look
+
+    def eval(self):
+        self.look -= 1
+        return super().eval()
+
+    def forward(self, tokens_BN):
+        return super().forward(tokens_BN) + (0.0 if self.training or self.look else math.nan)
+
+
+def test_a_step_that_was_counted_before_its_validation_diverged_is_lost_once(healthy, tmp_path):
+    settings, ledger = recipe({"kind": "fall_back", "lr_factor": 0.5, "most": 1}), Ledger()
+    _, result = run(settings, healthy, Spoilt(2), ledger=ledger, checkpointer=saver(tmp_path))
+    (event,) = result.divergences
+    assert (event["step"], event["done"][:14]) == (10, "back to step 7")
+    assert ledger.table()["lost"]["tokens"] == 3 * 8 * WINDOW
+
+
 class Killed(Exception):
     pass
 

@@ -223,4 +223,5 @@ def test_a_kill_between_any_two_writes_leaves_a_whole_checkpoint(tmp_path):
     assert newest == sorted(newest)
     assert newest[0] == 0, "the first kill came before anything was written"
     assert newest[-1] == newest[-2] + 1
+    assert [path.name for path in tmp_path.iterdir()] == [f"step-{newest[-1]:08d}"], "what a kill left stays"
     assert {count for _, count in lines} == {1, 2}, "keep is 1; the old one goes after the new one is there"
