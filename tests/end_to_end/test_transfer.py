@@ -67,7 +67,7 @@ def transfer(folder):
     (line,) = re.findall(r"^bkray transfer (?:.*\\\n)+.*", README.read_text(), re.MULTILINE)
     _, command, recipe, pool, target = shlex.split(line.replace("\\\n", " "))
     assert recipe == "pipelines/recipes/transfer.yaml"
-    pool = re.sub(r"path: \[.*\]", f"path: [{folder / 'pool.jsonl'}]", pool)
+    pool = re.sub(r"path: \[.*\]", f"path: [{folder / 'pool.jsonl'}]", pool).replace("0.01", "0.1")
     return command, small(folder), pool, target.replace("FOLDER", str(folder / "target"))
 
 
