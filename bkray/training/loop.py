@@ -183,8 +183,7 @@ class TrainingRun:
         torch.manual_seed(recipe.seed * 1009 + self.world.rank)
         self.step = 0
         self.seconds = 0.0
-        self.step_started: float | None = None
-        """When the step that is not accounted for yet began."""
+        self.step_started: float | None = None  # of a step that is not accounted for yet
         self.metrics = StepMetrics(self.device, recipe.training.precision, self.world)
         self.clock = self.metrics.clock
         self.charges = Charges(ledger, recipe.window, self.objective, self.metrics, forward)
@@ -383,17 +382,12 @@ class TrainingRun:
                 self.step,
                 tokens=self.tokens,
                 seconds=self.seconds,
-                lr=self.rate,
+                lr=self.recovery.rate(self.optimizer),
                 share=self.sampler.share(self.step),
                 total_flops=self.ledger.total_flops,
                 **self.metrics.line(self.tokens, self.seconds),
             )
         self.metrics.begin(self.tokens, self.seconds)
-
-    @property
-    def rate(self) -> float:
-        """The highest learning rate, of the next step; a plateau's changes after the schedule's own step."""
-        return max(group["lr"] for group in self.optimizer.param_groups) * self.recovery.rate_factor
 
     @property
     def tokens(self) -> int:

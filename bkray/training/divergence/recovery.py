@@ -73,6 +73,10 @@ class Recovery:
         """What the schedule's rate is multiplied by."""
         return self.settings.lr_factor ** len(self.events) if isinstance(self.settings, FallBack) else 1.0
 
+    def rate(self, optimizer: torch.optim.Optimizer) -> float:
+        """The highest rate of the next step; a plateau changes it after its schedule's own step."""
+        return max(group["lr"] for group in optimizer.param_groups) * self.rate_factor
+
     def skips(self, step: int, error: Diverged) -> bool:
         """Whether the recipe leaves this step out; notes that it does."""
         if not isinstance(self.settings, SkipStep) or self._is_enough(error):
@@ -143,7 +147,7 @@ def refusal(run: TrainingRun, batch: Batch, rng: Tensor, norm: float) -> Diverge
             "gradient_norm": norm,
             "first_not_finite": bad,
             "rng": rng,
-            "lr": run.rate,
+            "lr": run.recovery.rate(run.optimizer),
         }
         message += f"; {_saved(run.evidence / f'diverged-step-{run.step}-rank-{rank}.pt', contents)}"
     return Diverged(message)
