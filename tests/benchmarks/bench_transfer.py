@@ -33,7 +33,7 @@ from typing import Any
 
 import yaml
 
-from bkray.config import Recipe, apply_overrides, parse_recipe
+from bkray.config import Recipe, UserError, apply_overrides, parse_recipe
 from bkray.config.loading import parse_section
 from bkray.config.schedule import Plateau
 from bkray.config.transfer import Target, load_transfer
@@ -136,6 +136,11 @@ class Bench:
         for phase in before:
             shared += cost(run_pipeline(phase.recipe, phase.out, progress=self.progress), phase.recipe)
         return Planned(last.recipe, last.out, shared)
+
+    def pretrained(self) -> list[str]:
+        """The phases before the last by name and hash: targets that share a model have the same."""
+        *before, _ = plan_phases(self.path, self.overrides, self.out)
+        return [phase.recipe.name for phase in before]
 
     def distilled(self, tokens: int, seed: int, setting: Setting) -> Planned:
         """The student of a teacher, which is trained first."""
@@ -332,6 +337,18 @@ def sharing(phase: str, corpora: dict[str, str], seeds: list[int]) -> str:
     return f"{phase}.cleaning.leakage={{held_out_of: {{{named}}}{drawn}}}"
 
 
+def check_shared(benches: Sequence[Bench]) -> None:
+    """Raise UserError where a target would pretrain a model of its own, which no other could share."""
+    first, *others = [(bench.name, bench.pretrained()) for bench in benches]
+    for name, pretrained in others:
+        if pretrained != first[1]:
+            raise UserError(
+                f"{first[0]} and {name} would not share a pretrained model: {', '.join(first[1])} and "
+                f"{', '.join(pretrained)}; instead of tokenizer.corpus=target and in cleaning.nearest.to "
+                "name a corpus that is the same for all of them, such as {kind: mixed, sources: […]}"
+            )
+
+
 def main(given: argparse.Namespace) -> None:
     def bench(*overrides: str) -> Bench:
         own, sides = (*overrides, *given.overrides), (tuple(given.scratch), tuple(given.teacher))
@@ -349,6 +366,8 @@ def main(given: argparse.Namespace) -> None:
         transfer, _ = load_transfer(given.file)
         shared = sharing(transfer.phases[0].name, corpora, given.seeds)
         benches = [bench(shared, f"name={name}", f"corpus={text}") for name, text in corpora.items()]
+        if not given.teacher:
+            check_shared(benches)
     else:
         benches = [bench()]
     with cluster(given.cpus):

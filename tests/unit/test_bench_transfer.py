@@ -6,12 +6,23 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
-from bkray.config import parse_recipe
+from bkray.config import UserError, parse_recipe
 from bkray.evaluation import Saving
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.pipeline import RunResult
-from tests.benchmarks.bench_transfer import Bench, Chosen, Level, arguments, cost, flops, together
+from tests.benchmarks.bench_transfer import (
+    Bench,
+    Chosen,
+    Level,
+    arguments,
+    check_shared,
+    cost,
+    flops,
+    sharing,
+    together,
+)
 
 ROOT = Path(__file__).parents[2]
 LOW, HIGH = ("training.lr=1e-3",), ("training.lr=1e-2", "training.optimizer=muon")
@@ -102,3 +113,25 @@ def test_the_commands_of_the_readme_are_taken_with_all_their_settings():
         for setting in given.scratch_settings + given.settings:
             recipe = bench.from_scratch(1000, 1, setting).recipe
             assert (recipe.seed, recipe.training.tokens, recipe.model.d_model) == (1, 1000, 128)
+
+
+@pytest.mark.parametrize("own", ["tokenizer.corpus=target", "cleaning.nearest={keep: 0.5}"])
+def test_targets_that_would_each_pretrain_a_model_of_their_own_are_refused(tmp_path, own):
+    for name in ("pool", "one", "two"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "%s"}\n' % (f"of {name} " * 50))
+        corpus = {"kind": "jsonl", "path": str(tmp_path / f"{name}.jsonl")}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"name": name, "corpus": corpus}))
+    phases = [{"name": "pretrain", "recipe": "pool.yaml"}, {"name": "target", "recipe": "one.yaml"}]
+    (tmp_path / "transfer.yaml").write_text(yaml.safe_dump({"name": "t", "phases": phases}))
+
+    def benches(*overrides):
+        for name in ("one", "two"):
+            target = (f"name={name}", f"corpus.path={tmp_path / name}.jsonl", *overrides)
+            yield Bench(tmp_path / "transfer.yaml", tmp_path, target)
+
+    same = f"{{kind: jsonl, path: {tmp_path}/two.jsonl}}"
+    leaks = sharing("pretrain", {name: same.replace("two", name) for name in ("one", "two")}, [0])
+    shared = own.replace("=target", f"={same}").replace("0.5", f"0.5, to: {same}")
+    check_shared(list(benches(leaks, f"pretrain.{shared}")))
+    with pytest.raises(UserError, match="one and two would not share a pretrained model"):
+        check_shared(list(benches(leaks, f"pretrain.{own}")))
