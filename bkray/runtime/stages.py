@@ -44,8 +44,14 @@ def map_tables(dataset: Dataset, function: Any, num_cpus: float = 1, **options: 
 
 
 def actors(cpus: int, rows: int, rows_per_block: int) -> ActorPoolStrategy:
-    """A pool of an actor a CPU, but of no more actors than there are blocks to work on."""
-    return ActorPoolStrategy(size=max(1, min(cpus, -(-rows // rows_per_block))))
+    """A pool of an actor a CPU, but of no more actors than there are blocks to work on.
+
+    Nor of so many that no machine has a whole CPU left, which Ray Data's own tasks ask for: one of c CPUs has
+    none beside 2c - 1 actors of `TASK_CPUS`. It matters where all machines have one CPU.
+    """
+    machines = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    beside = sum(2 * own - 1 for own in machines if own) - 1
+    return ActorPoolStrategy(size=max(1, min(cpus, beside, -(-rows // rows_per_block))))
 
 
 def windows_a_block(flops: float, gpus: int = 0, together: int = 1) -> int:
