@@ -30,7 +30,7 @@ class Reuse(Section):
     """Hits at the start that are computed all the same, to compare; none before them reuses anything."""
     audit: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     """Share of the later hits that are computed too."""
-    least_cosine: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.5
+    least_cosine: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.9
     """The cache is switched off where the last audits' mean cosine to the true gradient is below this."""
     most_rise: Annotated[float, Field(gt=0.0)] = 0.02
     """And where the smoothed training loss is above its lowest value by more than this share."""

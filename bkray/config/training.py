@@ -24,7 +24,8 @@ class Profile(Section):
 
 
 PLACEMENT = ("workers", "parallel", "accumulate", "gpu_share")
-"""Keys that say where a run is computed and change its result by rounding alone: it may go on with others."""
+"""Keys that say where a run is computed: it may go on with others. They change its result by rounding alone,
+but for what a model's options and `token_selection` take over a worker's windows or a micro-batch."""
 _BUCKETS = ("bucket_mb", "gradient_as_bucket_view", "gradient_compression")
 
 

@@ -224,7 +224,8 @@ def _worker(config: dict[str, Any]) -> None:
     try:
         run_training(job, ray.train.get_context().get_world_rank(), ray.train.torch.get_device())
     except UserError as error:
-        write_atomically(to_mend, str(error))
+        with suppress(OSError):  # where the disk is full, Ray tries `max_failures` times and tells it then
+            write_atomically(to_mend, str(error))
         raise
 
 

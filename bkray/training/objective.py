@@ -38,7 +38,7 @@ class Objective(nn.Module):
         self.selection = TokenSelector(tokens, recipe.seed) if tokens else None
         distillation = recipe.training.distillation
         self.distiller = Distiller(distillation) if distillation else None
-        self.step = 0
+        self.step = self.micro_batch = 0
 
     def freeze(self, layers: int) -> None:
         """From the next pass on so many layers are frozen, and the embedding with them."""
@@ -50,7 +50,7 @@ class Objective(nn.Module):
 
     def begin(self, step: int) -> None:
         """Set what a pass of this step depends on."""
-        self.step = step
+        self.step, self.micro_batch = step, 0
         if self.settings.length:
             self.length = length_at(step / self.recipe.steps, self.settings.length, self.recipe.window)
 
@@ -69,7 +69,11 @@ class Objective(nn.Module):
         with self.compiling(), autocast(self.settings, rows.device):
             if self.selection:
                 losses = head_losses(*self._hidden(rows[:, :-1]), targets_BN.flatten())
-                return self.selection(losses.view_as(targets_BN), reference_BN, self.step)
+                selected = self.selection(
+                    losses.view_as(targets_BN), reference_BN, self.step, self.micro_batch
+                )
+                self.micro_batch += 1
+                return selected
             logits = self._logits(rows[:, :-1])
         if self.distiller:
             losses = self.distiller(logits.flatten(0, 1), targets_BN.flatten(), soft_targets)

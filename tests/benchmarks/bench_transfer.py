@@ -26,12 +26,13 @@ import argparse
 import math
 import shlex
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from transfer_table import NOTHING, Level, Runs, Spent, flops, table_of_levels, table_of_runs
 
 from bkray.config import Recipe, UserError, apply_overrides, parse_recipe
 from bkray.config.loading import parse_section
@@ -73,7 +74,7 @@ class Planned:
 
     recipe: Recipe
     out: Path
-    shared: float = 0.0
+    shared: Spent = NOTHING
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,9 @@ class Bench:
         name = f"name={self.name}-{_named(f'tuned-{tokens}', setting)}-{seed}"
         given = (*self.overrides, *setting, name, f"seed={seed}", f"training.tokens={tokens}")
         *before, last = plan_phases(self.path, given, self.out)
-        shared = 0.0
+        shared = NOTHING
         for phase in before:
-            shared += cost(run_pipeline(phase.recipe, phase.out, progress=self.progress), phase.recipe)
+            shared += spent_by(run_pipeline(phase.recipe, phase.out, progress=self.progress), phase.recipe)
         return Planned(last.recipe, last.out, shared)
 
     def pretrained(self) -> list[str]:
@@ -151,7 +152,7 @@ class Bench:
             given.append(f"training.start_from={self._shorter(trained.folder / 'model')}")
         given += [*setting, f"training.tokens={tokens}"]
         name = _named(f"distilled-{tokens}", (*self.teacher, f"{self.student_layers}", *setting))
-        return Planned(self._recipe(name, seed, tuple(given)), self.out, cost(trained, teacher))
+        return Planned(self._recipe(name, seed, tuple(given)), self.out, spent_by(trained, teacher))
 
     def _shorter(self, model: Path) -> Path:
         """The folder, in the place of `bkray compress`, of a copy with `student_layers` layers."""
@@ -191,20 +192,27 @@ def _named(what: str, setting: Setting) -> str:
 # --- what a run says ---------------------------------------------------------------------------------
 
 
-def cost(run: RunResult, recipe: Recipe, every_look: bool = False) -> float:
-    """FLOPs without looks at held-out text, unless something steers by them, and what interruptions lost."""
+def spent_by(run: RunResult, recipe: Recipe, every_look: bool = False) -> Spent:
+    """Without looks at held-out text, unless something steers by them, and what interruptions lost."""
     adjusted = recipe.curriculum is not None and recipe.curriculum.adjuster is not None
     steered = adjusted or isinstance(recipe.training.schedule, Plateau)
     left_out = {"evaluation", "lost"} | (set() if every_look or steered else {"validation"})
     by_kind = spent(run.artifacts.values())[0].table()
-    return sum(each["flops"] for kind, each in by_kind.items() if kind not in left_out)
+    counted = {kind: each for kind, each in by_kind.items() if kind not in left_out}
+    return Spent(
+        flops=sum(each["flops"] for each in counted.values()),
+        tokens=counted["training"]["tokens"],
+        unique_tokens=run.artifacts["model"].manifest["details"]["unique_tokens"],
+        seconds=sum(each["seconds"] for kind, each in counted.items() if kind != "preparation"),
+        preparation=counted["preparation"]["seconds"] if "preparation" in counted else 0.0,
+    )
 
 
-def tested(bench: Bench, planned: Planned) -> tuple[float, float]:
-    """Cost, and bits per byte on the test split."""
+def tested(bench: Bench, planned: Planned) -> tuple[Spent, float]:
+    """What was spent, and bits per byte on the test split."""
     run = bench.run(planned)
     assert run.summary
-    return cost(run, planned.recipe), run.summary["held_out"]["bits_per_byte"]
+    return spent_by(run, planned.recipe), run.summary["held_out"]["bits_per_byte"]
 
 
 def tried(bench: Bench, planned: Planned) -> tuple[float, float]:
@@ -224,7 +232,7 @@ def tried(bench: Bench, planned: Planned) -> tuple[float, float]:
     windows = first_rows(parts, ["target_bytes"], "validation", looked_at)["target_bytes"].to_pylist()
     tokens = len(windows) * recipe.window
     held_out = HeldOut(loss * tokens, tokens, sum(windows), len(windows))
-    return cost(run, recipe, every_look=True), held_out.bits_per_byte
+    return spent_by(run, recipe, every_look=True).flops, held_out.bits_per_byte
 
 
 # --- choosing and measuring --------------------------------------------------------------------------
@@ -254,51 +262,9 @@ def shown(setting: Setting) -> str:
     return shlex.join(setting) or "as given"
 
 
-@dataclass(frozen=True)
-class Level:
-    """A line of the table: what both sides paid for the quality of so many epochs from scratch."""
-
-    target: str
-    epochs: float
-    bits: float | None
-    saving: Saving
-    trials: tuple[float, float]
-    """FLOPs, of the comparator and of the other side."""
-    shared: float
-    """FLOPs of pretraining, or of the teacher; mean over the seeds."""
-
-    def row(self) -> str:
-        """Of a Markdown table; of the saving the geometric mean over the seeds and its 95 % interval."""
-        saving, bits = self.saving, "" if self.bits is None else f"{self.bits:.4f}"
-        line = f"| {self.target} | {self.epochs:g} | {bits} | {flops(saving.comparator_cost)} |"
-        if saving.cost is None:
-            return f"{line} not reached by {saving.missed} of {len(saving.own)} seeds | | | | |"
-        most, least = ("at most ", "≥ ") if saving.at_most else ("", "")
-        ratio = shown_ratio(saving)
-        with_trials = saving.with_more(self.trials[1], self.trials[0])
-        in_full, targets = saving.with_more(self.shared), saving.break_even(self.shared)
-        line += f" {most}{flops(saving.cost)} | {ratio} | {least}{with_trials:.2f} | {least}{in_full:.2f} |"
-        return f"{line} {most if targets else ''}{targets or 'none'} |"
-
-
-def shown_ratio(saving: Saving) -> str:
-    """The saving of a level that was reached, with its interval where there are seeds enough for one."""
-    text = f"≥ {saving.ratio:.2f}" if saving.at_most else f"{saving.ratio:.2f}"
-    if not saving.interval:
-        return text
-    _, low, high = saving.interval.ratio
-    return text + (f" (≥ {low:.2f})" if saving.at_most else f" ({low:.2f} to {high:.2f})")
-
-
-def flops(number: float) -> str:
-    """Such as 3.38e12."""
-    mantissa, exponent = f"{number:.2e}".split("e")
-    return f"{mantissa}e{int(exponent)}"
-
-
-def levels(
+def measure(
     bench: Bench, sides: tuple[Side, Side], epochs: list[float], budgets: list[float], seeds: list[int]
-) -> Iterator[Level]:
+) -> tuple[list[Level], list[Runs]]:
     """What the second side pays for what the first has reached, each with what was best for it."""
     epoch = bench.epoch()
     print(f"An epoch of {bench.name} is {epoch:,} tokens.", flush=True)
@@ -308,24 +274,35 @@ def levels(
         return sides[which].plan(round(share * epoch), seed, settings[which].at(share))
 
     plans = [[planned(1, share, seed) for share in budgets] for seed in seeds]
-    shared = statistics.fmean(plan.shared for plan, *_ in plans)
+    before = [plan.shared for plan, *_ in plans]
+    shared = statistics.fmean(each.flops for each in before)
     print(f"{bench.name}, {sides[1].name}: {flops(shared)} FLOPs before", flush=True)
-    curves = [[tested(bench, plan) for plan in of_seed] for of_seed in plans]
+    of_budgets = [
+        runs(bench, sides[1].name, share, each)
+        for share, each in zip(budgets, zip(*plans, strict=True), strict=True)
+    ]
+    curves = list(zip(*(each.points for each in of_budgets), strict=True))
     for seed, curve in zip(seeds, curves, strict=True):
         points = ", ".join(f"{bits:.4f} at {flops(spent_on)}" for spent_on, bits in curve)
         print(f"{bench.name}, {sides[1].name}, seed {seed}, test: {points}", flush=True)
     for share in epochs:
-        reached = [tested(bench, planned(0, share, seed)) for seed in seeds]
-        bits = statistics.fmean(bits for _, bits in reached)
-        trials = settings[0].flops, settings[1].flops
-        yield Level(bench.name, share, bits, Saving.of(reached, curves), trials, shared)
+        if len(sides[0].settings) > 1 and share not in settings[0].settings:
+            print(f"{bench.name}, {sides[0].name}: nothing was tried at {share:g} of an epoch", flush=True)
+    of_levels = [
+        runs(bench, sides[0].name, share, [planned(0, share, seed) for seed in seeds]) for share in epochs
+    ]
+    trials = settings[0].flops, settings[1].flops
+    levels = [
+        Level(bench.name, share, statistics.fmean(each.bits), Saving.of(each.points, curves), trials, shared)
+        for share, each in zip(epochs, of_levels, strict=True)
+    ]
+    return levels, [Runs(bench.name, "before", before), *of_budgets, *of_levels]
 
 
-def together(same: list[Level]) -> Level:
-    """All targets as one, for which what is shared is paid once."""
-    trials = sum(level.trials[0] for level in same), sum(level.trials[1] for level in same)
-    saving = Saving.together([level.saving for level in same])
-    return Level(f"all {len(same)}", same[0].epochs, None, saving, trials, same[0].shared)
+def runs(bench: Bench, side: str, share: float, planned: Sequence[Planned]) -> Runs:
+    """Of one side and share of an epoch, a seed each."""
+    spent_on, bits = zip(*(tested(bench, each) for each in planned), strict=True)
+    return Runs(bench.name, f"{side}, {share:g} of an epoch", spent_on, bits)
 
 
 def sharing(phase: str, corpora: dict[str, str], seeds: list[int]) -> str:
@@ -354,13 +331,13 @@ def main(given: argparse.Namespace) -> None:
         own, sides = (*overrides, *given.overrides), (tuple(given.scratch), tuple(given.teacher))
         return Bench(given.file, given.out.absolute(), own, *sides, given.student_layers)
 
-    def measured(one: Bench) -> list[Level]:
+    def measured(one: Bench) -> tuple[list[Level], list[Runs]]:
         arm = ("distilled", one.distilled) if given.teacher else ("tuned", one.tuned)
         sides = (
             Side("from scratch", one.from_scratch, given.scratch_settings, given.scratch_try_at),
             Side(*arm, given.settings, given.try_at),
         )
-        return list(levels(one, sides, given.epochs, given.budgets, given.seeds))
+        return measure(one, sides, given.epochs, given.budgets, given.seeds)
 
     if corpora := dict(text.split("=", 1) for text in given.targets):
         transfer, _ = load_transfer(given.file)
@@ -371,23 +348,12 @@ def main(given: argparse.Namespace) -> None:
     else:
         benches = [bench()]
     with cluster(given.cpus):
-        found = [measured(one) for one in benches]
-    own, before, many = (
-        ("distilled", "the teacher", "students") if given.teacher else ("tuned", "pretraining", "targets")
-    )
+        levels, taken = zip(*(measured(one) for one in benches), strict=True)
     range_of_seeds = len(given.seeds) < 4  # one resample of 27 is the lowest of three alone: no 95 % is there
     intervals = "the range of the seeds" if range_of_seeds else "95 %, paired bootstrap"
     print(f"seeds {given.seeds}; in brackets: {intervals}")
-    print(
-        f"| target | epochs | bits per byte | FLOPs from scratch | {own} | saving | with the trials of both "
-        f"| with {before} in full | {many} to break even |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
-    for same in zip(*found, strict=True):
-        for level in same:
-            print(level.row())
-        if len(same) > 1 and not given.teacher:
-            print(together(list(same)).row())
+    print(table_of_levels(levels, students=bool(given.teacher)))
+    print(f"\n{table_of_runs(taken)}")
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -24,6 +24,8 @@ CACHES = {
     "half": {"kind": "stale"},  # rank 0's part is always the same, rank 1's is not
     "off": {"kind": "every", "steps": 3, "least_cosine": 1.0},
     "zero1": {"kind": "stale", "audit": 0.3},
+    "never": {"kind": "stale", "threshold": 2.0},
+    "plain": None,
 }
 
 
@@ -45,7 +47,7 @@ class HalfRepeating(CurriculumSampler):
 
 
 def start(name):
-    settings = {"first_audits": 2, "least_cosine": -1.0, **CACHES[name]}
+    cache = CACHES[name] and {"first_audits": 2, "least_cosine": -1.0, **CACHES[name]}
     recipe = parse_recipe(
         {
             "name": "t",
@@ -57,7 +59,7 @@ def start(name):
                 "batch_tokens": BATCH * WINDOW,
                 "optimizer": "adamw",
                 "parallel": "zero1" if name == "zero1" else "ddp",
-                "gradient_cache": settings,
+                "gradient_cache": cache,
             },
         }
     )
@@ -84,8 +86,8 @@ def trained(rank):
         results[name] = {
             "model": run.model.state_dict(),
             "computed": computed,
-            "flops": table["training"]["flops"] + table["gradient_cache"]["flops"],
-            "off": run.cache.off.split(":")[0],
+            "flops": sum(table[kind]["flops"] for kind in ("training", "gradient_cache") if kind in table),
+            "off": run.cache.off.split(":")[0] if run.cache else "",
         }
     return results
 
@@ -112,6 +114,10 @@ def test_two_ranks_choose_alike_and_as_one_does(spawn, tmp_path):
         for key, tensor in expected["model"].items():
             assert torch.equal(first["model"][key], second["model"][key]), (name, key)
             torch.testing.assert_close(first["model"][key], tensor, atol=1e-4, rtol=1e-4)
+    for of_world in (alone, *ranks):
+        never, plain = (of_world[name]["model"] for name in ("never", "plain"))
+        assert all(torch.equal(never[key], plain[key]) for key in plain)
+        assert all(of_world["never"]["computed"])
     assert sum(alone["every"]["computed"]) < STEPS
     assert 0 < sum(alone["divided"]["computed"]) < STEPS
     assert sum(alone["half"]["computed"][:5]) == 5

@@ -30,7 +30,7 @@ from tests.devices import DEVICES
 
 pytestmark = pytest.mark.distributed
 
-VOCABULARY, WINDOW, BATCH, KILLED_AT = 60, 16, 8, 7
+VOCABULARY, WINDOW, BATCH, KILLED_AT = 61, 16, 8, 7  # the embedding has no equal shares
 MODEL = {"kind": "resnet_bk", "d_model": 16, "n_layers": 2, "n_heads": 4}
 KINDS = ("ddp", "zero1", "fsdp2")
 OPTIONS = {
@@ -216,8 +216,9 @@ def runs(size, folder):
         yield f"{kind}, muon", functools.partial(trained, recipe(steps=50, parallel=kind))
         adamw = recipe(steps=50, parallel=kind, optimizer="adamw")
         yield f"{kind}, adamw", functools.partial(trained, adamw, dtype=torch.float64)
+        yield f"{kind}, adamw, float32", functools.partial(trained, adamw)
         short = recipe(parallel=kind, optimizer="adamw")
-        yield f"{kind}, adamw, float32", functools.partial(trained, short)
+        yield f"{kind}, adamw, float32, 12 steps", functools.partial(trained, short)
         for optimizer in ("muon", "adamw"):
             settings = recipe(parallel=kind, optimizer=optimizer)
             yield f"{kind}, {optimizer}, bytes", functools.partial(state_bytes, settings)
@@ -306,7 +307,7 @@ def world(request, device):
 @pytest.fixture(scope="module")
 def alone(device):
     runs = {steps: trained(recipe(steps=steps)) for steps in (12, 50)}
-    runs["adamw, float32"] = trained(recipe(optimizer="adamw"))
+    runs["adamw, float32"] = trained(recipe(steps=50, optimizer="adamw"))
     return {**runs, "adamw": trained(recipe(steps=50, optimizer="adamw"), dtype=torch.float64)}
 
 
@@ -334,7 +335,9 @@ def test_all_worlds_and_kinds_end_with_the_same_weights(world, alone):
     assert distance(first["ddp, adamw"], alone["adamw"]) < 1e-5
     assert distance(first["ddp, adamw, float32"], alone["adamw, float32"]) < 1e-5
     assert same_bits(first["zero1, adamw, float32"], first["ddp, adamw, float32"])
-    assert distance(first["fsdp2, adamw, float32"], first["ddp, adamw, float32"]) < 1e-6
+    ends = ("adamw, float32, 12 steps", 1e-6), ("adamw, float32", 1e-5)
+    for run, bound in ends:
+        assert distance(first[f"fsdp2, {run}"], first[f"ddp, {run}"]) < bound
     for optimizer, bound in (("muon", near(1e-6)), ("adamw", 1e-6)):
         assert same_bits(first[f"zero1, {optimizer}"], first[f"ddp, {optimizer}"])
         assert distance(first[f"fsdp2, {optimizer}"], first[f"ddp, {optimizer}"]) < bound

@@ -1,3 +1,4 @@
+import runpy
 import signal
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from io import StringIO
@@ -39,3 +40,15 @@ def two_cpus():
     """A local cluster that is there already when a command asks for one."""
     with cluster(cpus=2):
         yield
+
+
+@pytest.fixture
+def script(monkeypatch, capfd):
+    """Run a script of `pipelines/` in this process; returns what it says on stderr."""
+
+    def call(name, *arguments):
+        monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
+        runpy.run_module(f"pipelines.{name}", run_name="__main__")
+        return capfd.readouterr().err
+
+    return call

@@ -10,6 +10,9 @@ import pytest
 import yaml
 
 from bkray.config import dump_yaml, load_recipe
+from bkray.corpus.tokenizer import train_tokenizer
+from bkray.model import build_model
+from bkray.training import export_model
 
 pytestmark = pytest.mark.end_to_end
 
@@ -91,6 +94,24 @@ def test_an_out_that_is_a_file(bkray, tmp_path, command):
 
 def test_a_recipe_that_is_not_there(bkray, tmp_path):
     assert "no such file" in refused(bkray, tmp_path / "none.yaml", tmp_path / "out")
+
+
+def test_a_start_model_of_another_architecture_and_a_damaged_one(bkray, tmp_path):
+    (tmp_path / "text.txt").write_text("words " * 1000)
+    model = {"kind": "resnet_bk", "d_model": 16, "n_layers": 1, "n_heads": 2}
+    there = load_recipe(recipe(tmp_path, model=model))
+    tokenizer = train_tokenizer(["words"], 257)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    network, size = build_model(there.model, tokenizer.get_vocab_size()), tokenizer.get_vocab_size()
+    export_model(tmp_path / "model", network, there, tmp_path / "tokenizer.json", size, {})
+    start = f"training.start_from={tmp_path / 'model'}"
+    wider = recipe(tmp_path, model={**model, "d_model": 32})
+    assert "model.d_model is 32 here and 16 there" in refused(bkray, wider, tmp_path / "out", start)
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    stderr = refused(bkray, recipe(tmp_path, model=model), tmp_path / "out", start)
+    assert re.search(r"training\.start_from \S+/model holds no exported model", stderr)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_tracker_that_is_not_installed(bkray, tmp_path, monkeypatch):

@@ -8,9 +8,9 @@ import re
 import pytest
 import torch
 import yaml
+from bench_transfer import arguments, main
 
 from bkray.training import load_model
-from tests.benchmarks.bench_transfer import arguments, main
 
 pytestmark = [
     pytest.mark.end_to_end,
@@ -122,3 +122,26 @@ def test_a_student_may_start_from_layers_of_its_teacher(bench, given, tmp_path):
             torch.testing.assert_close(value, before[name], atol=1e-6, rtol=0)
     with pytest.raises(SystemExit):
         arguments([*given, "--student-layers", "1"])
+
+
+def test_targets_are_tuned_from_one_pretrained_model_that_is_paid_once(bench, texts, tmp_path):
+    out, both = tmp_path / "out", []
+    for name, lines in (("one", "a.jsonl"), ("two", "b.jsonl")):
+        (tmp_path / lines).write_text((texts / lines).read_text())
+        both.append(f"{name}={{kind: jsonl, path: {tmp_path / lines}, validation: 0.2, test: 0.2}}")
+    setting = "training.lr=1e-2"
+    told = bench("--out", str(out), "--try", setting, "--scratch-try", setting, "--targets", *both)
+    (pretrained,) = (out / "phases").iterdir()
+    ledger = json.loads((pretrained / "summary.json").read_text())["ledger"]["by_kind"]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in re.findall(r"^\| .*", told, re.M)]
+    levels = {row[0]: row for row in cells if len(row) == 9}
+    assert float(levels["all 2"][3]) == pytest.approx(
+        sum(float(levels[name][3]) for name in ("one", "two")), rel=0.01
+    )
+    taken = {tuple(row[:2]): row for row in cells if len(row) == 8}
+    for name in ("one", "two"):
+        before = taken[name, "before"]
+        assert before[2] == f"{ledger['training']['tokens']:,}"
+        assert before[6] == f"{ledger['preparation']['seconds']:,.0f}"
+        tokens = [taken[name, f"tuned, {share} of an epoch"][2] for share in ("0.5", "1")]
+        assert int(tokens[1].replace(",", "")) > int(tokens[0].replace(",", "")) > 0

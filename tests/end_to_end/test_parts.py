@@ -1,22 +1,8 @@
 """The way in parts: each command, and the script of its name, goes as far as it says and no further."""
 
-import runpy
-
 import pytest
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
-
-
-@pytest.fixture
-def script(monkeypatch, capfd):
-    """Run a script of `pipelines/` in this process; returns what it says on stderr."""
-
-    def call(name, *arguments):
-        monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
-        runpy.run_module(f"pipelines.{name}", run_name="__main__")
-        return capfd.readouterr().err
-
-    return call
 
 
 def test_every_part_goes_as_far_as_it_says(bkray_here, script, small, tmp_path):

@@ -43,7 +43,7 @@ def folder(tmp_path_factory, texts):
         (target / f"{split}.txt").write_text("".join(rows))
     other = [shuffled(json.loads(line)["text"]) for line in (texts / "b.jsonl").read_text().splitlines()]
     leaked = [*articles[30 : 30 + LEAKED], *map(nearly, articles[20 : 20 + LEAKED])]
-    for name, documents in (("pool", other[:30] + leaked), ("middle", other[20:])):
+    for name, documents in (("pool", other[:30] + leaked), ("middle", other[20:]), ("one", other[:1])):
         (folder / f"{name}.jsonl").write_text(
             "".join(json.dumps({"text": text}) + "\n" for text in documents)
         )
@@ -142,7 +142,7 @@ def check_looks(phase, start, tuned, own, before):
     assert phase["pool"]["after"] == pytest.approx(bits(tuned, before["windows"]), rel=1e-6)
 
 
-def test_pretrain_and_tune(bkray_here, transfer, folder, tmp_path):
+def test_pretrain_and_tune(bkray_here, script, transfer, folder, tmp_path):
     out = tmp_path / "out"
     finished = bkray_here(*transfer, "--out", out, "--cpus", 2)
     assert finished.returncode == 0, finished.stderr
@@ -183,18 +183,18 @@ def test_pretrain_and_tune(bkray_here, transfer, folder, tmp_path):
     assert page.count("<svg") == 3
     assert f"../phases/{pretrained.name}/report.html" in page
     assert "Before tuning" in (out / "tuned" / "report.html").read_text()
-    check_found_again(bkray_here, transfer, folder, tmp_path, out, pretrained, middle)
+    check_found_again(bkray_here, script, transfer, folder, tmp_path, out, pretrained, middle)
 
 
-def check_found_again(bkray_here, transfer, folder, tmp_path, out, pretrained, middle):
-    """Nothing is trained twice, whatever changes beside; a model that was removed is made as it was."""
+def check_found_again(bkray_here, script, transfer, folder, tmp_path, out, pretrained, middle):
+    """Nothing is trained twice, by command or script, whatever changes beside; a model that was removed is
+    made as it was."""
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
     moved = shutil.copy2(folder / "pool.jsonl", tmp_path)
     changes = ("pretrain.training.log_every=3", f"pretrain.corpus.path={moved}")
-    again = bkray_here(*transfer, *changes, "--out", out, "--cpus", 2)
-    assert again.returncode == 0, again.stderr
-    assert again.stderr.count("already complete, nothing to do") == 3
-    assert "pretrain keeps the log_every that it began with" in " ".join(again.stderr.split())
+    again = script(*transfer, *changes, "--out", out, "--cpus", 2)
+    assert again.count("already complete, nothing to do") == 3
+    assert "pretrain keeps the log_every that it began with" in " ".join(again.split())
     assert load_recipe(pretrained / "resolved.yaml").corpus.path == str(moved)
     other = bkray_here(*transfer, "name=other", "seed=1", "training.workers=9", "--out", out)
     assert other.returncode == 2
@@ -219,6 +219,10 @@ def check_found_again(bkray_here, transfer, folder, tmp_path, out, pretrained, m
         (
             ["training.replay=null", "window=40000", "training.batch_tokens=40000", "training.tokens=40000"],
             "is too small for one window of 40000 tokens",
+        ),
+        (
+            ["corpus={kind: jsonl, path: FOLDER/one.jsonl, validation: 0.1, test: 0.1}"],
+            "split is too small for one window of 48 tokens, it has 0 documents of 0 bytes in all",
         ),
         (
             ["training.replay=null", "training.distillation={teachers: [pretrain], top_k: 301}"],

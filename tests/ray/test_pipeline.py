@@ -98,17 +98,26 @@ def data_of(finished, folder):
     return shutil.copytree(source, folder / "artifacts", ignore=shutil.ignore_patterns("model-*"))
 
 
-def often(small, workers=2):
+CACHED = ["training.schedule=loss_trend"]
+CACHED += ["training.gradient_cache={kind: every, steps: 2, first_audits: 1, least_cosine: 1.0}"]
+WAYS = [(2, []), (2, ["training.parallel=zero1"]), (1, CACHED)]
+"""Workers, and more of the recipe: zero1 has the bits of ddp."""
+
+
+def often(small, workers=2, more=()):
     """It logs every step, so that a lost one is missed."""
     steps = ["training.tokens=100_000", "training.log_every=1", "training.checkpoint_every=50"]
     steps += ["training.keep_checkpoints=9"]
-    return load_recipe(small, [*PLAIN, *steps, f"training.workers={workers}"])
+    steps += ["training.profile={start: 3, steps: 1}"]
+    return load_recipe(small, [*PLAIN, *steps, f"training.workers={workers}", *more])
 
 
-@pytest.mark.parametrize("workers", [2, 1])
-def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(small, undisturbed, tmp_path, workers):
-    recipe = often(small, workers)
-    expected = undisturbed(recipe)
+@pytest.mark.parametrize(("workers", "more"), WAYS, ids=["ddp", "zero1", "alone, cached"])
+def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(
+    small, undisturbed, tmp_path, workers, more
+):
+    recipe = often(small, workers, more)
+    expected = undisturbed(often(small, workers, CACHED if workers == 1 else ()))
     folder = tmp_path / "small"
     killer = threading.Thread(target=kill_a_worker_after_a_checkpoint, args=(folder,), daemon=True)
     killer.start()
@@ -120,6 +129,10 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(small, undistu
     assert steps == sorted(set(steps))
     assert "lost" in disturbed.artifacts["model"].manifest["ledger"]
     assert "lost" not in expected.artifacts["model"].manifest["ledger"]
+    traces = sorted(path.name for path in (expected.folder / "profile").iterdir())
+    assert len(traces) == workers, traces
+    if workers == 1:
+        assert "the gradient cache is off from step" in (folder / "notes.log").read_text()
 
 
 def test_an_interrupted_run_goes_on_with_another_number_of_workers(small, undisturbed, tmp_path):

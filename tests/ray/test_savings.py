@@ -87,6 +87,8 @@ def teach(small, teachers, out, shared):
     for column, expected in zip(("soft_ids", "soft_log_probs"), soft_targets(models, tokens, 5), strict=True):
         there = map_windows(asked.parts, column)
         np.testing.assert_array_equal(there[np.arange(len(tokens))], expected.reshape(len(tokens), -1))
+    on_disk = sum(path.stat().st_size for path in asked.parts)
+    assert on_disk < len(tokens) * (48 * 5 * 4 + 16) + len(asked.parts) * 4096, "4 bytes for each of the k"
     assert asked.manifest["details"]["dtype"] in str(scoring_dtype(torch.device("cpu")))
     cost = asked.manifest["ledger"]["teacher"]
     assert cost["flops"] == len(tokens) * sum(forward_flops(model, 48) for model in models)

@@ -7,22 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from bench_transfer import Bench, Chosen, arguments, check_shared, sharing, spent_by
+from transfer_table import Level, Runs, Spent, flops, table_of_levels, table_of_runs, together
 
 from bkray.config import UserError, parse_recipe
 from bkray.evaluation import Saving
 from bkray.runtime.artifacts import Artifact
 from bkray.runtime.pipeline import RunResult
-from tests.benchmarks.bench_transfer import (
-    Bench,
-    Chosen,
-    Level,
-    arguments,
-    check_shared,
-    cost,
-    flops,
-    sharing,
-    together,
-)
 
 ROOT = Path(__file__).parents[2]
 LOW, HIGH = ("training.lr=1e-3",), ("training.lr=1e-2", "training.optimizer=muon")
@@ -87,13 +78,34 @@ def test_both_sides_try_as_many_settings_at_as_many_shares(capsys):
 def test_looks_count_where_something_steers_by_them(training, counted):
     recipe = parse_recipe({"name": "it", "corpus": {"kind": "docstrings"}, "training": training})
     kinds = dict(zip(("training", "optimizer", "teacher", "validation"), (1.0, 2.0, 4.0, 8.0), strict=True))
-    ledger = {kind: {"flops": spent, "tokens": 0, "seconds": 0.0} for kind, spent in kinds.items()}
+    ledger = {kind: {"flops": spent, "tokens": 7, "seconds": spent} for kind, spent in kinds.items()}
     for kind in ("lost", "evaluation"):
-        ledger[kind] = {"flops": 100.0, "tokens": 0, "seconds": 0.0}
-    made = Artifact(Path(), {"stage": "model", "seconds": 0.0, "ledger": ledger})
-    run = RunResult(Path(), {"model": made}, None)
-    assert cost(run, recipe) == counted
-    assert cost(run, recipe, every_look=True) == 15.0
+        ledger[kind] = {"flops": 100.0, "tokens": 9, "seconds": 100.0}
+    seconds = {"seconds": sum(cost["seconds"] for cost in ledger.values()), "details": {"unique_tokens": 5}}
+    made = Artifact(Path(), {"stage": "model", "ledger": ledger, **seconds})
+    prepared = Artifact(Path(), {"stage": "windows", "seconds": 3.0, "ledger": {}})
+    run = RunResult(Path(), {"model": made, "windows": prepared}, None)
+    assert spent_by(run, recipe) == Spent(counted, 7, 5, counted, 3.0)
+    assert spent_by(run, recipe, every_look=True) == Spent(15.0, 7, 5, 15.0, 3.0)
+
+
+def test_runs_are_shown_with_all_that_they_took_as_means_over_the_seeds():
+    two = [Spent(8e12, 3000, 2000, 10.0, 4.0), Spent(1e13, 5000, 2000, 20.0, 4.0)]
+    before = Runs("it", "before", [two[0] + two[1]])
+    _, _, *lines = table_of_runs([[Runs("it", "tuned, 0.2 of an epoch", two, [1.5, 1.7])], [before]]).split(
+        "\n"
+    )
+    assert lines == [
+        "| it | tuned, 0.2 of an epoch | 4,000 | 2,000 | 9.00e12 | 15 | 4 | 1.6000 |",
+        "| it | before | 8,000 | 4,000 | 1.80e13 | 30 | 8 |  |",
+    ]
+
+
+def test_several_targets_have_a_line_together_and_students_have_none():
+    one, other = (Level(name, 1.0, 1.8, Saving((8.0,), (2.0,)), (0.0, 0.0), 3.0) for name in ("one", "other"))
+    lines = table_of_levels([[one], [other]]).split("\n")[2:]
+    assert lines == [one.row(), other.row(), together([one, other]).row()]
+    assert table_of_levels([[one], [other]], students=True).split("\n")[2:] == lines[:2]
 
 
 def test_flops_are_written_as_in_the_readme():

@@ -21,9 +21,10 @@ from bkray.training.parallel.world import World
 class TokenSelector:
     """Losses of this rank's tokens to losses of the same values, whose mean has another gradient.
 
-    It is that of the mean over the kept tokens of all ranks: exactly the share `keep` of the global batch, by
-    the loss above the reference or drawn at random by (seed, step); ties go to the first. So the same tokens
-    are kept whatever the number of ranks, and the logged loss stays that of all tokens.
+    It is that of the mean over the kept tokens of all ranks: exactly the share `keep` of a micro-batch of all
+    ranks, by the loss above the reference or drawn at random by (seed, step, micro-batch); ties go to the
+    first. So the same tokens are kept whatever the number of ranks, but not of micro-batches, and the logged
+    loss stays that of all tokens.
     """
 
     def __init__(self, settings: TokenSelection, seed: int) -> None:
@@ -31,10 +32,13 @@ class TokenSelector:
         self.kept_loss = 0.0
         """Mean loss of the kept tokens of this rank's last batch, nats; nan where there were none."""
 
-    def __call__(self, losses_BN: Tensor, reference_BN: Tensor | None, step: int) -> Tensor:
+    def __call__(
+        self, losses_BN: Tensor, reference_BN: Tensor | None, step: int, micro_batch: int = 0
+    ) -> Tensor:
         world, values_BN = World.current(), losses_BN.detach()
         if self.settings.kind == "random":
-            drawn = row_rng(self.seed, "token_selection", step).random(losses_BN.numel() * world.size)
+            stage = f"token_selection {micro_batch}" if micro_batch else "token_selection"
+            drawn = row_rng(self.seed, stage, step).random(losses_BN.numel() * world.size)
             scores_T = torch.from_numpy(drawn).to(losses_BN.device)
         else:
             if reference_BN is None:

@@ -1,4 +1,5 @@
 import math
+import time
 
 import numpy as np
 import pytest
@@ -68,6 +69,33 @@ def test_it_learns_and_reports(data, tmp_path):
     assert ledger.table()["training"]["tokens"] == result.tokens
     assert ledger.table()["validation"]["tokens"] == 8 * 30 * WINDOW
     assert ledger.table()["optimizer"]["flops"] > 0
+
+
+class Slow:
+    """Windows that take half as long to read as a step to compute."""
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def __getitem__(self, ids):
+        time.sleep(0.04)
+        return self.tokens[ids]
+
+
+def test_reading_does_not_stall_the_step(data, tmp_path):
+    """Read in the step it would be a third of the time."""
+    settings = recipe(tokens=12 * 8 * WINDOW)
+    model = build_model(settings.model, VOCAB)
+    model.register_forward_hook(lambda *_: time.sleep(0.08))
+    sampler = CurriculumSampler(np.zeros(len(data.train)), 8, settings.steps, start=1.0)
+    slow = WindowData(Slow(data.train), data.validation)
+    train(model, slow, sampler, settings, reporter=RunLog(tmp_path / "metrics.jsonl"))
+    _, *later = RunLog.read(tmp_path / "metrics.jsonl")  # the very first batch has no step to hide behind
+    assert len(later) == 3
+    assert np.mean([line["time_reading"] for line in later]) < 0.03
 
 
 def test_halting_is_reported_and_charged_by_its_depth(data, tmp_path):

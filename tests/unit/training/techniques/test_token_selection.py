@@ -58,6 +58,22 @@ def test_exactly_the_share_is_kept_and_the_first_of_equals():
     assert largest(scores, 1.0).all()
 
 
+def test_every_micro_batch_of_a_step_draws_its_own_tokens_and_the_next_step_begins_anew():
+    settings = recipe(token_selection={"kind": "random", "keep": 0.5}, accumulate=2)
+    objective, tokens = Objective(network(settings), settings), torch.from_numpy(DATA[:BATCH]).long()
+
+    def gradient(step, passes):
+        objective.begin(step)
+        for _ in range(passes):
+            losses = objective(tokens)
+        return torch.autograd.grad(losses.mean(), objective.network.embedding.weight)[0]
+
+    first, second, again, later = (gradient(*which) for which in ((3, 1), (3, 2), (3, 1), (4, 1)))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, second)
+    assert not torch.allclose(first, later)
+
+
 @pytest.mark.parametrize("length", [None, {"start": 6}])
 def test_a_pass_gives_all_losses_and_the_gradient_of_the_mean_over_the_kept(length):
     settings = recipe(token_selection={"keep": 0.4}, length=length)
