@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from bkray.training.optimization.optimizers import is_muon, optimizers_of
 
 _ADAMW_NUMBERS = 2  # of state an element; Muon keeps one
+_LANES = 16  # float32 in a vector of AVX-512: the fused AdamW rounds what is left of a tensor otherwise
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +175,8 @@ def divide(whole: Sequence[int], cuttable: Sequence[int], size: int) -> tuple[li
     """Share out matrices of so many elements, a number of state each, and tensors that may be cut, two each.
 
     Returns the rank of every matrix, and of every tensor the elements for every rank. Matrices go, largest
-    first, to the rank that holds the least; the rest fills the ranks up to one level as far as it goes.
+    first, to the rank that holds the least; the rest fills the ranks up to one level as far as it goes. Cuts
+    lie at multiples of `_LANES`, so that every element is computed as in the whole tensor.
     """
     held, owners = [0] * size, [0] * len(whole)
     for index in sorted(range(len(whole)), key=lambda index: -whole[index]):
@@ -186,9 +188,9 @@ def divide(whole: Sequence[int], cuttable: Sequence[int], size: int) -> tuple[li
     for elements in cuttable:
         cut, left = [0] * size, elements
         while left:
-            taken = min(left, room[rank])
+            taken = min(left, -(-room[rank] // _LANES) * _LANES)
             cut[rank], room[rank], left = taken, room[rank] - taken, left - taken
-            rank += not room[rank]
+            rank += room[rank] <= 0
         cuts.append(cut)
     return owners, cuts
 

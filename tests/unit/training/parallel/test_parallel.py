@@ -95,14 +95,39 @@ def test_every_rank_gets_as_much_state(size):
     held = np.zeros(size, dtype=int)
     np.add.at(held, owners, matrices)
     held += 2 * np.sum(cuts, axis=0)
-    assert held.max() <= (1 / size) * held.sum() + 2
+    assert held.max() <= (1 / size) * held.sum() + 2 * 16
     assert all(count >= 0 for cut in cuts for count in cut)
 
 
 def test_one_large_matrix_goes_whole_and_the_rest_to_the_others():
-    owners, cuts = divide([100, 10], [6], 3)
+    owners, cuts = divide([10_000, 1000], [600], 3)
     assert owners == [0, 1]
-    assert cuts == [[0, 1, 5]]
+    assert cuts == [[0, 64, 536]]
+
+
+@pytest.mark.parametrize("elements", [[976, 16], [1000, 37], [5, 3]])
+def test_adamw_on_the_pieces_has_the_bits_of_adamw_on_the_whole(elements):
+    """Its fused kernel takes a vector at a time and the rest of a tensor one by one, otherwise rounded."""
+    _, cuts = divide([], elements, 3)
+
+    def trained(cuts):
+        torch.manual_seed(0)
+        tensors = [torch.randn(count) for count in elements]
+        pieces = [
+            nn.Parameter(piece.clone())
+            for whole, cut in zip(tensors, cuts, strict=True)
+            for piece in whole.split(cut)
+        ]
+        optimizer = torch.optim.AdamW(pieces, lr=1e-2, weight_decay=0.1, fused=True)
+        for _ in range(30):
+            gradients = [torch.randn(count) for count in elements]
+            parts = [part for each, cut in zip(gradients, cuts, strict=True) for part in each.split(cut)]
+            for piece, part in zip(pieces, parts, strict=True):
+                piece.grad = part.clone()
+            optimizer.step()
+        return torch.cat([piece.detach() for piece in pieces])
+
+    assert torch.equal(trained(cuts), trained([[count] for count in elements]))
 
 
 def test_a_world_larger_than_the_model_has_ranks_without_a_piece():
