@@ -30,7 +30,7 @@ from tests.devices import DEVICES
 
 pytestmark = pytest.mark.distributed
 
-VOCABULARY, WINDOW, BATCH, KILLED_AT = 61, 16, 8, 7  # the embedding has no equal shares
+VOCABULARY, WINDOW, BATCH, KILLED_AT = 63, 16, 8, 7  # the embedding has no equal shares
 MODEL = {"kind": "resnet_bk", "d_model": 16, "n_layers": 2, "n_heads": 4}
 KINDS = ("ddp", "zero1", "fsdp2")
 OPTIONS = {
@@ -421,7 +421,7 @@ def two(world_of_2):
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("kind", ["zero1", "fsdp2"])
 def test_options_and_hardware_train_alike(two, kind, option):
-    assert distance(two[f"{kind}, {option}"], two[f"ddp, {option}"]) < near(2e-6)
+    assert distance(two[f"{kind}, {option}"], two[f"ddp, {option}"]) < near(1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
