@@ -32,7 +32,7 @@ class Experts(nn.Module):
     """x (..., d) to (..., d), each token through its `top_k` experts of width f; starts as zero.
 
     `up` (E, d, f) and `down` (E, f, d) are stacks of matrices. In training mode a forward pass leaves the
-    load-balance loss, E sum_e (share of the choices that are e) (mean p_e), times `balance`.
+    sums of the load-balance loss, E sum_e (share of the choices that are e) (mean p_e), times `balance`.
     """
 
     def __init__(self, d_model: int, count: int, top_k: int, width: int, balance: float) -> None:
@@ -62,11 +62,15 @@ class Experts(nn.Module):
         return _Permute.apply(rows, by_token, by_expert).unflatten(0, (-1, self.top_k))
 
     def _report(self, p_TE: Tensor, counts_E: Tensor) -> None:
-        load_E = counts_E / counts_E.sum()
-        self.measured = {"busiest_expert": load_E.max()}
+        self.measured = {"busiest_expert": counts_E.max() / counts_E.sum()}
         if self.top_k < len(counts_E):  # with every expert chosen the loss is constant
-            balance = len(counts_E) * (load_E * p_TE.mean(0)).sum()
-            self.auxiliary = {"balance_loss": self.balance * balance}
+            sums = torch.stack([counts_E / self.top_k, p_TE.sum(0)])
+            self.site_sums = {"balance_loss": (sums, len(p_TE))}
+
+    def of_means(self, means_2E: Tensor) -> Tensor:
+        """The load-balance loss of the experts' shares of the choices and of their mean p."""
+        load_E, p_E = means_2E
+        return self.balance * len(load_E) * (load_E * p_E).sum()
 
 
 def expert_products(x_MC: Tensor, matrices_ECD: Tensor, counts_E: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ class Block(nn.Module):
 def _reports_kept(block: nn.Module) -> Iterator[None]:
     """What its modules report stays that of the pass before: checkpointing's second pass would leave its own,
     and with it, until the next step, all that the pass computed."""
-    names = ("auxiliary", "measured")
+    names = ("auxiliary", "site_sums", "measured")
     before = [
         (module, {name: module.__dict__[name] for name in names if name in module.__dict__})
         for module in block.modules()
@@ -179,17 +179,36 @@ class LanguageModel(nn.Module):
             blocks = cast("Sequence[Block]", [*[nn.Identity()] * layers, *self.blocks[layers:]])
         return rms_norm(self.stack(blocks, x_BNd))
 
-    def auxiliary_losses(self, progress: float = 1.0) -> dict[str, Tensor]:
+    def auxiliary_losses(
+        self, progress: float = 1.0, total: Callable[[Tensor], Tensor] = lambda sums: sums
+    ) -> dict[str, Tensor]:
         """What the last forward pass in training mode adds to the loss, by name, weights included.
 
         Each is given once: modules that have such terms keep them in `auxiliary` until then. One whose weight
         has a schedule says in `schedule` what factor it takes at `progress`, the share of the training done.
+
+        A term that is not a mean over sites, but `of_means`, keeps the sums over its sites, and their number,
+        in `site_sums`. `total` adds such sums up over the ranks that train together: the term is that of all
+        their sites, and the mean of their gradients its gradient.
         """
         terms: dict[str, Tensor] = {}
-        for module, name, term in self._left("auxiliary"):
+        for module, name, term in [*self._left("auxiliary"), *self._of_means(total)]:
             weighted = module.schedule(progress) * term if hasattr(module, "schedule") else term
             terms[name] = terms[name] + weighted if name in terms else weighted
         return terms
+
+    def _of_means(self, total: Callable[[Tensor], Tensor]) -> Iterator[tuple[Any, str, Tensor]]:
+        left = list(self._left("site_sums"))
+        if not left:
+            return
+        sums, sites = zip(*(given for _, _, given in left), strict=True)
+        counts = sums[0].new_tensor([*sites, 1])
+        everywhere = total(torch.cat([counts, *(each.detach().flatten() for each in sums)]))
+        counts, *totals = everywhere.split([len(counts), *(each.numel() for each in sums)])
+        for (module, name, _), own, all_own, count in zip(left, sums, totals, counts[:-1], strict=True):
+            ranks = counts[-1]
+            means = all_own.view_as(own) / count + (own - own.detach()) * ranks / count
+            yield module, name, module.of_means(means)
 
     def measurements(self) -> dict[str, float]:
         """What the last forward pass measured of itself, by name, the mean over its modules.
@@ -201,7 +220,7 @@ class LanguageModel(nn.Module):
             figures.setdefault(name, []).append(float(figure))
         return {name: sum(values) / len(values) for name, values in figures.items()}
 
-    def _left(self, attribute: str) -> Iterator[tuple[Any, str, Tensor]]:
+    def _left(self, attribute: str) -> Iterator[tuple[Any, str, Any]]:
         for module in self.modules():
             for name, value in module.__dict__.pop(attribute, {}).items():
                 yield module, name, value

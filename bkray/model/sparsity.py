@@ -16,14 +16,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bkray.model.arguments import at_least_float32
+
 Tensor = torch.Tensor
 
 
 class SiteGate(nn.Module):
     """z (..., d) to s (..., 1), each site's from that site alone.
 
-    About the share `density` of the sites starts open. In training mode a forward pass leaves the penalty
-    weight * (share of open sites - density)^2.
+    About the share `density` of the sites starts open. In training mode a forward pass leaves the sum of the
+    penalty weight * (share of open sites - density)^2.
     """
 
     def __init__(self, d_model: int, density: float, weight: float) -> None:
@@ -37,6 +39,11 @@ class SiteGate(nn.Module):
         soft, hard = logit.sigmoid(), (logit > 0).to(logit.dtype)
         gate = hard + (soft - soft.detach())
         if self.training:
-            self.auxiliary = {"sparsity_loss": self.weight * (gate.mean() - self.density).square()}
+            (counted,) = at_least_float32(gate)
+            self.site_sums = {"sparsity_loss": (counted.sum(), gate.numel())}
             self.measured = {"density": hard.mean()}
         return gate
+
+    def of_means(self, open_share: Tensor) -> Tensor:
+        """The penalty."""
+        return self.weight * (open_share - self.density).square()

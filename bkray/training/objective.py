@@ -14,6 +14,7 @@ from bkray.config import Recipe
 from bkray.model import LanguageModel
 from bkray.model.head import head_losses
 from bkray.training.hardware import autocast, compile_errors, prepare
+from bkray.training.parallel.world import World
 from bkray.training.techniques.distillation import Distiller
 from bkray.training.techniques.frozen import FrozenPrefix, frozen_layers
 from bkray.training.techniques.length import length_at, pieces
@@ -99,8 +100,9 @@ class Objective(nn.Module):
         return model if isinstance(model, LanguageModel) else None
 
     def auxiliary_losses(self, progress: float) -> dict[str, Tensor]:
-        """What the model's options add to the loss of the last pass, by name."""
-        return options.auxiliary_losses(progress) if (options := self._options) else {}
+        """What the model's options add to the loss of the last pass, by name; a collective call."""
+        total = World.current().total
+        return options.auxiliary_losses(progress, total) if (options := self._options) else {}
 
     def measurements(self) -> dict[str, float]:
         """What the last pass measured on this rank: the model's options, and what this pass left out."""

@@ -1,8 +1,4 @@
-"""ddp, zero1 and fsdp2, compression and accumulation: all runs of a world share its processes.
-
-Windows are of one token each where the model has options, so that a rank has experts and layers without work;
-validation windows do not divide evenly, so that at the end of a look a rank has none left.
-"""
+"""ddp, zero1 and fsdp2, compression and accumulation: all runs of a world share its processes."""
 
 import functools
 import os
@@ -13,13 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch.nn import functional
 
-from bkray.config import UserError, parse_recipe
+from bkray.config import UserError
 from bkray.config.parallel import PowerSGD
-from bkray.curriculum import CurriculumSampler
-from bkray.model import build_model
-from bkray.training import Checkpointer, Ledger, WindowData, train
+from bkray.training import Ledger, train
 from bkray.training.loop import TrainingRun
 from bkray.training.optimization.optimizers import optimizers_of
 from bkray.training.parallel.compression import LowRank
@@ -27,21 +20,30 @@ from bkray.training.parallel.shares import local
 from bkray.training.parallel.world import World
 from bkray.training.parallel.zero1 import ShardedOptimizer
 from tests.devices import DEVICES
+from tests.distributed.runs import (
+    HERE,
+    NOISY,
+    VOCABULARY,
+    distance,
+    killed,
+    left,
+    near,
+    parts,
+    recipe,
+    same_bits,
+    trained,
+)
 
 pytestmark = pytest.mark.distributed
 
-VOCABULARY, WINDOW, BATCH, KILLED_AT = 63, 16, 8, 7  # the embedding has no equal shares
-MODEL = {"kind": "resnet_bk", "d_model": 16, "n_layers": 2, "n_heads": 4}
 KINDS = ("ddp", "zero1", "fsdp2")
 OPTIONS = {
-    "experts": {"experts": {"count": 8}},
+    "experts": {"experts": {"count": 8, "balance": 1.0}},
     "koopman": {"koopman": {"warmup": 0.0}},
     "halting": {"halting": {"threshold": 0.94}},
-    "sparsity": {"sparsity": {"density": 0.3}},
+    "sparsity": {"sparsity": {"density": 0.3, "weight": 10.0}},
     "bare": {},
 }
-NOISY = "noisy"
-"""A recipe of this name trains a model with dropout."""
 WITH_MEMORY = {
     "powersgd": {"gradient_compression": "powersgd"},
     "unfrozen": {"start_from": "unread", "unfreeze": {"at": [0.25]}},
@@ -54,94 +56,9 @@ WITH_MEMORY = {
     "length": {"length": {"start": 4, "until": 0.8}},
     "trend": {"schedule": {"kind": "loss_trend", "patience": 1}},
 }
+OF_MEANS = ("experts", "sparsity")
+"""Options whose losses are not means over the sites."""
 HARDWARE = {"precision": "bf16", "activation_checkpointing": True}
-HERE = {"device": "cpu"}
-"""Where this process trains."""
-
-
-def recipe(model=None, steps=12, name="t", **training):
-    given = {"tokens": steps * BATCH * WINDOW, "batch_tokens": BATCH * WINDOW, "workers": 2, "log_every": 3}
-    return parse_recipe(
-        {
-            "name": name,
-            "corpus": {"kind": "docstrings"},
-            "window": WINDOW,
-            "model": {**MODEL, **(model or {})},
-            "training": {**given, "eval_every": 10, "checkpoint_every": 5, **training},
-        }
-    )
-
-
-def parts(settings):
-    """What `train` takes before its keywords."""
-    rng = np.random.default_rng(0)
-    data = WindowData(*(rng.integers(0, VOCABULARY, (n, WINDOW + 1)).astype(np.int32) for n in (100, 65)))
-    if settings.model.experts or settings.model.halting:
-        data.train[:] = data.train[:, :1]
-    torch.manual_seed(0)
-    model = build_model(settings.model, VOCABULARY).to(HERE["device"])
-    if settings.name == NOISY:
-        noisy = lambda module, _, embedded: functional.dropout(embedded, 0.2, module.training)  # noqa: E731
-        model.embedding.register_forward_hook(noisy)
-    return model, data, CurriculumSampler(rng.random(100), BATCH, settings.steps, seed=0), settings
-
-
-class Log:
-    def __init__(self):
-        self.losses = []
-
-    def log(self, step, *, loss, **values):
-        self.losses.append(loss)
-
-    def truncate_after(self, step):
-        return None
-
-
-def trained(settings, folder=None, dtype=torch.float32):
-    """What comes out of a run, on every rank; with a folder it goes on from there and keeps checkpoints."""
-    model, *others = parts(settings)
-    model.to(dtype)
-    ledger, log, world = Ledger(), Log(), World.current()
-    saver = Checkpointer(folder, "key") if folder else None
-    result = train(model, *others, reporter=log, ledger=ledger, checkpointer=saver)
-    with torch.no_grad():
-        weights = torch.cat([parameter.flatten() for parameter in model.parameters()])
-        tokens = torch.arange(10, device=weights.device).view(1, -1)
-        logits = model(tokens) if world.rank == 0 else None  # needs no other rank
-    return {
-        "model": model.state_dict(),
-        "logits": logits,
-        "ranks agree": all(torch.equal(weights, other) for other in world.gather(weights)),
-        "losses": log.losses,
-        "validation": result.validation_loss,
-        "flops": {kind: row["flops"] for kind, row in ledger.table().items()},
-    }
-
-
-class Killed(Exception):
-    pass
-
-
-class Ending(CurriculumSampler):
-    def ids(self, step, *part):
-        if step == KILLED_AT:
-            raise Killed
-        return super().ids(step, *part)
-
-
-def killed(settings, folder):
-    """A run that every rank ends between two steps; its checkpoints stay in `folder`, and `left` of it."""
-    model, data, sampler, _ = parts(settings)
-    sampler.__class__ = Ending  # a skipper draws from a copy
-    with pytest.raises(Killed):
-        train(model, data, sampler, settings, checkpointer=Checkpointer(folder, "key"))
-    if World.current().rank == 0:
-        shutil.copytree(folder, left(folder))
-    World.current().total(torch.zeros(1))  # all wait for the copy
-
-
-def left(folder):
-    return folder.with_suffix(".left")
 
 
 def state_bytes(settings):
@@ -202,6 +119,11 @@ def taken_over(kind, folder):
     return trained(recipe(parallel=kind), here)
 
 
+def of_means(name):
+    """A run in float64: where two experts are as good, the rounding of float32 may choose among them."""
+    return trained(recipe(OPTIONS[name], steps=50), dtype=torch.float64)
+
+
 def errors_of_three_ranks():
     """What a world takes over of the errors that another one owed."""
     low_rank = LowRank(PowerSGD(kind="powersgd"), 10, torch.device("cpu"))
@@ -233,6 +155,8 @@ def runs(size, folder):
         yield f"{name}, killed", functools.partial(killed, settings, folder / name)
         yield f"{name}, resumed", functools.partial(trained, settings, folder / name)
     yield "errors", errors_of_three_ranks
+    for name in OF_MEANS:
+        yield f"{name}, 50 steps", functools.partial(of_means, name)
     if size > 2:
         return
     for kind in KINDS:
@@ -253,7 +177,12 @@ def runs(size, folder):
     yield "usual buckets", functools.partial(buckets, recipe())
 
 
-def work(rank, size, folder, device):
+def plain_runs(size, folder):
+    for kind in KINDS:
+        yield kind, functools.partial(trained, recipe(steps=50, parallel=kind))
+
+
+def work(rank, size, folder, device, runs=runs):
     torch.set_num_threads(1)
     HERE["device"] = device
     if device == "cuda":  # NCCL takes ranks on one GPU only if it believes them on several hosts
@@ -308,24 +237,8 @@ def world(request, device):
 def alone(device):
     runs = {steps: trained(recipe(steps=steps)) for steps in (12, 50)}
     runs["adamw, float32"] = trained(recipe(steps=50, optimizer="adamw"))
+    runs.update({name: of_means(name) for name in OF_MEANS})
     return {**runs, "adamw": trained(recipe(steps=50, optimizer="adamw"), dtype=torch.float64)}
-
-
-def near(bound):
-    """`bound`, or what is left of it under Muon, which iterates in bfloat16 on a GPU."""
-    return bound if HERE["device"] == "cpu" else 1e-3
-
-
-def distance(one, other):
-    """The largest difference of two runs' weights, and of their validation losses."""
-    assert one["model"].keys() == other["model"].keys()
-    weights = (t.cpu() - other["model"][name].cpu() for name, t in one["model"].items())
-    return max(*(t.abs().max().item() for t in weights), abs(one["validation"] - other["validation"]))
-
-
-def same_bits(one, other):
-    end = other["losses"][-len(one["losses"]) :]
-    return distance(one, other) == 0 and np.array_equal(end, one["losses"], equal_nan=True)
 
 
 def test_all_worlds_and_kinds_end_with_the_same_weights(world, alone):
@@ -341,6 +254,22 @@ def test_all_worlds_and_kinds_end_with_the_same_weights(world, alone):
     for optimizer, bound in (("muon", near(1e-6)), ("adamw", 1e-6)):
         assert same_bits(first[f"zero1, {optimizer}"], first[f"ddp, {optimizer}"])
         assert distance(first[f"fsdp2, {optimizer}"], first[f"ddp, {optimizer}"]) < bound
+
+
+@pytest.mark.parametrize("option", OF_MEANS)
+def test_the_losses_of_options_are_those_of_all_ranks_sites(world, alone, option):
+    _, _, (first, *_) = world
+    assert distance(first[f"{option}, 50 steps"], alone[option]) < near(1e-5)
+
+
+def test_three_ranks_end_with_the_same_weights(spawn, tmp_path, device, alone):
+    """Their number divides neither the bytes of a bucket nor what one rank alone adds up."""
+    spawn(work, (3, tmp_path, device, plain_runs), 3)
+    for rank in range(3):
+        results = torch.load(tmp_path / f"{rank}.pt", weights_only=True, map_location="cpu")
+        for kind in KINDS:
+            assert distance(results[kind], alone[50]) < near(1e-5)
+            assert same_bits(results[kind], results["ddp"]) == (kind != "fsdp2")
 
 
 def test_all_ranks_hold_the_same_whole_model_at_the_end(world):
@@ -394,6 +323,15 @@ def test_runs_go_on_under_another_kind_and_in_another_world(world, alone, tmp_pa
         rest = trained(recipe(), tmp_path / kind)
         assert distance(rest, alone[12]) < near(1e-5)
         np.testing.assert_allclose(rest["losses"], alone[12]["losses"][-3:], atol=near(1e-5))
+
+
+@pytest.mark.parametrize("name", ["unfrozen", "stale", "every", "skip", "average", "length", "trend"])
+def test_techniques_go_on_in_another_world(world, tmp_path, name):
+    _, folder, (first, *_) = world
+    shutil.copytree(left(folder / name), tmp_path / name)
+    rest = trained(recipe(name=name, **WITH_MEMORY[name]), tmp_path / name)
+    assert len(rest["losses"]) < len(first[f"{name}, through"]["losses"])
+    assert distance(rest, first[f"{name}, through"]) < near(1e-5)
 
 
 def test_low_rank_compression_starts_late_and_is_charged(world):

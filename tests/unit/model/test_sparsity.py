@@ -43,7 +43,8 @@ def test_the_penalty_takes_the_density_to_its_target():
     optimizer = torch.optim.AdamW(sites.parameters(), lr=1e-2, betas=(0.9, 0.95))
     for _ in range(400):
         sites(torch.randn(512, 16))
-        sites.auxiliary["sparsity_loss"].backward()
+        opened, count = sites.site_sums["sparsity_loss"]
+        sites.of_means(opened / count).backward()
         optimizer.step()
         optimizer.zero_grad()
     assert abs(float(sites(torch.randn(4096, 16)).detach().mean()) - 0.3) < 0.03
