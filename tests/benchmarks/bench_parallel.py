@@ -6,8 +6,8 @@ how much of the communication lies behind the computation:
 
     hidden = (computation + communication - pass) / communication
 
-of a forward and backward pass, the same under `no_sync`, and the time in which a collective was under way,
-from torch.profiler.
+of a forward and backward pass, the same under ddp's `no_sync`, and the time in which a collective was under
+way, from torch.profiler.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -82,24 +82,30 @@ def hidden(settings: Recipe, ranks: int, rounds: int) -> tuple[float, float, flo
     The two take turns, and both are profiled, which costs time as well.
     """
     run = TrainingRun(model(settings), *inputs(ranks), settings, None, Ledger(), None)
-    run.train_step()
-    run.train_step()
+    sharded, plain = (
+        settings.training.parallel == "fsdp2",
+        recipe(ranks, {}),
+    )  # what is sharded cannot but send
+    unsent = TrainingRun(model(plain), *inputs(ranks), plain, None, Ledger(), None) if sharded else run
+    for each in (run, unsent):
+        each.train_step()
+        each.train_step()
     passes: dict[bool, list[float]] = {False: [], True: []}
     under_way = []
     for number in range(2 * rounds):
         sends = number % 4 in (1, 2)
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            passes[sends].append(seconds(run, nullcontext() if sends else run.parallel.accumulating()))
+            passes[sends].append(seconds(run if sends else unsent, sends))
         if sends:
             under_way.append(covered(profiler))
     alone, together = (statistics.median(passes[sends]) for sends in (False, True))
     return alone, together, statistics.median(under_way)
 
 
-def seconds(run: TrainingRun, context: AbstractContextManager) -> float:
+def seconds(run: TrainingRun, sends: bool) -> float:
     dist.barrier()
     batch, start = run.draw(), time.perf_counter()
-    with context:
+    with nullcontext() if sends else run.parallel.accumulating():
         run.backward(batch)
     passed = time.perf_counter() - start
     run.optimizer.zero_grad(set_to_none=True)
@@ -133,7 +139,8 @@ def work(rank: int, ranks: int, rounds: int, folder: str) -> None:
         say(f"  {name:24} {1e3 * statistics.median(values):8.1f} ms   x {ratio:.2f}", flush=True)
     for name in ("ddp", "zero1", "fsdp2"):
         say(f"  {name:24} {state_mib(recipes[name], ranks):8.2f} MiB of optimizer state a rank", flush=True)
-    for name in ("ddp", "zero1", "ddp, buckets of 1 MiB", "ddp, buckets of 4 MiB", "ddp, fp16", "ddp, bf16"):
+    small = ("ddp, buckets of 1 MiB", "ddp, buckets of 4 MiB")
+    for name in ("ddp", "zero1", "fsdp2", *small, "ddp, fp16", "ddp, bf16"):
         alone, together, under_way = hidden(recipes[name], ranks, rounds)
         share = (alone + under_way - together) / under_way
         say(
