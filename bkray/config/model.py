@@ -32,8 +32,9 @@ class Halting(Section):
 
     first_layer: Count = 1
     """Number of the first layer that sites may go without, the first of all being 0."""
-    threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
-    """A site halts where the probability that it has not halted yet is no longer above this."""
+    threshold: Annotated[float, Field(gt=0.0, le=0.999)] = 0.5
+    """A site halts where the probability that it has not halted yet is no longer above this; nearer to 1 no
+    site would get to a deeper layer."""
     ponder: Annotated[float, Field(gt=0.0)] = 0.01
     """Ponder cost: what a layer at one site adds to its loss, nats."""
     warmup: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2

@@ -350,6 +350,11 @@ class Recipe(Section):
         faults = []
         attention, multiscale = (getattr(self.model, key, None) for key in ("attention", "multiscale"))
         shortest = min(self.window, self.training.length.start if self.training.length else self.window)
+        if getattr(self.model, "koopman", None) and shortest == 1:
+            faults.append(
+                "training.length.start 1: model.koopman predicts the state of the next position, and a piece "
+                "of one token has none: raise it or remove model.koopman"
+            )
         sites, blocks = self.window, ""
         if attention and multiscale and set(attention.layers) <= set(multiscale.layers):
             sites //= multiscale.factor

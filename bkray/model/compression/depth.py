@@ -11,7 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from bkray.config import UserError
+from bkray.config.model import ResNetBKModel
 from bkray.model.language_model import LanguageModel
+
+ONLY_MIXERS = ("mixer", "n_heads", "longest_memory", "sparsity")
+"""Keys of the model that mean nothing to a layer of attention."""
 
 
 def keep_layers(
@@ -45,4 +49,6 @@ def keep_layers(
     if attention := section.get("attention"):
         layers = [place for place, number in enumerate(kept) if number in attention["layers"]]
         changes["attention"] = {**attention, "layers": layers} if layers else None
+        if len(layers) == count:  # what says how the other layers mix is left without effect
+            changes |= {key: ResNetBKModel.model_fields[key].default for key in ONLY_MIXERS}
     return result, changes

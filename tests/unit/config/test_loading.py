@@ -157,6 +157,7 @@ def test_an_unknown_kind_names_the_nearest():
         ),
         ({"model": {"kind": "resnet_bk", "multiscale": {"layers": [4]}}}, "n_layers 4 the last is 3"),
         ({"model": {"kind": "resnet_bk", "multiscale": {"layers": [1], "factor": 1}}}, "multiscale.factor"),
+        ({"model": {"kind": "resnet_bk", "halting": {"threshold": 0.9999}}}, "halting.threshold"),
         ({"model": {"kind": "resnet_bk", "experts": {"count": 2, "top_k": 3}}}, "at most count 2"),
         (
             {"model": {"kind": "resnet_bk", "experts": {"count": 2, "top_k": 2, "balance": 0.1}}},
@@ -244,6 +245,10 @@ def test_an_unknown_kind_names_the_nearest():
         (
             {"window": 32, "model": {"kind": "resnet_bk", "multiscale": {"layers": [1], "factor": 17}}},
             "multiscale.factor 17 is above half of the 32 tokens of the shortest window",
+        ),
+        (
+            {"model": {"kind": "resnet_bk", "koopman": {}}, "training": {"length": {"start": 1}}},
+            "training.length.start 1: model.koopman predicts the state of the next position",
         ),
         (
             {"window": 32, "model": {"kind": "resnet_bk", "attention": {"layers": [1], "window": 33}}},

@@ -59,6 +59,17 @@ def test_attention_stays_with_its_layers(layers, left):
         assert torch.equal(smaller(TOKENS), model(TOKENS))
 
 
+@pytest.mark.parametrize(
+    "others", [{"mixer": "gated", "longest_memory": 99.0, "sparsity": {}}, {"n_heads": 8}]
+)
+def test_attention_in_all_layers_that_are_kept_leaves_nothing_of_other_mixers(others):
+    model, section = built(n_layers=4, attention={"layers": (0, 3), "window": 8}, **others)
+    smaller = shortened(model, section, 2)
+    model.blocks = nn.ModuleList([model.blocks[0], model.blocks[3]])
+    with torch.no_grad():
+        assert torch.equal(smaller(TOKENS), model(TOKENS))
+
+
 @pytest.mark.parametrize("count", [0, 4, 9])
 def test_a_number_that_takes_no_layer_or_all_is_refused(count):
     model, section = built(n_layers=4)
